@@ -1,0 +1,64 @@
+# Every target does its own set-up into .venv; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+export MPLBACKEND ?= agg
+
+.PHONY: help run test test-all lint lab bench baseline picture clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+run: .venv/ready  ## execute both notebooks; models go to models/, executed copies to runs/
+	@mkdir -p runs
+	@for notebook in main models_compare; do \
+	  echo "$$notebook.ipynb: running (main takes some minutes: it trains two networks)"; \
+	  $(BIN)/jupyter nbconvert --to notebook --execute --log-level WARN \
+	    --output-dir runs $$notebook.ipynb || exit 1; \
+	done
+	@echo "Done: open runs/main.ipynb and runs/models_compare.ipynb (make lab); models are in models/."
+
+test: .venv/ready  ## run the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m "not slow and not benchmark"
+
+test-all: .venv/ready  ## run the tests that take minutes too
+	$(BIN)/python -m pytest -m "not benchmark"
+
+bench: .venv/ready  ## measure against peers, print ratios
+	$(BIN)/python -m pytest -m benchmark -s tests/benchmarks
+
+lint: .venv/ready  ## check and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lab: .venv/ready  ## open JupyterLab
+	$(BIN)/jupyter lab main.ipynb
+
+baseline: .venv/ready  ## train the benchmarks' baseline under both protocols (about 10 minutes)
+	$(BIN)/python -m mri.training baseline --protocol image --epochs 10 --batch-size 32 --learning-rate 1e-3
+	$(BIN)/python -m mri.training baseline --protocol subject --epochs 10 --batch-size 32 --learning-rate 1e-3
+
+picture: .venv/ready  ## take the README's picture out of main.ipynb
+	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir runs main.ipynb
+	cp runs/main_files/main_48_0.png models/gradcam.png
+
+clean:  ## remove .venv and runs; data and models stay
+	rm -rf .venv runs
+
+# On a bare Debian, venv and OpenCV's system libraries may be missing: installed where one may
+# install, else named.
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@$(PYTHON) -m venv .venv 2>/dev/null || { rm -rf .venv; $(call system,python3-venv) && $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || { $(call system,libgl1 libglib2.0-0 libsm6 libxext6) && $(BIN)/python -c 'import cv2'; }
+	@touch $@
+
+define system
+if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+  then apt-get -qq update && apt-get -qq install -y --no-install-recommends $(1) >/dev/null; \
+  else echo "Missing system packages; run: sudo apt-get install $(1)" >&2; false; fi
+endef

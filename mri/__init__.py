@@ -1,0 +1,69 @@
+"""Explainable Alzheimer's MRI classification, honestly evaluated.
+
+The modules in the order of the work, each importing only from those before it:
+
+========== =====================================================================================
+decode     one JPEG or PNG to pixels
+hub        fetch the public files
+parquet    the container: schema, rows as buffer views
+data       whole files to one array, or to a stream
+phantom    synthetic slices, with the truth included
+subjects   who is who from pixels; splits that keep subjects apart
+leakage    how much of a split's accuracy is recognition of people
+evaluation figures with intervals, per slice and per subject
+models     the registry of networks
+cards      a model file and what is known about it
+callbacks  what a resumable run needs and Keras lacks
+training   one `train` for all
+gradcam    where the network looks
+comparison every file in ``models/``, ranked
+plots      draws all of it
+========== =====================================================================================
+
+TensorFlow is loaded with the first of `models`, `training` or `gradcam` that is used.
+"""
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "CLASS_NAMES": "parquet",
+    "DataError": "decode",
+    "DataLeakageError": "subjects",
+    "GradCAM": "gradcam",
+    "Recipe": "training",
+    "audit": "leakage",
+    "build_model": "models",
+    "compare": "comparison",
+    "dict_to_image": "decode",
+    "evaluate": "evaluation",
+    "find_data": "parquet",
+    "image_split": "subjects",
+    "iter_batches": "data",
+    "list_models": "models",
+    "load_model": "cards",
+    "make_phantoms": "phantom",
+    "parquet_files": "parquet",
+    "pick_examples": "evaluation",
+    "predict_logits": "models",
+    "read_scans": "data",
+    "recover_subjects": "subjects",
+    "register": "models",
+    "subject_split": "subjects",
+    "train": "training",
+    "write_phantom": "phantom",
+}
+__all__ = sorted([*_HOME, "plots"])
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, and with it its module, when it is first used."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"mri.{_HOME[name]}"), name)
+    if name == "plots":
+        return importlib.import_module("mri.plots")
+    raise AttributeError(f"module 'mri' has no attribute {name!r}; there are {__all__}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,24 @@
+"""Keras and TensorFlow, imported without their announcements.
+
+TensorFlow prints what it was compiled with before any log level applies, on the C level, where a
+notebook shows it as a red box. The descriptor is put aside for the import only; errors are raised
+as ever.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+_kept, _null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+os.dup2(_null, 2)
+try:
+    import keras
+    import tensorflow as tf
+
+    # The first look for a GPU complains where there is none.
+    tf.config.list_physical_devices("GPU")
+finally:
+    os.dup2(_kept, 2)
+    os.close(_kept)
+    os.close(_null)
+
+__all__ = ["keras", "tf"]

@@ -1,0 +1,179 @@
+"""A model on disk and its card: written whole or not at all, inspected before it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mri.decode import DataError
+
+_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+_MAX_CONFIG = 20 * 2**20
+# A file may name anything that Keras can find: only parts of networks are let through, and of
+# these not the ones that run code or read other files on loading.
+_KINDS = {"activations", "constraints", "dtype_policies", "initializers", "layers", "losses",
+          "metrics", "models", "ops", "optimizers", "quantizers", "regularizers"}  # fmt: skip
+_REFUSED = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "StringLookup",
+            "IntegerLookup", "TextVectorization", "__lambda__"}  # fmt: skip
+
+
+class ModelFileError(DataError):
+    """A model file that is damaged, not what its card says, or not safe to load."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` under a temporary name, flush it to the disk, then rename it to `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_model(model: Any, path: str | os.PathLike, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Save a Keras model as ``<name>.keras`` with its card ``<name>.json`` beside it.
+
+    Parameters
+    ----------
+    model : keras.Model
+    path : path
+        Ends in ``.keras``; its folder is made if need be.
+    card : mapping
+        JSON-ready facts about the model.
+
+    Returns
+    -------
+    dict
+        The card as written, with the SHA-256 of the model file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Keras wants the ending .keras, so the mark of a temporary file stands in front.
+    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
+    try:
+        model.save(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        # A card that was read from a file carries the hash of that file.
+        card = {"sha256": "", **card} | {"sha256": sha256}
+        content = json.dumps(card, indent=1).encode()
+        # A kill between the two leaves a hash that does not fit, which `load_model` reports.
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_atomically(path.with_suffix(".json"), content)
+    return card
+
+
+def read_card(path: str | os.PathLike) -> dict[str, Any] | None:
+    """Return the card beside the model file `path`, None where there is none.
+
+    Raises
+    ------
+    ModelFileError
+        If the card is not a JSON object.
+    """
+    card = Path(path).with_suffix(".json")
+    try:
+        return dict(json.loads(card.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise ModelFileError(f"{card}: unreadable card ({error}); train the model again") from error
+
+
+def load_model(path: str | os.PathLike) -> Any:
+    """Load a ``.keras`` file after looking into it, without running any code that it brings.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    keras.Model
+        Not compiled.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is missing, not a Keras 3 archive, damaged, has unexpected members or layers
+        that carry code, or differs from its card.
+    """
+    path = Path(path)
+    inspect_model(path)
+    from mri.backend import keras
+
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        raise ModelFileError(f"{path}: Keras cannot load it ({error})") from error
+    if not isinstance(model, keras.Model):
+        raise ModelFileError(f"{path}: holds a {type(model).__name__}, not a model")
+    return model
+
+
+def inspect_model(path: Path) -> None:
+    """Raise `ModelFileError` unless `path` is a plain Keras archive that agrees with its card."""
+    if path.suffix != ".keras":
+        raise ModelFileError(f"{path}: expected a .keras file; save it with model.save('….keras')")
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such model file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = sorted(archive.namelist())
+            if members != sorted(_MEMBERS):
+                raise ModelFileError(f"{path}: expected {sorted(_MEMBERS)}, found {members}")
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            whole, packed = sum(sizes.values()), path.stat().st_size
+            # Float weights hardly compress: far more than the file itself is a bomb.
+            if sizes["config.json"] > _MAX_CONFIG or whole > 20 * packed + _MAX_CONFIG:
+                raise ModelFileError(f"{path}: unpacks from {packed} to {whole} bytes")
+            names = list(_names(json.loads(archive.read("config.json"))))
+    except ModelFileError:
+        raise
+    except Exception as error:
+        raise ModelFileError(f"{path}: not a whole Keras archive ({error})") from error
+    for name in names:
+        root, *inner, last = name.replace("keras.src.", "keras.").split(".")
+        kind = root == "builtins" or (root == "keras" and (not inner or inner[0] in _KINDS))
+        if last in _REFUSED or not kind:
+            raise ModelFileError(
+                f"{path}: holds {name}, which may run code on loading; only Keras' own layers "
+                "without code are loaded"
+            )
+    card = read_card(path)
+    if card is not None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if card.get("sha256") != found:
+            raise ModelFileError(
+                f"{path}: SHA-256 {found} is not {card.get('sha256')} of its card; train the model "
+                "again, or remove the card if the file was replaced on purpose"
+            )
+
+
+def _names(config: Any) -> Iterator[str]:
+    """Yield the dotted name of every object that the configuration asks for."""
+    if isinstance(config, dict):
+        if "class_name" in config:
+            name = config["class_name"]
+            name = config.get("config") if name == "function" else name
+            yield f"{config.get('module') or 'keras'}.{name}"
+            if config.get("registered_name") and config.get("module") is None:
+                yield f"unknown.{config['registered_name']}"
+        for value in config.values():
+            yield from _names(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _names(value)

@@ -1,0 +1,188 @@
+"""From compressed bytes to pixels: one JPEG or PNG, or a whole Arrow column on a thread pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+MAX_SIDE = 4096
+"""Largest height or width in pixels; a header that declares more is refused unread."""
+
+MIXED_SIZES = "size {found} differs from {expected} of the first slice"
+
+# The start-of-frame markers of JPEG: all of C0 to CF but Huffman, reserved and arithmetic tables.
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Without a length to skip by: behind one, a frame could hide from this reader but not from OpenCV.
+_BARE_MARKERS = frozenset([*range(0xC0), *range(0xD0, 0xDA)])
+
+
+class DataError(ValueError):
+    """A file or a row that cannot be used; the message names both, the cause and the remedy."""
+
+
+def dict_to_image(
+    record: Mapping[str, Any] | bytes, *, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Decode one record of the parquet file.
+
+    Parameters
+    ----------
+    record : mapping or bytes
+        A value of the `image` column, ``{"bytes": ..., "path": ...}``, or the bytes alone.
+    size : tuple of int, optional
+        Resize to (h, w) in pixels; by default the image keeps its size.
+
+    Returns
+    -------
+    ndarray of uint8, shape (h, w)
+        Gray values 0 to 255; colour is converted with the weights of BT.601.
+
+    Raises
+    ------
+    DataError
+        If there is no image: null, empty, truncated, neither JPEG nor PNG, or a side over
+        4096 pixels.
+
+    Examples
+    --------
+    >>> import cv2, numpy as np
+    >>> png = cv2.imencode(".png", np.full((2, 3), 7, np.uint8))[1].tobytes()
+    >>> dict_to_image({"bytes": png, "path": None})
+    array([[7, 7, 7],
+           [7, 7, 7]], dtype=uint8)
+    """
+    check_size(size)
+    blob = record.get("bytes") if isinstance(record, Mapping) else record
+    if not isinstance(blob, bytes | bytearray | memoryview):
+        raise DataError(f"expected the bytes of a JPEG or PNG image. Received: record={record!r}")
+    image = _decode(np.frombuffer(blob, np.uint8), size)
+    if isinstance(image, str):
+        raise DataError(f"{image}; expected the bytes of a JPEG or PNG image")
+    return image
+
+
+def check_size(size: tuple[int, int] | None) -> None:
+    """Raise ValueError unless `size` is None or (h, w) within `MAX_SIDE`."""
+    if size is None:
+        return
+    pair = size if isinstance(size, tuple | list) and len(size) == 2 else (0, 0)
+    if not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in pair):
+        raise ValueError(f"size must be (h, w), each 1 to {MAX_SIDE}. Received: size={size!r}")
+
+
+def column_views(column: pa.Array) -> list[np.ndarray | None]:
+    """Return one uint8 view a row into the Arrow buffer of `column`, None where it is null.
+
+    Parameters
+    ----------
+    column : pyarrow.Array
+        Of type struct with `bytes` as its only field, or of any binary type.
+
+    Returns
+    -------
+    list of ndarray of uint8 or None
+    """
+    if pa.types.is_struct(column.type):
+        column = column.flatten()[0]
+    # Plain binary is cast without a copy of its bytes; dictionaries and views are spelt out.
+    column = column.cast(pa.large_binary())
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int64)[column.offset :][: len(column) + 1].tolist()
+    pixels = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
+    null = column.is_null().to_pylist()
+    return [None if null[i] else pixels[ends[i] : ends[i + 1]] for i in range(len(column))]
+
+
+def first_shape(views: list[np.ndarray | None]) -> tuple[int, int] | None:
+    """Return (h, w) of the first row that decodes, None where none does."""
+    for view in views:
+        if view is not None and not isinstance(image := _decode(view, None), str):
+            return image.shape
+    return None
+
+
+def decode_into(
+    out: np.ndarray,
+    views: list[np.ndarray | None],
+    size: tuple[int, int] | None,
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> dict[int, str]:
+    """Decode row i of `views` into ``out[i]``, on the threads of `pool`.
+
+    Parameters
+    ----------
+    out : ndarray of uint8, shape (n, h, w)
+        Filled in place; a row that fails is left as it was.
+    views : list of n ndarrays of uint8 or None
+    size : tuple of int or None
+        Resize to (h, w), which is then the shape of `out`.
+    pool : ThreadPoolExecutor
+    threads : int
+
+    Returns
+    -------
+    dict
+        Row to cause, for the rows that failed.
+    """
+
+    def part(start: int) -> dict[int, str]:
+        causes = {}
+        for i in range(start, len(views), threads):
+            image = "the image is null" if views[i] is None else _decode(views[i], size)
+            if isinstance(image, str):
+                causes[i] = image
+            elif image.shape != out.shape[1:]:
+                causes[i] = MIXED_SIZES.format(found=image.shape, expected=out.shape[1:])
+            else:
+                out[i] = image
+        return causes
+
+    return {i: cause for causes in pool.map(part, range(threads)) for i, cause in causes.items()}
+
+
+def _decode(blob: np.ndarray, size: tuple[int, int] | None) -> np.ndarray | str:
+    """Return the image, or the reason why there is none."""
+    if not blob.size:
+        return "the image has zero bytes"
+    declared = _declared_size(blob)
+    if isinstance(declared, str):
+        return declared
+    if not all(1 <= side <= MAX_SIDE for side in declared):
+        return "the header declares {} × {} pixels, the limit is {} a side".format(
+            *declared, MAX_SIDE
+        )
+    try:
+        image = cv2.imdecode(blob, cv2.IMREAD_GRAYSCALE)
+    except cv2.error as error:
+        return f"OpenCV cannot decode it ({error.err})"
+    if image is None:
+        return f"the image is truncated or corrupt ({blob.size} bytes)"
+    if size is not None and image.shape != tuple(size):
+        shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        image = cv2.resize(image, size[::-1], interpolation=method)
+    return image
+
+
+def _declared_size(blob: np.ndarray) -> tuple[int, int] | str:
+    """Read (h, w) from the header, so that a bomb is refused before memory is set aside for it."""
+    head = memoryview(blob)
+    if head[:16] == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" and len(head) >= 24:
+        return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+    if head[:2] != b"\xff\xd8":
+        return f"not a JPEG or PNG image, it begins with {bytes(head[:8])!r}"
+    at = 2
+    while at + 9 <= len(head) and head[at] == 0xFF and head[at + 1] not in _BARE_MARKERS:
+        if head[at + 1] in _FRAME_MARKERS:
+            sides = head[at + 5 : at + 9]
+            return sides[0] << 8 | sides[1], sides[2] << 8 | sides[3]
+        # Fill bytes may stand before a marker; every other one here is followed by its length.
+        fill = head[at + 1] == 0xFF
+        at += 1 if fill else 2 + (head[at + 2] << 8 | head[at + 3])
+    return f"the JPEG header is truncated or corrupt ({blob.size} bytes)"

@@ -1,0 +1,315 @@
+"""Who is who: subjects recovered from pixels, and splits that keep a subject on one side."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from sklearn.decomposition import PCA
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.neighbors import NearestNeighbors
+
+
+class DataLeakageError(ValueError):
+    """A subject stands on both sides of a split that claims to keep subjects apart."""
+
+
+class UnclearSubjectsError(ValueError):
+    """The pixels do not say who is who: no clear gap between same and different subjects."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subjects:
+    """Subjects found in a set of slices.
+
+    Attributes
+    ----------
+    groups : ndarray of int64, shape (n,)
+        Subject of each slice, numbered by first appearance.
+    threshold : float
+        Correlation above which two slices are linked: the middle of the gap.
+    same : ndarray of float64
+        Correlations of the links that join slices of one subject, ascending.
+    different : ndarray of float64
+        Strongest correlations between subjects, ascending.
+    contradictory : tuple of int
+        Groups whose slices carry more than one label (empty where no labels were given).
+    """
+
+    groups: np.ndarray
+    threshold: float
+    same: np.ndarray
+    different: np.ndarray
+    contradictory: tuple[int, ...] = ()
+
+    @property
+    def margin(self) -> float:
+        """Weakest link within a subject minus strongest correlation between two subjects."""
+        return float(self.same[0] - self.different[-1])
+
+    def __repr__(self) -> str:
+        sizes = np.bincount(self.groups)
+        return (
+            f"Subjects({len(sizes)} subjects of {sizes.min()} to {sizes.max()} slices, "
+            f"same ≥ {self.same[0]:.3f}, different ≤ {self.different[-1]:.3f}, "
+            f"{len(self.contradictory)} with contradictory labels)"
+        )
+
+
+def recover_subjects(
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    min_margin: float = 0.1,
+    seed: int = 0,
+) -> Subjects:
+    """Group slices by subject from their pixels alone.
+
+    Neighbouring slices of one head share its folding pattern, slices of two heads do not. The
+    coarse brightness that all heads have in common is removed by a high-pass filter; nearest
+    neighbours (searched in principal components, then correlated exactly) are joined to a
+    spanning tree, and the tree is cut at the largest gap between its correlations. That gap is
+    chosen from the data; if it is narrow, or lies where it would link what hardly correlates or
+    leave most slices alone, the function refuses. Few people of whom slices are missing can still
+    be misjudged: compare the group sizes with what you expect.
+
+    Parameters
+    ----------
+    images : ndarray of uint8 or float, shape (n, h, w)
+        Slices in any order, roughly aligned.
+    labels : ndarray of int, shape (n,), optional
+        Only used to report groups with more than one label.
+    min_margin : float
+        Smallest gap of correlations that counts as clear.
+    seed : int
+        Of the randomised principal component analysis.
+
+    Returns
+    -------
+    Subjects
+
+    Raises
+    ------
+    ValueError
+        If `images` is not (n, h, w) with n ≥ 3, or a slice is constant.
+    UnclearSubjectsError
+        If there is no clear gap; pass known subject ids to the splits instead.
+    """
+    images = np.asarray(images)
+    if images.ndim != 3 or len(images) < 3:
+        raise ValueError(
+            f"images must be (n, h, w) with n of at least 3. Received: shape {images.shape}"
+        )
+    features = _folding_pattern(images)
+    neighbours, most = min(40, len(images) - 1), min(640, len(images) - 1)
+    while True:
+        rows, columns, similarity = _candidate_pairs(features, neighbours, seed)
+        # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
+        tree = minimum_spanning_tree(
+            csr_matrix((2.0 - similarity, (rows, columns)), shape=(len(images),) * 2)
+        ).tocoo()
+        edges = np.sort(2.0 - tree.data)
+        if len(edges) < 2:
+            raise UnclearSubjectsError("fewer than two links between slices: nothing to compare")
+        gaps = np.diff(edges)
+        cut = int(gaps.argmax())
+        threshold = float(edges[cut : cut + 2].mean())
+        strong = 2.0 - tree.data > threshold
+        count, groups = connected_components(
+            csr_matrix((strong[strong], (tree.row[strong], tree.col[strong])), tree.shape)
+        )
+        # A slice sees its nearest stranger only if it has more neighbours than slices of its own.
+        if np.bincount(groups).max() < neighbours or neighbours == most:
+            break
+        neighbours = min(2 * neighbours, most)
+    if gaps[cut] < min_margin or threshold < 0.5 or count > len(images) / 2:
+        raise UnclearSubjectsError(
+            f"no clear gap between same and different subjects: the widest is {gaps[cut]:.3f} "
+            f"(correlations {edges[cut]:.3f} to {edges[cut + 1]:.3f}, wanted {min_margin}), and "
+            f"would make {count} groups of {len(images)} slices; slices may be missing between "
+            "neighbours. Pass the subject ids if you know them"
+        )
+    mixed = _contradictory(groups, labels)
+    return Subjects(groups.astype(np.int64), threshold, edges[cut + 1 :], edges[: cut + 1], mixed)
+
+
+def _folding_pattern(images: np.ndarray) -> np.ndarray:
+    """High-pass each slice at 64 pixels, and scale it so that dot products are correlations."""
+    small = np.empty((len(images), 64 * 64), np.float32)
+    for i, image in enumerate(images):
+        image = cv2.resize(image.astype(np.float32), (64, 64), interpolation=cv2.INTER_AREA)
+        small[i] = (image - cv2.GaussianBlur(image, (0, 0), 2)).ravel()
+    small -= small.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(small, axis=1, keepdims=True)
+    flat = np.flatnonzero(norms < 1e-3)
+    if len(flat):
+        raise ValueError(
+            f"{len(flat)} slices are constant, the first at index {flat[0]}; leave them out"
+        )
+    return small / norms
+
+
+def _candidate_pairs(
+    features: np.ndarray, neighbours: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find each slice's nearest neighbours, and their exact correlations."""
+    sample = features[np.random.default_rng(seed).permutation(len(features))[:5000]]
+    components = min(128, *sample.shape)
+    reduced = PCA(components, svd_solver="randomized", random_state=seed).fit(sample)
+    points = reduced.transform(features)
+    index = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(points)
+    columns = index.kneighbors(return_distance=False)
+    similarity = np.empty(columns.shape)
+    for start in range(0, len(features), 256):
+        block = slice(start, start + 256)
+        similarity[block] = np.einsum("if,ijf->ij", features[block], features[columns[block]])
+    rows = np.repeat(np.arange(len(features)), neighbours)
+    return rows, columns.ravel(), similarity.ravel()
+
+
+def _contradictory(groups: np.ndarray, labels: np.ndarray | None) -> tuple[int, ...]:
+    if labels is None:
+        return ()
+    if len(labels) != len(groups):
+        raise ValueError(f"{len(groups)} slices need as many labels. Received: {len(labels)}")
+    pairs = np.unique(np.stack([groups, labels]), axis=1)[0]
+    return tuple(int(group) for group in np.flatnonzero(np.bincount(pairs) > 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Rows to train on, to select on and to test on.
+
+    Attributes
+    ----------
+    protocol : str
+        'subject' (no subject on two sides) or 'image' (leaky; only to compare with others).
+    train, validation, test : ndarray of int64
+        Row numbers, disjoint.
+    fold, folds, seed : int
+        Which of how many folds, and the seed of the division; -1 of 1 for a given test part.
+    """
+
+    protocol: str
+    train: np.ndarray = field(repr=False)
+    validation: np.ndarray = field(repr=False)
+    test: np.ndarray = field(repr=False)
+    fold: int = -1
+    folds: int = 1
+    seed: int = 0
+
+
+def subject_split(
+    labels: np.ndarray, groups: np.ndarray, *, fold: int = 0, folds: int = 5, seed: int = 0
+) -> Split:
+    """Divide by subject: one fold to test, an eighth of the rest to select, the rest to train.
+
+    Parameters
+    ----------
+    labels, groups : ndarray of int, shape (n,)
+        Class and subject of each slice.
+    fold, folds : int
+        Which of how many test folds.
+    seed : int
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    ValueError
+        If `fold` is not within `folds`, or there are fewer subjects than folds.
+    DataLeakageError
+        If a subject ends up on two sides (it cannot, unless `groups` is not what it says).
+
+    Warns
+    -----
+    UserWarning
+        Names the classes that have fewer subjects than folds: some fold cannot test them.
+    """
+    labels, groups = np.asarray(labels), np.asarray(groups)
+    if not 0 <= fold < folds:
+        raise ValueError(f"fold must be 0 to {folds - 1}. Received: fold={fold!r}")
+    subjects = np.unique(np.stack([groups, labels]), axis=1)
+    if len(np.unique(groups)) < folds:
+        raise ValueError(f"{len(np.unique(groups))} subjects cannot make {folds} folds")
+    counts = np.unique_counts(subjects[1])
+    rare = {int(v): int(c) for v, c in zip(*counts, strict=True) if c < folds}
+    if rare:
+        listing = ", ".join(f"class {label}: {count}" for label, count in rare.items())
+        warnings.warn(f"fewer subjects than the {folds} folds ({listing})", stacklevel=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")
+        rest, test = _nth_fold(
+            StratifiedGroupKFold(folds, shuffle=True, random_state=seed), labels, groups, fold
+        )
+        parts = min(8, len(np.unique(groups[rest])))
+        inner = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+        train, validation = _nth_fold(inner, labels[rest], groups[rest], 0)
+    split = Split("subject", rest[train], rest[validation], test, fold, folds, seed)
+    check_disjoint(split, groups)
+    return split
+
+
+def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: int = 0) -> Split:
+    """Divide as the public benchmark does, ignoring who is who: for comparison only.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (n,)
+    test : sequence of int
+        Rows of the published test file.
+    seed : int
+        Of the validation part: a tenth of the other rows, by image like the test part.
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    ValueError
+        If `test` is not made of different row numbers.
+    """
+    labels, test = np.asarray(labels), np.asarray(test)
+    rows = np.arange(len(labels))
+    if len(np.intersect1d(test, rows)) != len(test) or test.dtype == bool:
+        raise ValueError(f"test must be different rows from 0 to {rows[-1]}. Received: {test!r}")
+    rest = np.setdiff1d(rows, test)
+    inner = StratifiedKFold(10, shuffle=True, random_state=seed)
+    train, validation = _nth_fold(inner, labels[rest], None, 0)
+    return Split("image", rest[train], rest[validation], np.sort(test), seed=seed)
+
+
+def check_disjoint(split: Split, groups: np.ndarray) -> None:
+    """Raise `DataLeakageError` if a subject stands on two sides of `split`.
+
+    Parameters
+    ----------
+    split : Split
+        Of any protocol: an image-level split fails, which is the point.
+    groups : ndarray of int, shape (n,)
+    """
+    sides = {side: set(groups[getattr(split, side)]) for side in ("train", "validation", "test")}
+    for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
+        shared = sides[one] & sides[other]
+        if shared:
+            raise DataLeakageError(
+                f"{len(shared)} of {len(sides[other])} subjects of the {other} part stand in the "
+                f"{one} part too, among them subject {min(shared)}; divide with subject_split"
+            )
+
+
+def _nth_fold(
+    splitter: StratifiedKFold | StratifiedGroupKFold,
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    fold: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    return list(splitter.split(labels, labels, groups))[fold]

@@ -1,0 +1,359 @@
+"""One `train` for every network and protocol, resumable after a kill to the same result."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import recall_score
+from sklearn.utils.class_weight import compute_class_weight
+
+from mri.backend import keras, tf
+from mri.callbacks import BalancedAccuracy, Batches, Checkpoint
+from mri.cards import ModelFileError, load_model, read_card, save_model
+from mri.data import Scans, find_data, read_scans
+from mri.evaluation import fit_temperature
+from mri.models import build_model, list_models, predict_logits
+from mri.phantom import write_phantom
+from mri.subjects import Split, image_split, recover_subjects, subject_split
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; the defaults are the recommended run.
+
+    Attributes
+    ----------
+    epochs : int
+        Passes over the training part; the learning rate reaches zero at the last one.
+    batch_size : int
+    learning_rate : float
+        Peak of the AdamW schedule: linear warm-up over the first tenth of the steps, then a
+        cosine (Loshchilov & Hutter, https://doi.org/10.48550/arXiv.1711.05101).
+    weight_decay : float
+    label_smoothing : float
+        Share of the target spread evenly over the classes.
+    balance : {'none', 'weights', 'sampling'}
+        Leave the classes as they are, weight the loss by inverse class frequency, or draw every
+        class equally often (with replacement).
+    augment : bool
+        See `mri.models.augmentation`.
+    monitor : {'val_balanced_accuracy', 'val_loss'}
+        What the best epoch is chosen by, on the validation part. On people it does not know, a
+        network's loss is lowest before it has learnt to name the rarer classes at all.
+    patience : int or None
+        Stop after so many epochs without a better one.
+    dtype : str
+        Layer policy; 'auto' takes mixed_bfloat16 where the processor computes in it.
+    """
+
+    epochs: int = 15
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 4e-3
+    label_smoothing: float = 0.0
+    balance: str = "none"
+    augment: bool = False
+    monitor: str = "val_balanced_accuracy"
+    patience: int | None = None
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse values that would only fail in the middle of a run."""
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive. Received: {getattr(self, name)!r}")
+        if self.balance not in ("none", "weights", "sampling"):
+            raise ValueError(
+                f"balance must be 'none', 'weights' or 'sampling'. Received: {self.balance!r}"
+            )
+        if self.monitor not in ("val_balanced_accuracy", "val_loss"):
+            raise ValueError(
+                f"monitor must be 'val_balanced_accuracy' or 'val_loss'. Received: {self.monitor!r}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network with all that is known about it.
+
+    Attributes
+    ----------
+    model : keras.Model
+        With the weights of the best epoch.
+    card : dict
+        What ``models/<name>.json`` says.
+    path : Path
+        The ``.keras`` file.
+    """
+
+    model: keras.Model
+    card: dict[str, Any]
+    path: Path
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """Losses and metrics per epoch, one list per name."""
+        return self.card["history"]
+
+    @property
+    def best_epoch(self) -> int:
+        """Number of the epoch kept, from 0."""
+        return self.card["best_epoch"]
+
+
+def train(
+    builder: str,
+    scans: Scans,
+    split: Split,
+    *,
+    name: str | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    folder: str | os.PathLike = "models",
+    resume: bool = True,
+    verbose: str | int = "auto",
+) -> Trained:
+    """Train a registered network and save it with its card.
+
+    Parameters
+    ----------
+    builder : str
+        One of `mri.models.list_models`.
+    scans : Scans
+        All slices; `split` says which are used for what, the test part is never touched.
+    split : Split
+        From `subject_split` or `image_split`: the validation part is cut as the test part is.
+    name : str, optional
+        File name without ending; by default ``<builder>-<protocol>``.
+    recipe : Recipe, optional
+        By default ``Recipe()``.
+    seed : int
+        Of the initial weights, the order of the slices, augmentation and dropout.
+    folder : path
+        Where ``<name>.keras`` and ``<name>.json`` go.
+    resume : bool
+        Continue a killed run after its last whole epoch, to the same result; return a finished
+        one as it is. With False, start anew.
+    verbose : 'auto', 0, 1 or 2
+        Of Keras' progress bar.
+
+    Returns
+    -------
+    Trained
+
+    Raises
+    ------
+    ValueError
+        If there is no such builder, or the split has an empty train or validation part.
+    RuntimeError
+        If the loss becomes NaN or infinite; lower the learning rate.
+    """
+    recipe = recipe or Recipe()
+    if not len(split.train) or not len(split.validation):
+        raise ValueError(
+            "train and validation parts must not be empty. "
+            f"Received: {len(split.train)} and {len(split.validation)} slices"
+        )
+    dtype = native_dtype() if recipe.dtype == "auto" else recipe.dtype
+    path = Path(folder) / f"{name or f'{builder}-{split.protocol}'}.keras"
+    keras.utils.set_random_seed(seed)
+    h, w = scans.images.shape[1:]
+    classes = len(scans.class_names)
+    make = partial(
+        build_model,
+        builder,
+        input_shape=(h, w, 1),
+        classes=classes,
+        augment=recipe.augment,
+        dtype=dtype,
+    )
+    model = make()
+    identity = _identity(model, scans, split, replace(recipe, dtype=dtype), seed)
+    signature = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    state = path.with_name(f".{path.stem}.state.npz")
+    if not resume:
+        state.unlink(missing_ok=True)
+    with suppress(ModelFileError):  # What is damaged is trained again.
+        if resume and (card := read_card(path) or {}).get("signature") == signature:
+            return Trained(load_model(path), card, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    steps = recipe.epochs * max(1, len(split.train) // recipe.batch_size)
+    _compile(model, recipe, classes=classes, steps=steps)
+    stopper = keras.callbacks.EarlyStopping(
+        monitor=recipe.monitor,
+        mode="min" if recipe.monitor == "val_loss" else "max",
+        patience=recipe.patience or recipe.epochs,
+        restore_best_weights=True,
+    )
+    checkpoint = Checkpoint(state, stopper, signature)
+    checkpoint.restore(model)
+    validation = (
+        scans.images[split.validation][..., None],
+        np.eye(classes, dtype=np.float32)[scans.labels[split.validation]],
+    )
+    balanced = recipe.balance == "sampling"
+    model.fit(
+        Batches(
+            scans.images[split.train],
+            scans.labels[split.train],
+            classes=classes,
+            batch_size=recipe.batch_size,
+            balanced=balanced,
+            seed=seed,
+            epoch=checkpoint.epochs_done,
+        ),
+        epochs=checkpoint.epochs_done if checkpoint.stopped else recipe.epochs,
+        initial_epoch=checkpoint.epochs_done,
+        validation_data=validation,
+        validation_batch_size=256,
+        class_weight=_class_weights(scans.labels[split.train], recipe, classes),
+        # Keras would shuffle the batches by Python's global random state, which no file keeps.
+        shuffle=False,
+        callbacks=[keras.callbacks.TerminateOnNaN(raise_error=True), stopper, checkpoint],
+        verbose=verbose,
+    )
+    # Saved without optimiser and metrics: a third of the size, and any Keras can load it.
+    final = make()
+    final.set_weights(model.get_weights())
+    logits = predict_logits(final, scans.images[split.validation])
+    labels = scans.labels[split.validation]
+    card = {
+        **identity,
+        "signature": signature,
+        "class_names": list(scans.class_names),
+        "synthetic": scans.synthetic,
+        "parameters": final.count_params(),
+        "validation": {
+            "accuracy": float((logits.argmax(1) == labels).mean()),
+            "balanced_accuracy": float(
+                recall_score(labels, logits.argmax(1), labels=np.unique(labels), average="macro")
+            ),
+        },
+        "temperature": fit_temperature(labels, logits),
+        "best_epoch": int(stopper.best_epoch),
+        "seconds": round(checkpoint.seconds, 1),
+        "history": {key: [e[key] for e in checkpoint.record] for key in checkpoint.record[0]},
+        "test_rows": split.test.tolist(),
+        "versions": {
+            "python": platform.python_version(),
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+            "numpy": np.__version__,
+        },
+    }
+    card = save_model(final, path, card)
+    state.unlink(missing_ok=True)
+    return Trained(final, card, path)
+
+
+def native_dtype() -> str:
+    """Return the fastest policy that this machine computes in: 'mixed_bfloat16' or 'float32'."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability")
+        return "mixed_bfloat16" if capability and capability >= (8, 0) else "float32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "float32"
+    return "mixed_bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def _identity(
+    model: keras.Model, scans: Scans, split: Split, recipe: Recipe, seed: int
+) -> dict[str, Any]:
+    """Return all that determines the result of a run, JSON-ready."""
+    rows = hashlib.sha256()
+    for part in (split.train, split.validation, split.test):
+        rows.update(np.ascontiguousarray(part, np.int64).tobytes() + b"|")
+    # A builder may be edited between two runs; Keras numbers layers on from one to the next.
+    network = re.sub(r'_\d+(?=")', "", model.to_json())
+    return {
+        "builder": model.name,
+        "network_sha256": hashlib.sha256(network.encode()).hexdigest(),
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "data": scans.fingerprint(),
+        "split": {
+            "protocol": split.protocol,
+            "fold": split.fold,
+            "folds": split.folds,
+            "seed": split.seed,
+            "slices": [len(split.train), len(split.validation), len(split.test)],
+            "rows_sha256": rows.hexdigest(),
+        },
+    }
+
+
+def _compile(model: keras.Model, recipe: Recipe, *, classes: int, steps: int) -> None:
+    warm_up = steps // 10
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warm_up, warmup_target=recipe.learning_rate, warmup_steps=warm_up
+    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    model.compile(
+        optimizer,
+        keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=recipe.label_smoothing
+        ),
+        metrics=["accuracy", BalancedAccuracy(classes)],
+    )
+    # Keras may have wrapped it, to scale the loss.
+    model.optimizer.build(model.trainable_variables)
+
+
+def _class_weights(labels: np.ndarray, recipe: Recipe, classes: int) -> dict[int, float] | None:
+    if recipe.balance != "weights":
+        return None
+    present = np.unique(labels)
+    weights = compute_class_weight("balanced", classes=present, y=labels)
+    found = dict(zip(present.tolist(), weights.tolist(), strict=True))
+    return {label: found.get(label, 0.0) for label in range(classes)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line: ``python -m mri.training NAME --protocol image``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mri.training", description="Train a registered network into models/."
+    )
+    parser.add_argument("name", choices=list_models())
+    parser.add_argument("--protocol", choices=("subject", "image"), default="subject")
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--batch-size", type=int, default=Recipe.batch_size)
+    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    folder = find_data() or write_phantom("data/phantom")
+    train_part, test_part = (read_scans(folder, split=part) for part in ("train", "test"))
+    scans = train_part + test_part
+    if options.protocol == "subject":
+        split = subject_split(scans.labels, recover_subjects(scans.images).groups)
+    else:
+        split = image_split(scans.labels, np.arange(len(train_part), len(scans)))
+    recipe = Recipe(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+    )
+    result = train(options.name, scans, split, recipe=recipe, seed=options.seed, verbose=2)
+    print(f"{result.path}: validation {result.card['validation']}, {result.card['seconds']} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""The notebooks run on phantoms from top to bottom, and keep to the rules of their form."""
+
+import ast
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from mri.phantom import write_phantom
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ["main.ipynb", "models_compare.ipynb"]
+
+
+def run(name: str, folder: Path, data: Path, **settings: object) -> nbformat.NotebookNode:
+    """Execute a notebook with its parameters cell overridden."""
+    book = nbformat.read(ROOT / name, as_version=4)
+    at = [i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", [])]
+    assert len(at) == 1
+    settings |= {"FOLDER": str(data), "MODELS": str(folder / "models")}
+    values = "\n".join(f"{key} = {value!r}" for key, value in settings.items())
+    book.cells.insert(at[0] + 1, nbformat.v4.new_code_cell(values))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    client = NotebookClient(book, timeout=600, kernel_name="python3")
+    client.execute(cwd=str(folder), env=environment)
+    return book
+
+
+def outputs(book: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in book.cells for output in cell.get("outputs", [])]
+
+
+def text(book: nbformat.NotebookNode) -> str:
+    return json.dumps([dict(output) for output in outputs(book)])
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, nbformat.NotebookNode]:
+    folder = tmp_path_factory.mktemp("notebooks")
+    data = write_phantom(folder / "phantom")
+    return {
+        "main.ipynb": run("main.ipynb", folder, data, EPOCHS=3),
+        "models_compare.ipynb": run("models_compare.ipynb", folder, data),
+    }
+
+
+def test_main_shows_every_figure_and_says_that_the_slices_are_synthetic(executed):
+    book = executed["main.ipynb"]
+    pictures = [o for o in outputs(book) if "image/png" in o.get("data", {})]
+    cells = [c for c in book.cells if c.cell_type == "code" and "plots." in c.source]
+    # The cell of imports names `plots` too; the curves are one figure a protocol.
+    assert len(pictures) == len([c for c in cells if "import" not in c.source]) + 1
+    assert "synthetic phantom slices" in text(book)
+    assert not [o for o in outputs(book) if o.get("name") == "stderr"], text(book)
+
+
+def test_main_finds_the_leak_that_phantoms_have(executed):
+    assert "Leaky: 100% of the test slices" in text(executed["main.ipynb"])
+
+
+def test_comparison_ranks_both_models_of_main(executed):
+    found = text(executed["models_compare.ipynb"])
+    assert found.index("compact-phantom-subject") < found.index("compact-phantom-image")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_form(name):
+    book = nbformat.read(ROOT / name, as_version=4)
+    code = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    lines = sorted(len(source.splitlines()) for source in code)
+    assert lines[len(lines) // 2] <= 5
+    assert lines[-1] <= 12
+    assert len(code) <= 2 / 3 * len(book.cells)
+    for source in code:
+        kinds = (ast.FunctionDef, ast.ClassDef, ast.Lambda)
+        assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    assert "Not a diagnostic device" in str(book) or "not a diagnostic device" in str(book).lower()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_committed_outputs_are_of_a_clean_run_on_real_slices(name):
+    path = ROOT / name
+    book = nbformat.read(path, as_version=4)
+    counts = [c.execution_count for c in book.cells if c.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not [o for o in outputs(book) if o.output_type == "error" or o.get("name") == "stderr"]
+    assert "MRI slices" in text(book)
+    assert "phantom" not in text(book)
+    assert path.stat().st_size < 2 * 2**20
+    assert not [p for p in ("/home/", "/root/", "/tmp/") if p in text(book)]

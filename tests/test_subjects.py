@@ -1,0 +1,405 @@
+"""Subjects from pixels, against the truth and brute force; splits that keep them apart."""
+
+import time
+import tracemalloc
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import squareform
+
+from mri.phantom import make_phantoms
+from mri.subjects import (
+    DataLeakageError,
+    Split,
+    UnclearSubjectsError,
+    _folding_pattern,
+    check_disjoint,
+    image_split,
+    recover_subjects,
+    subject_split,
+)
+
+SUBJECTS, SLICES = 12, 16
+
+
+@pytest.fixture(scope="module")
+def phantoms():
+    return make_phantoms(SUBJECTS, SLICES, seed=11)
+
+
+@pytest.fixture(scope="module")
+def shuffled(phantoms):
+    """Rows of the phantoms in random order."""
+    return np.random.default_rng(3).permutation(SUBJECTS * SLICES)
+
+
+@pytest.fixture(scope="module")
+def recovered(phantoms, shuffled):
+    return recover_subjects(phantoms.images[shuffled], phantoms.labels[shuffled])
+
+
+def same_partition(a, b):
+    """Whether two numberings group alike: the pairs of numbers are then one-to-one."""
+    pairs = set(zip(np.asarray(a).tolist(), np.asarray(b).tolist(), strict=True))
+    return len(pairs) == len(set(a.tolist())) == len(set(b.tolist()))
+
+
+def single_linkage(features):
+    """Correlations at which SciPy joins clusters, descending, and its clustering."""
+    distance = 1 - np.clip(features.astype(float) @ features.T.astype(float), -1, 1)
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance, checks=False), "single")
+    return 1 - tree[:, 2], tree
+
+
+# --- who is who ---
+
+
+def test_same_partition_knows_a_renumbering_from_another_partition():
+    a = np.array([0, 0, 1, 1])
+    assert same_partition(a, np.array([5, 5, 2, 2]))
+    assert not same_partition(a, np.array([0, 1, 1, 1]))
+    assert not same_partition(a, np.array([0, 0, 0, 0]))
+
+
+def test_subjects_of_shuffled_phantoms_are_exactly_the_truth(phantoms, shuffled, recovered):
+    assert same_partition(recovered.groups, phantoms.subjects[shuffled])
+    assert recovered.groups.dtype == np.int64
+    assert recovered.contradictory == ()
+    assert recovered.margin > 0.2
+
+
+def test_groups_are_numbered_by_first_appearance(recovered):
+    _, first = np.unique(recovered.groups, return_index=True)
+    assert (np.diff(first) > 0).all()
+
+
+def test_the_partition_does_not_depend_on_order_or_seed(phantoms, shuffled, recovered):
+    again = recover_subjects(phantoms.images, seed=5)
+    assert same_partition(again.groups[shuffled], recovered.groups)
+    assert again.threshold == pytest.approx(recovered.threshold, abs=1e-5)
+
+
+def test_subjects_survive_jpeg_and_brightness(phantoms, shuffled):
+    gain = np.random.default_rng(0).uniform(0.95, 1.05, len(shuffled))
+    images = [
+        cv2.imdecode(cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 60))[1], 0)
+        for image in phantoms.images[shuffled]
+    ]
+    found = recover_subjects(np.stack(images))
+    assert same_partition(found.groups, phantoms.subjects[shuffled])
+    found = recover_subjects(phantoms.images[shuffled] * gain[:, None, None])
+    assert same_partition(found.groups, phantoms.subjects[shuffled])
+
+
+def test_small_n_equals_single_linkage_of_the_exact_correlations(phantoms):
+    images = phantoms.images[: 2 * SLICES]  # Every other slice is among the 40 neighbours.
+    found = recover_subjects(images)
+    joins, tree = single_linkage(_folding_pattern(images))
+    ours = np.concatenate([found.different, found.same])
+    np.testing.assert_allclose(ours, np.sort(joins), atol=1e-6)
+    ascending = np.sort(joins)
+    cut = np.argmax(np.diff(ascending))
+    assert found.margin == pytest.approx(ascending[cut + 1] - ascending[cut], abs=1e-6)
+    middle = (ascending[cut] + ascending[cut + 1]) / 2
+    assert found.threshold == pytest.approx(middle, abs=1e-6)
+    assert same_partition(found.groups, fcluster(tree, 1 - middle, "distance"))
+
+
+def test_larger_n_finds_the_same_margin_among_the_nearest_neighbours(phantoms, recovered, shuffled):
+    joins, tree = single_linkage(_folding_pattern(phantoms.images[shuffled]))
+    ascending = np.sort(joins)
+    cut = np.argmax(np.diff(ascending))
+    assert recovered.same[0] == pytest.approx(ascending[cut + 1], abs=1e-5)
+    assert recovered.different[-1] == pytest.approx(ascending[cut], abs=1e-5)
+    assert len(recovered.same) == SUBJECTS * (SLICES - 1)
+    assert same_partition(recovered.groups, fcluster(tree, 1 - recovered.threshold, "distance"))
+
+
+def test_subjects_with_more_slices_than_the_first_neighbour_search(phantoms):
+    """Copies have distance 0, and 64 slices of one subject fill the first 40 neighbours."""
+    copies = np.random.default_rng(1).permutation(np.repeat(np.arange(4 * SLICES), 4))
+    found = recover_subjects(phantoms.images[copies])
+    assert same_partition(found.groups, phantoms.subjects[copies])
+    assert np.bincount(found.groups).tolist() == [4 * SLICES] * 4
+
+
+def test_features_are_correlations_of_the_high_passed_slices(phantoms):
+    images = phantoms.images[:20].astype(float)
+    halved = images.reshape(-1, 64, 2, 64, 2).mean((2, 4))
+    smooth = np.stack([gaussian_filter(image, 2, mode="mirror", truncate=4) for image in halved])
+    expected = np.corrcoef((halved - smooth).reshape(20, -1))
+    features = _folding_pattern(phantoms.images[:20])
+    np.testing.assert_allclose(features @ features.T, expected, atol=2e-4)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
+
+
+def test_features_ignore_brightness_and_contrast(phantoms):
+    images = phantoms.images[:5]
+    plain = _folding_pattern(images)
+    np.testing.assert_allclose(_folding_pattern(0.37 * images + 21.5), plain, atol=1e-5)
+
+
+def test_features_leave_the_slices_as_they_were(phantoms):
+    images = phantoms.images[:3].astype(np.float32)
+    before = images.copy()
+    _folding_pattern(images)
+    np.testing.assert_array_equal(images, before)
+
+
+# --- where pixels do not tell ---
+
+
+def test_noise_is_refused(rng):
+    with pytest.raises(UnclearSubjectsError, match=r"no clear gap.* Pass the subject ids"):
+        recover_subjects(rng.integers(0, 256, (60, 64, 64), dtype=np.uint8))
+
+
+def test_one_slice_a_subject_is_refused(phantoms):
+    with pytest.raises(UnclearSubjectsError, match="no clear gap"):
+        recover_subjects(phantoms.images[::SLICES])
+
+
+def test_slices_too_far_apart_are_refused():
+    """Top and bottom slices alone correlate by height, not by subject."""
+    heights = make_phantoms(24, 32, seed=5).images.reshape(24, 32, 128, 128)
+    for far in (8, 16, 31):
+        with pytest.raises(UnclearSubjectsError, match="slices may be missing"):
+            recover_subjects(heights[:, ::far].reshape(-1, 128, 128))
+
+
+def test_the_margin_asked_for_is_kept(phantoms, recovered):
+    images = phantoms.images
+    assert recover_subjects(images, min_margin=recovered.margin - 1e-4).margin > 0
+    wanted = recovered.margin + 1e-3
+    with pytest.raises(UnclearSubjectsError, match=f"the widest is .*wanted {wanted}"):
+        recover_subjects(images, min_margin=wanted)
+
+
+def test_contradictory_labels_are_reported(phantoms, shuffled):
+    labels = phantoms.labels[shuffled].copy()
+    wrong = np.array([7, 50])
+    labels[wrong] = (labels[wrong] + 1) % 4
+    found = recover_subjects(phantoms.images[shuffled], labels)
+    assert found.contradictory == tuple(sorted(set(found.groups[wrong].tolist())))
+    assert f"{len(found.contradictory)} with contradictory labels" in repr(found)
+
+
+def test_repr_says_the_sizes_and_the_gap(recovered):
+    assert repr(recovered) == (
+        f"Subjects({SUBJECTS} subjects of {SLICES} to {SLICES} slices, same ≥ "
+        f"{recovered.same.min():.3f}, different ≤ {recovered.different.max():.3f}, "
+        "0 with contradictory labels)"
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8), (5, 8, 8, 1), (0, 8, 8)])
+def test_wrong_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"images must be \(n, h, w\).*Received: shape \("):
+        recover_subjects(np.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [0, 1, 100, 255, 0.3])
+def test_constant_slices_are_named(phantoms, value):
+    images = phantoms.images[:6].astype(float)
+    images[[2, 4]] = value
+    with pytest.raises(ValueError, match="2 slices are constant, the first at index 2"):
+        recover_subjects(images)
+
+
+def test_labels_of_another_length_are_refused(phantoms):
+    images = phantoms.images[: 2 * SLICES]
+    with pytest.raises(ValueError, match=f"{2 * SLICES} slices need as many labels. Received: 3"):
+        recover_subjects(images, np.zeros(3, int))
+
+
+@pytest.mark.real_data
+def test_real_slices_are_200_subjects_of_32(real_data):
+    from mri.data import read_scans
+
+    scans = read_scans(real_data, split="train") + read_scans(real_data, split="test")
+    if scans.synthetic:
+        pytest.skip("these are phantoms")
+    order = np.random.default_rng(9).permutation(len(scans))
+    tracemalloc.start()
+    start = time.perf_counter()
+    found = recover_subjects(scans.images[order], scans.labels[order])
+    seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"\n{found}\n{seconds:.1f} s, {peak / 1e6:.0f} MB beside the slices")
+    assert np.bincount(found.groups).tolist() == [32] * 200
+    assert found.contradictory == ()
+    assert found.margin > 0.2
+    _, first = np.unique(found.groups, return_index=True)
+    people = np.bincount(scans.labels[order][first])
+    assert dict(zip(scans.class_names, people.tolist(), strict=True)) == {
+        "Mild_Demented": 28,
+        "Moderate_Demented": 2,
+        "Non_Demented": 100,
+        "Very_Mild_Demented": 70,
+    }
+
+
+# --- splits ---
+
+COUNTS = np.array([28, 2, 100, 70])
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    """Labels and subject numbers of 200 subjects of 8 slices, as in the public set, shuffled."""
+    rng = np.random.default_rng(2)
+    diagnosis = rng.permutation(np.repeat(np.arange(4), COUNTS))
+    groups = rng.permutation(np.repeat(np.arange(200), 8))
+    return diagnosis[groups], groups
+
+
+@pytest.fixture(scope="module")
+def folds(cohort):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [subject_split(*cohort, fold=fold) for fold in range(5)]
+
+
+def parts(split):
+    return [split.train, split.validation, split.test]
+
+
+def test_folds_are_disjoint_and_complete(cohort, folds):
+    labels, groups = cohort
+    for fold, split in enumerate(folds):
+        assert (split.protocol, split.fold, split.folds) == ("subject", fold, 5)
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts(split))), np.arange(len(labels)))
+        people = [set(groups[part]) for part in parts(split)]
+        assert sum(map(len, people)) == len(set.union(*people)) == 200
+
+
+def test_every_subject_is_tested_once(cohort, folds):
+    tested = np.concatenate([np.unique(cohort[1][split.test]) for split in folds])
+    np.testing.assert_array_equal(np.sort(tested), np.arange(200))
+
+
+def test_class_shares_are_near_the_whole(cohort, folds):
+    labels, _ = cohort
+    for split in folds:
+        sizes = np.array([len(part) for part in parts(split)]) / len(labels)
+        np.testing.assert_allclose(sizes, [0.7, 0.1, 0.2], atol=0.02)
+        for part, share in zip(parts(split), (0.7, 0.1, 0.2), strict=True):
+            people = np.bincount(labels[part], minlength=4) / 8
+            assert (np.abs(people - share * COUNTS) <= [1.5, 1.5, 2, 2]).all(), people
+
+
+def test_seeds_give_other_folds_and_the_same_seed_the_same(cohort):
+    with pytest.warns(UserWarning, match="fewer subjects"):
+        splits = [subject_split(*cohort, seed=seed) for seed in (0, 0, 1)]
+    for one, two, other in zip(*map(parts, splits), strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert set(one) != set(other)
+
+
+def test_rare_classes_are_named(cohort):
+    with pytest.warns(UserWarning, match=r"^fewer subjects than the 5 folds \(class 1: 2\)$"):
+        subject_split(*cohort)
+    with pytest.warns(UserWarning, match=r"the 40 folds \(class 0: 28, class 1: 2\)"):
+        subject_split(*cohort, folds=40)
+
+
+def test_common_classes_warn_of_nothing(cohort):
+    labels, groups = cohort
+    subject_split(np.where(labels == 1, 0, labels), groups)  # A warning would be an error.
+
+
+@pytest.mark.parametrize("count", [5, 6, 9])
+def test_few_subjects_still_make_three_parts(count):
+    groups = np.repeat(np.arange(count), 3)
+    split = subject_split(np.zeros(3 * count, int), groups)
+    assert all(len(part) for part in parts(split))
+    assert sum(len(set(groups[part])) for part in parts(split)) == count
+
+
+@pytest.mark.parametrize("fold", [-1, 5])
+def test_folds_out_of_range_are_refused(cohort, fold):
+    with pytest.raises(ValueError, match=f"fold must be 0 to 4. Received: fold={fold}"):
+        subject_split(*cohort, fold=fold)
+
+
+def test_fewer_subjects_than_folds_are_refused():
+    with pytest.raises(ValueError, match="3 subjects cannot make 5 folds"):
+        subject_split(np.zeros(9, int), np.repeat([0, 1, 2], 3))
+
+
+def test_an_image_level_split_keeps_the_published_test_rows_and_leaks(cohort):
+    labels, groups = cohort
+    published = np.random.default_rng(4).permutation(len(labels))[:320]
+    split = image_split(labels, published, seed=3)
+    assert (split.protocol, split.fold, split.folds, split.seed) == ("image", -1, 1, 3)
+    np.testing.assert_array_equal(split.test, np.sort(published))
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts(split))), np.arange(1600))
+    assert len(split.validation) == pytest.approx(0.1 * 1280, abs=1)
+    shares = np.bincount(labels[split.validation], minlength=4) / len(split.validation)
+    np.testing.assert_allclose(shares, COUNTS / 200, atol=0.02)
+
+    tested, trained = set(groups[split.test]), set(groups[split.train])
+    shared = tested & trained
+    message = (
+        f"^{len(shared)} of {len(tested)} subjects of the test part stand in the train part too, "
+        f"among them subject {min(shared)}; divide with subject_split$"
+    )
+    with pytest.raises(DataLeakageError, match=message):
+        check_disjoint(split, groups)
+    other = image_split(labels, published, seed=4)
+    assert set(other.validation) != set(split.validation)
+
+
+@pytest.mark.parametrize("test", [[0, 1600], [-1, 2], [3, 3], np.ones(1600, bool)])
+def test_test_rows_that_are_none_are_refused(cohort, test):
+    with pytest.raises(ValueError, match=r"test must be different rows from 0 to 1599. Received"):
+        image_split(cohort[0], test)
+
+
+@pytest.mark.parametrize("sides", [("train", "test"), ("train", "validation"), ("validation",) * 2])
+def test_one_shared_subject_is_leakage(sides):
+    groups = np.array([0, 0, 1, 1, 2, 2])
+    rows = {"train": [0, 1], "validation": [2, 3], "test": [4, 5]}
+    if sides == ("train", "test"):
+        rows["train"], rows["test"] = [0, 1, 4], [5]
+    elif sides == ("train", "validation"):
+        rows["train"], rows["validation"] = [0, 1, 2], [3]
+    else:
+        rows["validation"], rows["test"] = [2, 3, 4], [5]
+    split = Split("subject", *(np.array(rows[side]) for side in ("train", "validation", "test")))
+    with pytest.raises(DataLeakageError, match=r"^1 of [12] subjects of the"):
+        check_disjoint(split, groups)
+
+
+def test_subjects_kept_apart_are_no_leakage(cohort, folds):
+    for split in folds:
+        check_disjoint(split, cohort[1])
+
+
+def test_leakage_makes_a_nearest_neighbour_look_perfect(phantoms):
+    """It knows nothing of disease: image-level it is right by recognising people."""
+    pixels = phantoms.images.reshape(SUBJECTS * SLICES, -1).astype(float)
+
+    def accuracy(split):
+        distance = (
+            (pixels[split.test] ** 2).sum(1)[:, None]
+            - 2 * pixels[split.test] @ pixels[split.train].T
+            + (pixels[split.train] ** 2).sum(1)
+        )
+        nearest = split.train[distance.argmin(1)]
+        return (phantoms.labels[nearest] == phantoms.labels[split.test]).mean()
+
+    published = np.random.default_rng(0).permutation(len(pixels))[: len(pixels) // 5]
+    leaky = accuracy(image_split(phantoms.labels, published))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        splits = [subject_split(phantoms.labels, phantoms.subjects, fold=k) for k in range(5)]
+    honest = np.mean([accuracy(split) for split in splits])
+    print(f"\n1-NN: image-level {leaky:.2f}, subject-wise {honest:.2f}")
+    assert leaky > 0.97
+    assert honest < leaky - 0.3

@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
-export MPLBACKEND ?= agg
 
 .PHONY: help run test test-all lint lab bench baseline picture clean
 .DEFAULT_GOAL := help

@@ -89,10 +89,11 @@ class Batches(keras.utils.PyDataset):
         rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         return self.images[rows][..., None], self.targets[rows]
 
-    def on_epoch_end(self) -> None:
-        """Draw the order of the next epoch."""
-        self.epoch += 1
+    def on_epoch_begin(self) -> None:
+        """Draw the order of the epoch that begins."""
+        # Not on_epoch_end: `fit` calls that once before the first epoch too.
         self._draw()
+        self.epoch += 1
 
 
 class Checkpoint(keras.callbacks.Callback):

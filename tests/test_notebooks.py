@@ -23,7 +23,9 @@ def run(name: str, folder: Path, data: Path, **settings: object) -> nbformat.Not
     settings |= {"FOLDER": str(data), "MODELS": str(folder / "models")}
     values = "\n".join(f"{key} = {value!r}" for key, value in settings.items())
     book.cells.insert(at[0] + 1, nbformat.v4.new_code_cell(values))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    # A kernel that inherits the tests' MPLBACKEND draws no figure.
+    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    environment |= {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
     client = NotebookClient(book, timeout=600, kernel_name="python3")
     client.execute(cwd=str(folder), env=environment)
     return book

@@ -114,7 +114,7 @@ def compare(
     table = table.sort_values(["order", "score"], ascending=[True, False], ignore_index=True)
     columns = ["model", "protocol", RANKED_BY, "low", "high", "accuracy", "macro_f1", "macro_auc"]
     columns += ["parameters", "size_mb", "note"]
-    return Comparison(table.reindex(columns=columns), evaluations)
+    return Comparison(table.reindex(columns=columns).astype({"parameters": "Int64"}), evaluations)
 
 
 def _check_fit(path: Path, model: object, card: dict | None, scans: Scans) -> None:

@@ -37,12 +37,12 @@ lab: .venv/ready  ## open JupyterLab
 	$(BIN)/jupyter lab main.ipynb
 
 baseline: .venv/ready  ## train the benchmarks' baseline under both protocols (about 10 minutes)
-	$(BIN)/python -m mri.training baseline --protocol image --epochs 10 --batch-size 32 --learning-rate 1e-3
-	$(BIN)/python -m mri.training baseline --protocol subject --epochs 10 --batch-size 32 --learning-rate 1e-3
+	$(BIN)/python -m mri.training baseline --protocol image --epochs 10
+	$(BIN)/python -m mri.training baseline --protocol subject --epochs 10
 
 picture: .venv/ready  ## take the README's picture out of main.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir runs main.ipynb
-	cp runs/main_files/main_48_0.png models/gradcam.png
+	cp runs/main_files/main_47_0.png models/gradcam.png
 
 clean:  ## remove .venv and runs; data and models stay
 	rm -rf .venv runs

@@ -44,7 +44,7 @@ STYLE = {
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
     "figure.constrained_layout.use": True,
-    "figure.dpi": 110,
+    "figure.dpi": 84,
     "figure.facecolor": "white",
     "figure.titlesize": 10.5,
     "font.size": 9,

@@ -60,8 +60,8 @@ class Recipe:
     """
 
     epochs: int = 15
-    batch_size: int = 64
-    learning_rate: float = 2e-3
+    batch_size: int = 32
+    learning_rate: float = 1e-3
     weight_decay: float = 4e-3
     label_smoothing: float = 0.0
     balance: str = "none"

@@ -57,3 +57,9 @@ def test_files_and_targets_it_names_exist():
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
     for link in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_its_picture_is_the_grid_of_the_notebook():
+    cell = re.search(r"main_files/main_(\d+)_0\.png", (ROOT / "Makefile").read_text()).group(1)
+    cells = nbformat.read(ROOT / "main.ipynb", as_version=4).cells
+    assert "pick_examples" in cells[int(cell)].source

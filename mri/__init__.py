@@ -15,6 +15,7 @@ models     the registry of networks
 cards      a model file and what is known about it
 callbacks  what a resumable run needs and Keras lacks
 training   one `train` for all
+crossval   models × folds × seeds, resumable, here or on a cluster
 gradcam    where the network looks
 comparison every file in ``models/``, ranked
 plots      draws all of it
@@ -35,6 +36,7 @@ _HOME = {
     "audit": "leakage",
     "build_model": "models",
     "compare": "comparison",
+    "cross_validate": "crossval",
     "dict_to_image": "decode",
     "evaluate": "evaluation",
     "find_data": "parquet",

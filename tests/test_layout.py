@@ -15,7 +15,8 @@ import mri
 PACKAGE = Path(mri.__file__).parent
 ORDER = [
     *("decode", "hub", "parquet", "data", "phantom", "subjects", "leakage", "evaluation"),
-    *("backend", "models", "cards", "callbacks", "training", "gradcam", "comparison", "plots"),
+    *("backend", "models", "cards", "callbacks", "training", "crossval", "gradcam"),
+    *("comparison", "plots"),
 ]
 HEAVY = {"tensorflow", "keras"}
 TREES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}

@@ -1,0 +1,224 @@
+"""Models × folds × seeds, each trained once whatever happens in between, and their logits kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from mri.cards import write_atomically
+from mri.data import Scans
+from mri.evaluation import Evaluation, evaluate
+from mri.subjects import subject_split
+
+if TYPE_CHECKING:
+    from mri.training import Recipe
+
+_KEY = b"mri_crossval"
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """Logits of every slice from networks that have never seen its subject.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        One row a slice, part and network: model, fold, seed, part ('test' or 'validation'), row
+        (in the scans), subject, label, and one column `logit_<class>`, divided by the temperature
+        that was fitted on the validation part of the same network.
+    class_names : tuple of str
+        In label order.
+    origin : str
+        What the slices are, for titles.
+    """
+
+    frame: pd.DataFrame = field(repr=False)
+    class_names: tuple[str, ...]
+    origin: str
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the networks, in the order in which they were asked for."""
+        return list(self.frame["model"].unique())
+
+    def pooled(self, models: Sequence[str] | str | None = None, part: str = "test") -> pd.DataFrame:
+        """Return one row a slice, with the mean of its logits over the given models and seeds.
+
+        A slice that is in the validation part of several folds has been judged by several
+        networks; their logits are averaged too.
+        """
+        wanted = self.models if models is None else np.atleast_1d(models).tolist()
+        chosen = self.frame[self.frame["model"].isin(wanted) & (self.frame["part"] == part)]
+        if chosen.empty:
+            raise ValueError(
+                f"no {part} logits of {wanted}; there are {self.models}, parts "
+                f"{sorted(self.frame['part'].unique())}"
+            )
+        logits = [f"logit_{name}" for name in self.class_names]
+        return chosen.groupby(["row", "subject", "label"], as_index=False)[logits].mean()
+
+    def evaluate(
+        self,
+        models: Sequence[str] | str | None = None,
+        *,
+        part: str = "test",
+        seed: int = 0,
+    ) -> Evaluation:
+        """Measure the mean of the given models (by default all) over all seeds.
+
+        Parameters
+        ----------
+        models : str or sequence of str, optional
+            Several are an ensemble.
+        part : {'test', 'validation'}
+            Choose recipes by 'validation', report 'test'.
+        seed : int
+            Of the bootstrap over subjects.
+
+        Returns
+        -------
+        Evaluation
+        """
+        frame = self.pooled(models, part)
+        wanted = self.models if models is None else np.atleast_1d(models).tolist()
+        return evaluate(
+            frame["label"].to_numpy(),
+            frame[[f"logit_{name}" for name in self.class_names]].to_numpy(),
+            frame["subject"].to_numpy(),
+            class_names=self.class_names,
+            title=f"{' + '.join(wanted)}, {part} parts of all folds, {len(frame)} {self.origin}",
+            seed=seed,
+        )
+
+
+def cross_validate(
+    builders: Sequence[str] | str,
+    scans: Scans,
+    groups: np.ndarray,
+    *,
+    recipe: Recipe | None = None,
+    folds: int = 5,
+    seeds: Sequence[int] = (0,),
+    folder: str | os.PathLike = "models/crossval",
+    jobs: int | None = None,
+) -> CrossValidation:
+    """Train every builder on every fold with every seed, subject-wise, and keep all logits.
+
+    Each cell of the sweep trains with `mri.training.train` and leaves its network, its card and
+    ``<cell>.parquet`` in `folder`. A finished cell is read, a killed one goes on after its last
+    whole epoch, so the same call is repeated until the sweep is done. Cells run through joblib:
+    ``with joblib.parallel_config("dask"):`` (or ``"ray"``) around the call spreads them over a
+    cluster whose workers see `folder` under the same path.
+
+    Parameters
+    ----------
+    builders : str or sequence of str
+        Names of registered builders.
+    scans : Scans
+    groups : ndarray of int, shape (n,)
+        Subject of each slice.
+    recipe : Recipe, optional
+    folds : int
+        Of `mri.subject_split`; the division has seed 0 whatever the training's seed.
+    seeds : sequence of int
+        Of weights, order and augmentation.
+    folder : path
+    jobs : int, optional
+        Networks at a time, each on its share of the cores; by default one, or as many as the
+        backend chosen with ``joblib.parallel_config`` runs.
+
+    Returns
+    -------
+    CrossValidation
+
+    Raises
+    ------
+    ValueError
+        If a builder is not registered, or there is nothing to do.
+    """
+    from mri.models import _BUILDERS, list_models
+
+    builders = np.atleast_1d(builders).tolist()
+    unknown = sorted(set(builders) - set(list_models()))
+    if unknown or not builders or not len(seeds):
+        raise ValueError(
+            f"builders must be some of {list_models()}, and seeds not empty. "
+            f"Received: {builders}, seeds={list(seeds)}"
+        )
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [(b, fold, seed) for b in builders for seed in seeds for fold in range(folds)]
+    threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
+    tables = Parallel(n_jobs=jobs, return_as="list")(
+        # The function itself goes along: a worker knows only the builders of `mri.models`.
+        delayed(_run_cell)(_BUILDERS[b], scans, groups, recipe, fold, folds, seed, folder, threads)
+        for b, fold, seed in tqdm(cells, desc="networks", disable=None)
+    )
+    frame = pd.concat([table.to_pandas() for table in tables], ignore_index=True)
+    return CrossValidation(frame, scans.class_names, scans.origin)
+
+
+def _run_cell(builder, scans, groups, recipe, fold, folds, seed, folder, threads) -> pa.Table:
+    """Train one network, or find it trained, and return its logits on the parts held out."""
+    from mri.backend import keras, tf
+    from mri.models import predict_logits, register
+    from mri.training import Recipe, train
+
+    with suppress(RuntimeError):  # Of a process that has computed already.
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    register(builder)
+    recipe = recipe or Recipe()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fewer subjects than the")
+        split = subject_split(scans.labels, groups, fold=fold, folds=folds)
+    settings = json.dumps([asdict(recipe), scans.fingerprint(), folds], sort_keys=True)
+    tag = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    name = f"{builder.__name__}-{tag}-fold{fold}-seed{seed}"
+    run = train(
+        builder.__name__,
+        scans,
+        split,
+        name=name,
+        recipe=recipe,
+        seed=seed,
+        folder=folder,
+        verbose=0,
+    )
+    path = folder / f"{name}.parquet"
+    key = run.card["signature"].encode()
+    with suppress(OSError, pa.ArrowInvalid):  # Absent or damaged: computed again.
+        table = pq.read_table(path)
+        if (table.schema.metadata or {}).get(_KEY) == key:
+            return table
+    rows = np.concatenate([split.validation, split.test])
+    sizes = [len(split.validation), len(split.test)]
+    logits = predict_logits(run.model, scans.images[rows]) / run.card["temperature"]
+    columns = {
+        "model": np.repeat(builder.__name__, len(rows)),
+        "fold": np.repeat(fold, len(rows)),
+        "seed": np.repeat(seed, len(rows)),
+        "part": np.repeat(["validation", "test"], sizes),
+        "row": rows,
+        "subject": groups[rows],
+        "label": scans.labels[rows],
+    } | {f"logit_{c}": logits[:, i] for i, c in enumerate(scans.class_names)}
+    table = pa.table(columns).replace_schema_metadata({_KEY: key})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
+    write_atomically(path, buffer.getvalue().to_pybytes())
+    keras.backend.clear_session()
+    return table

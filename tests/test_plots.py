@@ -384,7 +384,9 @@ def test_every_plot_is_black_on_white_in_a_dark_notebook(evaluation, images, rng
     with plt.style.context("dark_background"):
         for plot, (arguments, options) in calls(evaluation, images, rng).items():
             fig = plot(*arguments, **options).get_figure()
-            assert to_hex(fig.get_facecolor()) == "#ffffff" and fig.dpi == 110, plot.__name__
+            assert (
+                to_hex(fig.get_facecolor()) == "#ffffff" and fig.dpi == plots.STYLE["figure.dpi"]
+            ), plot.__name__
             for ax in fig.axes:
                 assert to_hex(ax.get_facecolor()) == "#ffffff"
                 assert to_hex(ax.xaxis.label.get_color()) == "#000000"

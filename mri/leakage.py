@@ -11,12 +11,14 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances_argmin, recall_score
-from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mri.data import Scans
 from mri.subjects import Subjects, recover_subjects, subject_split
+
+DUPLICATE = 0.99
+"""Pixel correlation from which two slices count as near duplicates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,16 +31,19 @@ class Audit:
         Of train and test together, train first.
     table : DataFrame
         One row a figure, columns `as published` and `subjects kept apart`.
+    within : DataFrame
+        Duplicates inside each part, columns `train` and `test`.
     twins : ndarray of int64, shape (m,)
-        For each test slice, its nearest slice of the train part (Euclidean distance of pixels).
+        For each test slice, the slice of the train part whose pixels correlate most with its own.
     correlations : ndarray of float64, shape (m,)
         Pixel correlation of each test slice with its twin.
     strangers : ndarray of float64, shape (m,)
-        The same with the nearest train slice of another subject.
+        The same with the most similar train slice of another subject.
     """
 
     subjects: Subjects
     table: pd.DataFrame
+    within: pd.DataFrame
     twins: np.ndarray
     correlations: np.ndarray
     strangers: np.ndarray
@@ -55,11 +60,14 @@ class Audit:
         )
 
     def __repr__(self) -> str:
-        return f"{self.table.to_string(float_format='{:.3f}'.format, na_rep='–')}\n{self.verdict}"
+        tables = (self.table, self.within)
+        text = [t.to_string(float_format="{:.3f}".format, na_rep="–") for t in tables]
+        return "\n\n".join([*text, self.verdict])
 
     def _repr_html_(self) -> str:
-        table = self.table.to_html(float_format="{:.3f}".format, na_rep="–")
-        return f"{table}<p><b>{self.verdict}</b></p>"
+        tables = (self.table, self.within)
+        text = [t.to_html(float_format="{:.3f}".format, na_rep="–") for t in tables]
+        return "".join([*text, f"<p><b>{self.verdict}</b></p>"])
 
 
 def audit(
@@ -67,11 +75,12 @@ def audit(
 ) -> Audit:
     """Measure how far a published split is one between people.
 
-    Every figure stands twice: on the split as published, and with subjects kept apart, as the mean
-    over stratified subject-wise folds of all slices. Three classifiers that know nothing of anatomy
-    serve as probes: the nearest neighbour in pixels, a linear one on principal components, and the
-    nearest neighbour after the diagnoses were *shuffled among the subjects*. The last cannot learn
-    disease, so all that it gets right above chance is people recognised.
+    Every figure stands twice: on the split as published, and with subjects kept apart, over
+    stratified subject-wise folds of all slices (accuracies are means over the folds). Three
+    classifiers that know nothing of anatomy serve as probes: the nearest neighbour in pixels, a
+    linear one on principal components, and the nearest neighbour after the diagnoses were
+    *shuffled among the subjects*. The last cannot learn disease, so all that it gets right above
+    chance is people recognised.
 
     Parameters
     ----------
@@ -89,6 +98,8 @@ def audit(
     subjects = subjects or recover_subjects(scans.images, scans.labels)
     groups, labels = subjects.groups, scans.labels
     pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
+    shapes = pixels - pixels.mean(axis=1, keepdims=True)
+    shapes /= np.linalg.norm(shapes, axis=1, keepdims=True)
     everything = np.arange(len(scans))
     published = [(everything[: len(train)], everything[len(train) :])]
     apart = []
@@ -98,54 +109,96 @@ def audit(
         for fold in range(folds):
             rows = subject_split(labels, groups, fold=fold, folds=folds, seed=seed).test
             apart.append((np.setdiff1d(everything, rows), rows))
-    shuffled = _shuffle_diagnoses(labels, groups, seed)
+    shuffled = shuffle_diagnoses(labels, groups, seed=seed)
     majority = np.bincount(labels[published[0][0]]).argmax()
-    columns, twins = {}, None
+    columns, found = {}, []
     for column, parts in (("as published", published), ("subjects kept apart", apart)):
-        truth = np.concatenate([test for _, test in parts])
-        nearest = np.concatenate([_nearest(pixels, *part) for part in parts])
-        linear = np.concatenate([_linear_probe(pixels, labels, *part, seed) for part in parts])
-        twins = nearest if twins is None else twins
+        truth = [labels[test] for _, test in parts]
+        nearest = [train[pairwise_distances_argmin(pixels[test], pixels[train])]
+                   for train, test in parts]  # fmt: skip
+        linear = [_linear_probe(pixels, labels, *part, seed) for part in parts]
+        twins = [_closest(shapes, *part) for part in parts]
+        found.append(twins)
+        similar = np.concatenate([correlations for _, correlations in twins])
         columns[column] = {
+            "subjects": float(len(np.unique(groups))),
             "test slices whose subject stands in train": _shared(groups, parts),
             "pixel-identical slices across": _identical(scans.images, parts),
-            "majority class: accuracy": float((labels[truth] == majority).mean()),
-            **_scores("1-nearest neighbour", labels[truth], labels[nearest]),
-            **_scores("linear probe", labels[truth], linear),
-            **_scores("1-NN, diagnoses shuffled", shuffled[truth], shuffled[nearest]),
+            f"test slices with a near duplicate in train (r ≥ {DUPLICATE})": float(
+                (similar >= DUPLICATE).mean()
+            ),
+            "highest correlation across": float(similar.max()),
+            "majority class: accuracy": float(
+                np.mean([(labels == majority).mean() for labels in truth])
+            ),
+            **_scores("1-nearest neighbour", truth, [labels[rows] for rows in nearest]),
+            **_scores("linear probe", truth, linear),
+            **_scores(
+                "1-NN, diagnoses shuffled",
+                [shuffled[test] for _, test in parts],
+                [shuffled[rows] for rows in nearest],
+            ),
         }
-    test_rows = published[0][1]
-    strangers = _nearest_stranger(pixels, groups, *published[0])
+    within = {side: _within(scans.images, shapes, rows)
+              for side, rows in zip(("train", "test"), published[0], strict=True)}  # fmt: skip
     return Audit(
         subjects,
         pd.DataFrame(columns),
-        twins,
-        _correlation(pixels[test_rows], pixels[twins]),
-        _correlation(pixels[test_rows], pixels[strangers]),
+        pd.DataFrame(within),
+        *found[0][0],
+        _closest(shapes, *published[0], groups)[1],
     )
 
 
-def _nearest(pixels: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Return for each test row the nearest train row."""
-    return train[pairwise_distances_argmin(pixels[test], pixels[train])]
+def shuffle_diagnoses(labels: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Deal the labels out again among the subjects, so that anatomy means nothing.
+
+    The control for every result: a method that does better than chance on these has recognised
+    people or seen its test part.
+
+    Parameters
+    ----------
+    labels, groups : ndarray of int, shape (n,)
+        Class and subject of each slice; a subject's first slice gives its class.
+    seed : int
+
+    Returns
+    -------
+    ndarray of int, shape (n,)
+        One label a subject, each as often as before.
+    """
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    return np.random.default_rng(seed).permutation(labels[first])[member]
 
 
-def _nearest_stranger(
-    pixels: np.ndarray, groups: np.ndarray, train: np.ndarray, test: np.ndarray
-) -> np.ndarray:
-    """Return for each test row the nearest train row of another subject."""
-    found = np.empty(len(test), np.int64)
-    for start in range(0, len(test), 256):
-        rows = test[start : start + 256]
-        distance = euclidean_distances(pixels[rows], pixels[train], squared=True)
-        distance[groups[rows][:, None] == groups[train]] = np.inf
-        found[start : start + 256] = train[distance.argmin(axis=1)]
-    return found
+def _closest(
+    shapes: np.ndarray, pool: np.ndarray, rows: np.ndarray, barred: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each of `rows` the most correlated of `pool`, and the correlation.
+
+    What has the same number in `barred` as the row itself is left out.
+    """
+    found, best = np.empty(len(rows), np.int64), np.empty(len(rows))
+    candidates = shapes[pool]
+    for start in range(0, len(rows), 256):
+        block = rows[start : start + 256]
+        similar = shapes[block] @ candidates.T
+        if barred is not None:
+            similar[barred[block][:, None] == barred[pool]] = -np.inf
+        found[start : start + 256] = pool[similar.argmax(axis=1)]
+        best[start : start + 256] = similar.max(axis=1)
+    return found, best
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
-    return (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1)).astype(np.float64)
+def _within(images: np.ndarray, shapes: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+    copies = len(rows) - len(set(_digests(images[rows])))
+    similar = _closest(shapes, rows, rows, np.arange(len(images)))[1]
+    return {
+        "slices": float(len(rows)),
+        "pixel-identical to an earlier one": float(copies),
+        f"with a near duplicate (r ≥ {DUPLICATE})": float((similar >= DUPLICATE).mean()),
+        "highest correlation": float(similar.max()),
+    }
 
 
 def _linear_probe(
@@ -159,11 +212,12 @@ def _linear_probe(
     return probe.fit(pixels[train], labels[train]).predict(pixels[test])
 
 
-def _scores(name: str, truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
-    recall = recall_score(truth, guess, average=None, labels=np.unique(truth), zero_division=0)
+def _scores(name: str, truth: list[np.ndarray], guess: list[np.ndarray]) -> dict[str, float]:
+    pairs = list(zip(truth, guess, strict=True))
+    balanced = [recall_score(*pair, average="macro", labels=np.unique(pair[0])) for pair in pairs]
     return {
-        f"{name}: accuracy": float((truth == guess).mean()),
-        f"{name}: balanced accuracy": float(recall.mean()),
+        f"{name}: accuracy": float(np.mean([(t == g).mean() for t, g in pairs])),
+        f"{name}: balanced accuracy": float(np.mean(balanced)),
     }
 
 
@@ -172,12 +226,10 @@ def _shared(groups: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]) -> f
     return float(np.concatenate(seen).mean())
 
 
+def _digests(images: np.ndarray) -> list[str]:
+    return [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+
+
 def _identical(images: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    keys = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images])
+    keys = np.array(_digests(images))
     return float(sum(np.isin(keys[test], keys[train]).sum() for train, test in parts))
-
-
-def _shuffle_diagnoses(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
-    """Deal the labels out again among the subjects: each keeps one, its anatomy means nothing."""
-    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
-    return np.random.default_rng(seed).permutation(labels[first])[member]

@@ -330,19 +330,20 @@ def slice_pairs(
 def similarity_histogram(
     same: np.ndarray,
     different: np.ndarray,
-    threshold: float,
+    threshold: float | None = None,
     *,
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
     """Draw correlations (n,) with the nearest slice of the same and of any other subject."""
     ax = _panel(ax, 7, 3.2)
-    found = np.concatenate([same, different, [threshold, 1]])  # rounding may exceed 1
+    found = np.concatenate([same, different, [1]])  # rounding may exceed 1
     bins = np.linspace(found.min(), found.max(), 81)
     for values, who, colour in ((different, "another", "#E69F00"), (same, "the same", BLUE)):
         label = f"nearest slice of {who} subject (n = {len(values)})"
         ax.hist(values, bins, color=colour, alpha=0.75, label=label)
-    _mark(ax, threshold, f"threshold {threshold:.3f}")
+    if threshold is not None:
+        _mark(ax, threshold, f"threshold {threshold:.3f}")
     ax.legend(loc="upper left")
     ax.set(xlabel="correlation of pixel values", ylabel="slices")
     ax.set_title(title, pad=18)

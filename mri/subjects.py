@@ -71,9 +71,10 @@ def recover_subjects(
     """Group slices by subject from their pixels alone.
 
     Neighbouring slices of one head share its folding pattern, slices of two heads do not. The
-    coarse brightness that all heads have in common is removed by a high-pass filter; nearest
-    neighbours (searched in principal components, then correlated exactly) are joined to a
-    spanning tree, and the tree is cut at the largest gap between its correlations. That gap is
+    coarse brightness that all heads have in common is removed by a high-pass filter, their common
+    anatomy with the leading principal components; nearest neighbours (searched in the components
+    that follow, then correlated exactly) are joined to a spanning tree, and the tree is cut at the
+    largest gap between its correlations. That gap is
     chosen from the data; if it is narrow, or lies where it would link what hardly correlates or
     leave most slices alone, the function refuses. Few people of whom slices are missing can still
     be misjudged: compare the group sizes with what you expect.
@@ -105,10 +106,10 @@ def recover_subjects(
         raise ValueError(
             f"images must be (n, h, w) with n of at least 3. Received: shape {images.shape}"
         )
-    features = _folding_pattern(images)
+    features, components = _without_common_anatomy(_folding_pattern(images), seed)
     neighbours, most = min(40, len(images) - 1), min(640, len(images) - 1)
     while True:
-        rows, columns, similarity = _candidate_pairs(features, neighbours, seed)
+        rows, columns, similarity = _candidate_pairs(features, components, neighbours)
         # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
         tree = minimum_spanning_tree(
             csr_matrix((2.0 - similarity, (rows, columns)), shape=(len(images),) * 2)
@@ -127,7 +128,7 @@ def recover_subjects(
         if np.bincount(groups).max() < neighbours or neighbours == most:
             break
         neighbours = min(2 * neighbours, most)
-    if gaps[cut] < min_margin or threshold < 0.5 or count > len(images) / 2:
+    if gaps[cut] < min_margin or threshold < 0.3 or count > len(images) / 2:
         raise UnclearSubjectsError(
             f"no clear gap between same and different subjects: the widest is {gaps[cut]:.3f} "
             f"(correlations {edges[cut]:.3f} to {edges[cut + 1]:.3f}, wanted {min_margin}), and "
@@ -154,14 +155,29 @@ def _folding_pattern(images: np.ndarray) -> np.ndarray:
     return small / norms
 
 
+def _without_common_anatomy(features: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Remove the leading components, which tell where a slice lies, not whose it is.
+
+    They are what strangers' slices of one height share; without them a slice is twice as far
+    above its best stranger. Works in place; also returns the components that follow, to search in.
+    """
+    sample = features[np.random.default_rng(seed).permutation(len(features))[:5000]]
+    common = min(30, len(features) // 50)
+    pca = PCA(min(common + 128, *sample.shape), svd_solver="randomized", random_state=seed)
+    basis = pca.fit(sample).components_[:common]
+    for start in range(0, len(features), 1024):
+        block = features[start : start + 1024]
+        block -= pca.mean_
+        block -= block @ basis.T @ basis
+        block /= np.linalg.norm(block, axis=1, keepdims=True)
+    return features, pca.components_[common:]
+
+
 def _candidate_pairs(
-    features: np.ndarray, neighbours: int, seed: int
+    features: np.ndarray, components: np.ndarray, neighbours: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find each slice's nearest neighbours, and their exact correlations."""
-    sample = features[np.random.default_rng(seed).permutation(len(features))[:5000]]
-    components = min(128, *sample.shape)
-    reduced = PCA(components, svd_solver="randomized", random_state=seed).fit(sample)
-    points = reduced.transform(features)
+    points = features @ components.T
     index = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(points)
     columns = index.kneighbors(return_distance=False)
     similarity = np.empty(columns.shape)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from mri.data import Scans, read_scans
-from mri.leakage import audit
+from mri.leakage import audit, shuffle_diagnoses
 from mri.phantom import make_phantoms
 from mri.subjects import recover_subjects, subject_split
 
@@ -32,23 +32,27 @@ def nearest(pixels: np.ndarray, query: int, pool: np.ndarray) -> int:
     return int(pool[int(np.argmin(distances))])
 
 
-def test_twins_are_the_nearest_training_slices_by_brute_force(parts, report):
+def correlation(pixels: np.ndarray, query: int, pool: np.ndarray) -> tuple[int, float]:
+    """The most correlated of the pool and the correlation, by NumPy's own function."""
+    found = [np.corrcoef(pixels[query].ravel(), pixels[i].ravel())[0, 1] for i in pool]
+    return int(pool[int(np.argmax(found))]), max(found)
+
+
+def test_twins_are_the_most_correlated_training_slices(parts, report):
     train, test, _ = parts
     pixels = np.concatenate([train.images, test.images]).astype(np.float64)
-    pool = np.arange(len(train))
-    assert report.twins.tolist() == [nearest(pixels, 120 + i, pool) for i in range(len(test))]
-    for i in (0, 7, 39):
-        pair = pixels[120 + i].ravel(), pixels[report.twins[i]].ravel()
-        np.testing.assert_allclose(report.correlations[i], np.corrcoef(*pair)[0, 1], atol=1e-5)
+    for i in range(0, len(test), 3):
+        twin, expected = correlation(pixels, 120 + i, np.arange(len(train)))
+        assert report.twins[i] == twin
+        np.testing.assert_allclose(report.correlations[i], expected, atol=1e-5)
 
 
-def test_strangers_are_nearest_among_other_subjects(parts, report):
+def test_strangers_are_the_most_correlated_of_other_subjects(parts, report):
     train, test, truth = parts
     pixels = np.concatenate([train.images, test.images]).astype(np.float64)
     for i in range(0, len(test), 5):
         pool = np.flatnonzero(truth[: len(train)] != truth[120 + i])
-        found = nearest(pixels, 120 + i, pool)
-        expected = np.corrcoef(pixels[120 + i].ravel(), pixels[found].ravel())[0, 1]
+        expected = correlation(pixels, 120 + i, pool)[1]
         np.testing.assert_allclose(report.strangers[i], expected, atol=1e-5)
 
 
@@ -56,23 +60,28 @@ def test_figures_equal_a_recomputation(parts, report):
     train, test, truth = parts
     labels = np.concatenate([train.labels, test.labels])
     pixels = np.concatenate([train.images, test.images]).astype(np.float64)
-    found = labels[report.twins]
-    accuracy = (found == test.labels).mean()
+    pool = np.arange(len(train))
+    found = np.array([labels[nearest(pixels, 120 + i, pool)] for i in range(len(test))])
     recalls = [(found[test.labels == c] == c).mean() for c in np.unique(test.labels)]
     column = report.table["as published"]
-    assert column["1-nearest neighbour: accuracy"] == pytest.approx(accuracy, abs=1e-12)
+    assert column["subjects"] == 16
+    assert column["1-nearest neighbour: accuracy"] == pytest.approx((found == test.labels).mean())
     assert column["1-nearest neighbour: balanced accuracy"] == pytest.approx(np.mean(recalls))
     majority = np.bincount(train.labels).argmax()
     assert column["majority class: accuracy"] == pytest.approx((test.labels == majority).mean())
-    right = []
+    accuracy, balanced, tested = [], [], 0
     for fold in range(5):
         with pytest.warns(UserWarning, match="fewer subjects than the 5 folds"):
             rows = subject_split(labels, report.subjects.groups, fold=fold).test
         pool = np.flatnonzero(~np.isin(truth, truth[rows]))
-        right += [labels[nearest(pixels, i, pool)] == labels[i] for i in rows]
-    assert len(right) == len(labels)
+        right = np.array([labels[nearest(pixels, i, pool)] == labels[i] for i in rows])
+        accuracy.append(right.mean())
+        balanced.append(np.mean([right[labels[rows] == c].mean() for c in np.unique(labels[rows])]))
+        tested += len(rows)
+    assert tested == len(labels)
     apart = report.table["subjects kept apart"]
-    assert apart["1-nearest neighbour: accuracy"] == pytest.approx(np.mean(right))
+    assert apart["1-nearest neighbour: accuracy"] == pytest.approx(np.mean(accuracy))
+    assert apart["1-nearest neighbour: balanced accuracy"] == pytest.approx(np.mean(balanced))
 
 
 def test_random_diagnoses_are_read_off_as_well_as_true_ones_until_subjects_are_kept_apart(report):
@@ -99,14 +108,42 @@ def test_clean_split_is_not_accused(parts):
     assert found.table.loc["test slices whose subject stands in train", "as published"] == 0
 
 
-def test_identical_slices_are_counted(parts):
+def test_copies_and_near_copies_are_counted_across_and_within(parts):
     train, test, _ = parts
-    images = test.images.copy()
+    images, first = test.images.copy(), train.images.copy()
     images[:3] = train.images[:3]
+    # A gray value off in one corner: no copy, but nothing a reader would call another slice.
+    first[5], first[6] = train.images[4], train.images[4]
+    first[6, 0, 0] += 1
     copied = Scans(images, test.labels, test.class_names, test.rejected)
-    subjects = recover_subjects(np.concatenate([train.images, test.images]))
-    found = audit(train, copied, subjects=subjects)
+    train = Scans(first, train.labels, train.class_names, train.rejected)
+    truth = recover_subjects(np.concatenate([parts[0].images, test.images]))
+    found = audit(train, copied, subjects=truth)
     assert found.table.loc["pixel-identical slices across", "as published"] == 3
+    assert found.table.loc["highest correlation across", "as published"] == pytest.approx(1)
+    assert found.within.loc["pixel-identical to an earlier one"].tolist() == [1, 0]
+    assert found.within.loc["slices"].tolist() == [120, 40]
+    name = "with a near duplicate (r ≥ 0.99)"
+    for side, images in (("train", first), ("test", copied.images)):
+        similar = np.corrcoef(images.reshape(len(images), -1))
+        np.fill_diagonal(similar, -1)
+        assert found.within.loc[name, side] == pytest.approx((similar.max(1) >= 0.99).mean())
+    across = np.corrcoef(np.concatenate([first, images]).reshape(160, -1))[120:, :120].max(1)
+    name = "test slices with a near duplicate in train (r ≥ 0.99)"
+    assert found.table.loc[name, "as published"] == pytest.approx((across >= 0.99).mean())
+    assert "near duplicate (r" in repr(found) and "near duplicate (r" in found._repr_html_()
+
+
+def test_shuffled_diagnoses_keep_one_a_subject_and_every_count(parts):
+    _, _, truth = parts
+    labels = truth % 3
+    shuffled = shuffle_diagnoses(labels, truth, seed=1)
+    dealt = [np.unique(shuffled[truth == subject]) for subject in range(16)]
+    assert all(len(values) == 1 for values in dealt)
+    kept = [np.unique(labels[truth == subject])[0] for subject in range(16)]
+    assert sorted(np.concatenate(dealt)) == sorted(kept) and dealt != kept
+    assert (shuffle_diagnoses(labels, truth, seed=1) == shuffled).all()
+    assert (shuffle_diagnoses(labels, truth, seed=2) != shuffled).any()
 
 
 @pytest.mark.real_data
@@ -119,5 +156,8 @@ def test_real_split_is_leaky_in_every_subject(real_data):
     table = audit(*parts, subjects=subjects).table
     nearest_figures = table.loc["1-nearest neighbour: accuracy"]
     assert nearest_figures["as published"] > 0.99
-    assert 0.45 < nearest_figures["subjects kept apart"] < 0.55
+    assert nearest_figures["subjects kept apart"] == pytest.approx(0.50, abs=0.02)
+    balanced = table.loc["1-nearest neighbour: balanced accuracy"]
+    assert balanced["as published"] > 0.99
+    assert balanced["subjects kept apart"] == pytest.approx(0.37, abs=0.02)
     assert table.loc["1-NN, diagnoses shuffled: accuracy", "as published"] > 0.99

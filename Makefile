@@ -37,8 +37,11 @@ lab: .venv/ready  ## open JupyterLab
 	$(BIN)/jupyter lab main.ipynb
 
 baseline: .venv/ready  ## train the benchmarks' baseline under both protocols (about 10 minutes)
-	$(BIN)/python -m mri.training baseline --protocol image --epochs 10
-	$(BIN)/python -m mri.training baseline --protocol subject --epochs 10
+	$(BIN)/python -m mri.training baseline --protocol image
+	$(BIN)/python -m mri.training baseline --protocol subject
+
+crossval: .venv/ready  ## all folds of tissue, compact and the shuffled control (about 10 minutes)
+	$(BIN)/python -m mri.crossval tissue compact --seeds 1
 
 picture: .venv/ready  ## take the README's picture out of main.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir runs main.ipynb

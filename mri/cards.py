@@ -92,6 +92,42 @@ def read_card(path: str | os.PathLike) -> dict[str, Any] | None:
         raise ModelFileError(f"{card}: unreadable card ({error}); train the model again") from error
 
 
+def describe(card: Mapping[str, Any]) -> str:
+    """Render a card that `mri.train` has written as a model card in Markdown.
+
+    The headings are those of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
+    """
+    split, recipe, versions = card["split"], card["recipe"], card["versions"]
+    leaky = split["protocol"] != "subject"
+    parts = zip(("train", "validation", "test"), split["slices"], strict=True)
+    slices = ", ".join(f"{side} {count}" for side, count in parts)
+    fold = "" if leaky else f", fold {split['fold']} of {split['folds']}"
+    figures = "; ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in card["validation"].items())
+    recommended = ", ".join(f"{key} {value}" for key, value in recipe.items())
+    return "\n".join(
+        [
+            f"# Model card: {card['builder']}, {split['protocol']}-level split",
+            "## Intended use",
+            "Teaching and method comparison. **Not a diagnostic device.**",
+            "## Data",
+            f"{'Synthetic phantoms' if card['synthetic'] else 'Slices of OASIS-1'}, fingerprint "
+            f"`{card['data'][:16]}`; {slices} slices{fold}.",
+            "## Training",
+            f"{card['parameters']} weights; {recommended}; seed {card['seed']}; epoch "
+            f"{card['best_epoch'] + 1} of {recipe['epochs']} kept; {card['seconds']} s. "
+            + ", ".join(f"{key} {value}" for key, value in versions.items())
+            + f". File SHA-256 `{card['sha256'][:16]}`.",
+            "## Figures",
+            f"On the validation part, by which the epoch was chosen: {figures}; temperature "
+            f"{card['temperature']:.2f}. Test figures are in the notebooks, with intervals.",
+            "## Caveats",
+            "Image-level split: the figures measure recognition of people."
+            if leaky
+            else "Few people per class; age and brain volume are confounded with the diagnosis.",
+        ]
+    )
+
+
 def load_model(path: str | os.PathLike) -> Any:
     """Load a ``.keras`` file after looking into it, without running any code that it brings.
 

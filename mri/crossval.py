@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +22,12 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from mri.cards import write_atomically
-from mri.data import Scans
-from mri.evaluation import Evaluation, evaluate
-from mri.subjects import subject_split
+from mri.data import Scans, find_data, read_scans
+from mri.decode import DataError
+from mri.evaluation import Evaluation, evaluate, metric_label
+from mri.leakage import shuffle_diagnoses
+from mri.phantom import write_phantom
+from mri.subjects import recover_subjects, subject_split
 
 if TYPE_CHECKING:
     from mri.training import Recipe
@@ -104,6 +109,54 @@ class CrossValidation:
             seed=seed,
         )
 
+    def table(self, *, unit: str = "subject", part: str = "test") -> pd.DataFrame:
+        """Return a row a network, all its seeds averaged, and a column a figure with its interval.
+
+        Parameters
+        ----------
+        unit : {'subject', 'slice'}
+        part : {'test', 'validation'}
+
+        Returns
+        -------
+        DataFrame of str
+        """
+        rows = {}
+        for model in self.models:
+            found = self.evaluate(model, part=part).metrics[unit]
+            rows[model] = {
+                metric_label(key): "{:.3f} [{:.3f}, {:.3f}]".format(*found[key])
+                for key in ("accuracy", "balanced_accuracy", "balanced_accuracy_3", "demented_auc")
+                if key in found
+            }
+        return pd.DataFrame(rows).T
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the logits as parquet, so that every figure can be had again without training."""
+        about = {"class_names": self.class_names, "origin": self.origin}
+        frame = self.frame.astype(dict.fromkeys(self.frame.filter(like="logit_"), np.float32))
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        table = table.replace_schema_metadata({_KEY: json.dumps(about)})
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, compression="zstd")
+        write_atomically(Path(path), buffer.getvalue().to_pybytes())
+
+
+def read_crossval(path: str | os.PathLike) -> CrossValidation:
+    """Read what `CrossValidation.save` has written.
+
+    Raises
+    ------
+    DataError
+        If the file is not such a one.
+    """
+    try:
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[_KEY])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise DataError(f"{path}: no logits of a cross-validation ({error})") from error
+    return CrossValidation(table.to_pandas(), tuple(about["class_names"]), about["origin"])
+
 
 def cross_validate(
     builders: Sequence[str] | str,
@@ -132,6 +185,7 @@ def cross_validate(
     groups : ndarray of int, shape (n,)
         Subject of each slice.
     recipe : Recipe, optional
+        Of all builders; by default each one's own, see `mri.training.RECIPES`.
     folds : int
         Of `mri.subject_split`; the division has seed 0 whatever the training's seed.
     seeds : sequence of int
@@ -176,12 +230,12 @@ def _run_cell(builder, scans, groups, recipe, fold, folds, seed, folder, threads
     """Train one network, or find it trained, and return its logits on the parts held out."""
     from mri.backend import keras, tf
     from mri.models import predict_logits, register
-    from mri.training import Recipe, train
+    from mri.training import RECIPES, Recipe, train
 
     with suppress(RuntimeError):  # Of a process that has computed already.
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     register(builder)
-    recipe = recipe or Recipe()
+    recipe = recipe or RECIPES.get(builder.__name__, Recipe())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fewer subjects than the")
         split = subject_split(scans.labels, groups, fold=fold, folds=folds)
@@ -222,3 +276,41 @@ def _run_cell(builder, scans, groups, recipe, fold, folds, seed, folder, threads
     write_atomically(path, buffer.getvalue().to_pybytes())
     keras.backend.clear_session()
     return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line: ``python -m mri.crossval tissue compact --seeds 3``.
+
+    The first network named is also trained on diagnoses shuffled among the subjects, as a control.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m mri.crossval", description="Train networks on all folds; keep the logits."
+    )
+    parser.add_argument("builders", nargs="+")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--output", default="models/crossval.parquet")
+    options = parser.parse_args(arguments)
+    folder = find_data() or write_phantom("data/phantom")
+    scans = read_scans(folder, split="train") + read_scans(folder, split="test")
+    groups = recover_subjects(scans.images, scans.labels).groups
+    output = Path(options.output)
+    sweep = {
+        "folds": options.folds,
+        "seeds": range(options.seeds),
+        "folder": output.with_suffix(""),
+    }
+    found = cross_validate(options.builders, scans, groups, **sweep)
+    control = replace(scans, labels=shuffle_diagnoses(scans.labels, groups))
+    shuffled = cross_validate(options.builders[0], control, groups, **sweep).frame
+    shuffled["model"] += ", diagnoses shuffled"
+    result = replace(found, frame=pd.concat([found.frame, shuffled], ignore_index=True))
+    result.save(output)
+    with pd.option_context("display.width", 200, "display.max_columns", None):
+        print(f"{len(scans)} {scans.origin}, subjects, test parts of all folds\n{result.table()}")
+    print(f"{output}: logits of all")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

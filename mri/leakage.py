@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mri.data import Scans
-from mri.subjects import Subjects, recover_subjects, subject_split
+from mri.subjects import Split, Subjects, recover_subjects, subject_split
 
 DUPLICATE = 0.99
 """Pixel correlation from which two slices count as near duplicates."""
@@ -98,8 +98,7 @@ def audit(
     subjects = subjects or recover_subjects(scans.images, scans.labels)
     groups, labels = subjects.groups, scans.labels
     pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
-    shapes = pixels - pixels.mean(axis=1, keepdims=True)
-    shapes /= np.linalg.norm(shapes, axis=1, keepdims=True)
+    shapes = _shapes(scans.images)
     everything = np.arange(len(scans))
     published = [(everything[: len(train)], everything[len(train) :])]
     apart = []
@@ -171,6 +170,14 @@ def shuffle_diagnoses(labels: np.ndarray, groups: np.ndarray, *, seed: int = 0) 
     return np.random.default_rng(seed).permutation(labels[first])[member]
 
 
+def _shapes(images: np.ndarray) -> np.ndarray:
+    """Flatten and scale the slices so that their dot products are correlations."""
+    shapes = images.reshape(len(images), -1).astype(np.float32)
+    shapes -= shapes.mean(axis=1, keepdims=True)
+    shapes /= np.linalg.norm(shapes, axis=1, keepdims=True)
+    return shapes
+
+
 def _closest(
     shapes: np.ndarray, pool: np.ndarray, rows: np.ndarray, barred: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -233,3 +240,46 @@ def _digests(images: np.ndarray) -> list[str]:
 def _identical(images: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]) -> float:
     keys = np.array(_digests(images))
     return float(sum(np.isin(keys[test], keys[train]).sum() for train, test in parts))
+
+
+def checklist(scans: Scans, split: Split, groups: np.ndarray) -> pd.DataFrame:
+    """Answer the questions of a leakage checklist for one split, from what can be measured.
+
+    The kinds of leakage are those of Kapoor & Narayanan 2023 (doi:10.1016/j.patter.2023.100804),
+    which the reporting standard REFORMS (doi:10.1126/sciadv.adk3452) asks about.
+
+    Parameters
+    ----------
+    scans : Scans
+    split : Split
+    groups : ndarray of int, shape (n,)
+        Subject of each slice.
+
+    Returns
+    -------
+    DataFrame
+        One row a kind: the question, what was found, and whether it passes ('yes' or 'NO').
+    """
+    parts = {side: getattr(split, side) for side in ("train", "validation", "test")}
+    rows = np.concatenate(list(parts.values()))
+    rest = np.concatenate([split.train, split.validation])
+    people = {side: len(np.unique(groups[part])) for side, part in parts.items()}
+    shared = len(np.intersect1d(groups[rest], groups[split.test]))
+    copies = int(_identical(scans.images, [(rest, split.test)]))
+    similar = _closest(_shapes(scans.images), rest, split.test)[1]
+    near = int((similar >= DUPLICATE).sum())
+    tested, first = np.unique(groups[split.test], return_index=True)
+    counts = np.bincount(scans.labels[split.test][first], minlength=len(scans.class_names))
+    few = [f"{n} {name}" for name, n in zip(scans.class_names, counts, strict=True) if n < 5]
+    sizes = ", ".join(f"{side} {len(part)} of {people[side]}" for side, part in parts.items())
+    found = [
+        ("L1.1 a test part of its own", f"slices of people: {sizes}", len(set(rows)) == len(rows)),
+        ("L1.4 no duplicates across", f"{copies} identical, {near} with r ≥ {DUPLICATE}", not near),
+        ("L3.2 independent of training", f"{shared} of {len(tested)} people on both sides",
+         not shared),
+        ("L3.3 enough of every class", f"in test fewer than 5 people: {', '.join(few) or 'none'}",
+         not few),
+    ]  # fmt: skip
+    frame = pd.DataFrame(found, columns=["leakage", "found", "passes"])
+    frame["passes"] = np.where(frame["passes"], "yes", "NO")
+    return frame

@@ -85,6 +85,13 @@ class Recipe:
             )
 
 
+RECIPES = {
+    "baseline": Recipe(epochs=10),
+    "tissue": Recipe(epochs=10, learning_rate=1e-2, balance="weights"),
+}
+"""Where a network of `mri.models` is trained otherwise than by ``Recipe()``."""
+
+
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A trained network with all that is known about it.
@@ -139,7 +146,7 @@ def train(
     name : str, optional
         File name without ending; by default ``<builder>-<protocol>``.
     recipe : Recipe, optional
-        By default ``Recipe()``.
+        By default the one in `RECIPES`, else ``Recipe()``.
     seed : int
         Of the initial weights, the order of the slices, augmentation and dropout.
     folder : path
@@ -161,7 +168,7 @@ def train(
     RuntimeError
         If the loss becomes NaN or infinite; lower the learning rate.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or RECIPES.get(builder, Recipe())
     if not len(split.train) or not len(split.validation):
         raise ValueError(
             "train and validation parts must not be empty. "
@@ -333,9 +340,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("name", choices=list_models())
     parser.add_argument("--protocol", choices=("subject", "image"), default="subject")
-    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
-    parser.add_argument("--batch-size", type=int, default=Recipe.batch_size)
-    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     folder = find_data() or write_phantom("data/phantom")
@@ -345,10 +352,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         split = subject_split(scans.labels, recover_subjects(scans.images).groups)
     else:
         split = image_split(scans.labels, np.arange(len(train_part), len(scans)))
-    recipe = Recipe(
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
+    given = {
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+    }
+    recipe = replace(
+        RECIPES.get(options.name, Recipe()), **{k: v for k, v in given.items() if v is not None}
     )
     result = train(options.name, scans, split, recipe=recipe, seed=options.seed, verbose=2)
     print(f"{result.path}: validation {result.card['validation']}, {result.card['seconds']} s")

@@ -14,7 +14,7 @@ import pytest
 
 import mri.cards
 from mri.backend import keras
-from mri.cards import ModelFileError, load_model, read_card, save_model, write_atomically
+from mri.cards import ModelFileError, describe, load_model, read_card, save_model, write_atomically
 
 # Keras' saving and loading.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -440,3 +440,28 @@ def test_an_object_that_is_no_model_is_refused(path):
     pack(path, {**content, "config.json": json.dumps(flatten)})
     with pytest.raises(ModelFileError, match=r"holds a Flatten, not a model|Keras cannot load it"):
         load_model(path)
+
+
+def test_model_card_says_what_was_measured_and_warns_of_a_leaky_split():
+    card = {
+        "builder": "compact",
+        "synthetic": False,
+        "data": "ab" * 32,
+        "parameters": 123,
+        "seed": 7,
+        "sha256": "cd" * 32,
+        "best_epoch": 2,
+        "seconds": 4.5,
+        "temperature": 1.234,
+        "recipe": {"epochs": 9, "balance": "none"},
+        "split": {"protocol": "subject", "fold": 1, "folds": 5, "slices": [10, 20, 30]},
+        "validation": {"balanced_accuracy": 0.45678},
+        "versions": {"keras": "3.15.1"},
+    }
+    honest = describe(card)
+    for said in ("123 weights", "epoch 3 of 9", "fold 1 of 5", "test 30", "0.457", "1.23", "3.15.1",
+                 "Not a diagnostic device", "seed 7"):  # fmt: skip
+        assert said in honest
+    assert "recognition of people" not in honest
+    leaky = describe(card | {"split": card["split"] | {"protocol": "image"}})
+    assert "recognition of people" in leaky and "fold" not in leaky

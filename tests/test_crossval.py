@@ -10,9 +10,12 @@ from sklearn.metrics import balanced_accuracy_score
 
 from mri.backend import keras
 from mri.cards import load_model, read_card
-from mri.crossval import cross_validate
+from mri.crossval import cross_validate, main, read_crossval
 from mri.data import Scans
+from mri.decode import DataError
+from mri.leakage import shuffle_diagnoses
 from mri.models import _BUILDERS, predict_logits, register
+from mri.phantom import write_phantom
 from mri.training import Recipe
 
 # Keras' saving and loading.
@@ -250,3 +253,40 @@ def test_a_dask_cluster_of_two_workers_gives_the_same(done, case, tmp_path, monk
         workers = client.run(lambda: "mri.training" in __import__("sys").modules)
     assert list(workers.values()) == [True, True], "both took part"
     assert_alike(found.frame, done[1].frame.query("model == 'flat' and seed == 0"))
+
+
+def test_kept_logits_give_the_same_figures(tmp_path, case):
+    found = cross_validate(
+        "flat", *case, recipe=RECIPE, folds=FOLDS, folder=tmp_path / "cells", jobs=1
+    )
+    found.save(tmp_path / "kept.parquet")
+    again = read_crossval(tmp_path / "kept.parquet")
+    assert (again.class_names, again.origin) == (found.class_names, found.origin)
+    pd.testing.assert_frame_equal(again.frame, found.frame, check_dtype=False, rtol=1e-6)
+    pd.testing.assert_frame_equal(again.table(), found.table())
+    estimate = found.evaluate("flat").metrics["subject"]["accuracy"]
+    expected = "{:.3f} [{:.3f}, {:.3f}]".format(*estimate)
+    assert found.table().loc["flat", "Accuracy"] == expected
+
+
+def test_what_holds_no_logits_is_named(tmp_path):
+    path = tmp_path / "other.parquet"
+    pd.DataFrame({"a": [1]}).to_parquet(path)
+    for wrong in (path, tmp_path / "none.parquet"):
+        with pytest.raises(DataError, match=f"{wrong.name}: no logits of a cross-validation"):
+            read_crossval(wrong)
+
+
+@pytest.mark.filterwarnings("ignore:fewer subjects than the")
+def test_command_line_adds_the_shuffled_control(tmp_path, monkeypatch, capsys):
+    folder = write_phantom(tmp_path / "data")
+    monkeypatch.setenv("MRI_DATA", str(folder))
+    output = tmp_path / "out.parquet"
+    assert main(["tissue", "--folds", "2", "--output", str(output)]) == 0
+    assert "tissue, diagnoses shuffled" in capsys.readouterr().out
+    found = read_crossval(output)
+    assert found.models == ["tissue", "tissue, diagnoses shuffled"]
+    true, dealt = (found.pooled(model).sort_values("row") for model in found.models)
+    assert true["row"].tolist() == dealt["row"].tolist() == list(range(len(true)))
+    expected = shuffle_diagnoses(true["label"].to_numpy(), true["subject"].to_numpy())
+    assert dealt["label"].tolist() == expected.tolist()

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from mri.data import Scans, read_scans
-from mri.leakage import audit, shuffle_diagnoses
+from mri.leakage import audit, checklist, shuffle_diagnoses
 from mri.phantom import make_phantoms
-from mri.subjects import recover_subjects, subject_split
+from mri.subjects import image_split, recover_subjects, subject_split
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,22 @@ def test_shuffled_diagnoses_keep_one_a_subject_and_every_count(parts):
     assert sorted(np.concatenate(dealt)) == sorted(kept) and dealt != kept
     assert (shuffle_diagnoses(labels, truth, seed=1) == shuffled).all()
     assert (shuffle_diagnoses(labels, truth, seed=2) != shuffled).any()
+
+
+@pytest.mark.filterwarnings("ignore:fewer subjects than the")
+def test_checklist_passes_an_honest_split_and_fails_a_leaky_one(parts):
+    train, test, truth = parts
+    scans = train + test
+    leaky = checklist(scans, image_split(scans.labels, np.arange(120, 160)), truth)
+    honest = checklist(scans, subject_split(scans.labels, truth, folds=4), truth)
+    assert leaky["passes"].tolist()[:3] == ["yes", "NO", "NO"]
+    assert honest["passes"].tolist() == ["yes", "yes", "yes", "NO"]
+    people = len(np.unique(truth[120:]))
+    assert leaky["found"][2] == f"{people} of {people} people on both sides"
+    similar = np.corrcoef(scans.images.reshape(160, -1))[120:, :120].max(1)
+    assert leaky["found"][1] == f"0 identical, {(similar >= 0.99).sum()} with r ≥ 0.99"
+    assert honest["found"][2].startswith("0 of ")
+    assert "fewer than 5 people: " in honest["found"][3]
 
 
 @pytest.mark.real_data

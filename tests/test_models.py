@@ -311,3 +311,19 @@ def test_prediction_prints_nothing(registry, capfd):
     predict_logits(model, np.zeros((2, 8, 8), np.uint8))
     sys.stdout.flush()
     assert capfd.readouterr() == ("", "")
+
+
+def test_tissue_is_the_share_of_a_tone_in_sixteen_fields():
+    """The numbers before the linear layer, by NumPy, of standardised slices of any brightness."""
+    rng = np.random.default_rng(4)
+    images = rng.integers(0, 256, (3, 32, 32)).astype(np.float32)
+    model = build_model("tissue", input_shape=(32, 32, 1))
+    pooled = next(x for x in model.layers if isinstance(x, keras.layers.AveragePooling2D))
+    fields = keras.Model(model.inputs, pooled.output)
+    standard = images - images.mean((1, 2), keepdims=True)
+    standard /= np.sqrt((standard / 255).var((1, 2), keepdims=True) + 1e-3) * 255
+    tone = np.exp(-(((standard - 0.65) / 0.25) ** 2))
+    expected = tone.reshape(3, 4, 8, 4, 8).mean((2, 4))
+    found = fields.predict(images[..., None], verbose=0)[..., 0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert model.count_params() == 16 * 4 + 4 + 2  # and two statistics of the normalisation

@@ -21,6 +21,8 @@ def run(name: str, folder: Path, data: Path, **settings: object) -> nbformat.Not
     at = [i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", [])]
     assert len(at) == 1
     settings |= {"FOLDER": str(data), "MODELS": str(folder / "models")}
+    if "CROSSVAL =" in book.cells[at[0]].source:
+        settings["CROSSVAL"] = str(ROOT / "models/crossval.parquet")
     values = "\n".join(f"{key} = {value!r}" for key, value in settings.items())
     book.cells.insert(at[0] + 1, nbformat.v4.new_code_cell(values))
     # A kernel that inherits the tests' MPLBACKEND draws no figure.

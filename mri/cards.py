@@ -104,26 +104,23 @@ def describe(card: Mapping[str, Any]) -> str:
     fold = "" if leaky else f", fold {split['fold']} of {split['folds']}"
     figures = "; ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in card["validation"].items())
     recommended = ", ".join(f"{key} {value}" for key, value in recipe.items())
-    return "\n".join(
+    return "\n\n".join(
         [
-            f"# Model card: {card['builder']}, {split['protocol']}-level split",
-            "## Intended use",
-            "Teaching and method comparison. **Not a diagnostic device.**",
-            "## Data",
-            f"{'Synthetic phantoms' if card['synthetic'] else 'Slices of OASIS-1'}, fingerprint "
-            f"`{card['data'][:16]}`; {slices} slices{fold}.",
-            "## Training",
-            f"{card['parameters']} weights; {recommended}; seed {card['seed']}; epoch "
-            f"{card['best_epoch'] + 1} of {recipe['epochs']} kept; {card['seconds']} s. "
+            f"### Model card: {card['builder']}, {split['protocol']}-level split",
+            "**Intended use.** Teaching and method comparison. **Not a diagnostic device.**",
+            f"**Data.** {'Synthetic phantoms' if card['synthetic'] else 'Slices of OASIS-1'}, "
+            f"fingerprint `{card['data'][:16]}`; {slices} slices{fold}.",
+            f"**Training.** {card['parameters']} weights; {recommended}; seed {card['seed']}; "
+            f"epoch {card['best_epoch'] + 1} of {recipe['epochs']} kept; {card['seconds']} s. "
             + ", ".join(f"{key} {value}" for key, value in versions.items())
             + f". File SHA-256 `{card['sha256'][:16]}`.",
-            "## Figures",
-            f"On the validation part, by which the epoch was chosen: {figures}; temperature "
-            f"{card['temperature']:.2f}. Test figures are in the notebooks, with intervals.",
-            "## Caveats",
-            "Image-level split: the figures measure recognition of people."
+            f"**Figures.** On the validation part, by which the epoch was chosen: {figures}; "
+            f"temperature {card['temperature']:.2f}. "
+            "Test figures are in the notebooks, with intervals.",
+            "**Caveats.** Image-level split: the figures measure recognition of people."
             if leaky
-            else "Few people per class; age and brain volume are confounded with the diagnosis.",
+            else "**Caveats.** Few people per class; "
+            "age and brain volume are confounded with the diagnosis.",
         ]
     )
 

@@ -271,9 +271,10 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray) -> pd.DataFrame:
     tested, first = np.unique(groups[split.test], return_index=True)
     counts = np.bincount(scans.labels[split.test][first], minlength=len(scans.class_names))
     few = [f"{n} {name}" for name, n in zip(scans.class_names, counts, strict=True) if n < 5]
-    sizes = ", ".join(f"{side} {len(part)} of {people[side]}" for side, part in parts.items())
+    sizes = "/".join(str(len(part)) for part in parts.values())
+    sizes += f" slices of {'/'.join(str(n) for n in people.values())} people"
     found = [
-        ("L1.1 a test part of its own", f"slices of people: {sizes}", len(set(rows)) == len(rows)),
+        ("L1.1 a test part of its own", sizes, len(set(rows)) == len(rows)),
         ("L1.4 no duplicates across", f"{copies} identical, {near} with r ≥ {DUPLICATE}", not near),
         ("L3.2 independent of training", f"{shared} of {len(tested)} people on both sides",
          not shared),

@@ -60,21 +60,27 @@ class CrossValidation:
         """Names of the networks, in the order in which they were asked for."""
         return list(self.frame["model"].unique())
 
+    @property
+    def _logits(self) -> list[str]:
+        return [f"logit_{name}" for name in self.class_names]
+
+    def _wanted(self, models: Sequence[str] | str | None) -> list[str]:
+        return self.models if models is None else np.atleast_1d(models).tolist()
+
     def pooled(self, models: Sequence[str] | str | None = None, part: str = "test") -> pd.DataFrame:
         """Return one row a slice, with the mean of its logits over the given models and seeds.
 
         A slice that is in the validation part of several folds has been judged by several
         networks; their logits are averaged too.
         """
-        wanted = self.models if models is None else np.atleast_1d(models).tolist()
+        wanted = self._wanted(models)
         chosen = self.frame[self.frame["model"].isin(wanted) & (self.frame["part"] == part)]
         if chosen.empty:
             raise ValueError(
                 f"no {part} logits of {wanted}; there are {self.models}, parts "
                 f"{sorted(self.frame['part'].unique())}"
             )
-        logits = [f"logit_{name}" for name in self.class_names]
-        return chosen.groupby(["row", "subject", "label"], as_index=False)[logits].mean()
+        return chosen.groupby(["row", "subject", "label"], as_index=False)[self._logits].mean()
 
     def evaluate(
         self,
@@ -99,13 +105,13 @@ class CrossValidation:
         Evaluation
         """
         frame = self.pooled(models, part)
-        wanted = self.models if models is None else np.atleast_1d(models).tolist()
+        names = " + ".join(self._wanted(models))
         return evaluate(
             frame["label"].to_numpy(),
-            frame[[f"logit_{name}" for name in self.class_names]].to_numpy(),
+            frame[self._logits].to_numpy(),
             frame["subject"].to_numpy(),
             class_names=self.class_names,
-            title=f"{' + '.join(wanted)}, {part} parts of all folds, {len(frame)} {self.origin}",
+            title=f"{names}, {part} parts of all folds, {len(frame)} {self.origin}",
             seed=seed,
         )
 
@@ -125,7 +131,7 @@ class CrossValidation:
         for model in self.models:
             found = self.evaluate(model, part=part).metrics[unit]
             rows[model] = {
-                metric_label(key): "{:.3f} [{:.3f}, {:.3f}]".format(*found[key])
+                metric_label(key): str(found[key])
                 for key in ("accuracy", "balanced_accuracy", "balanced_accuracy_3", "demented_auc")
                 if key in found
             }
@@ -134,12 +140,10 @@ class CrossValidation:
     def save(self, path: str | os.PathLike) -> None:
         """Write the logits as parquet, so that every figure can be had again without training."""
         about = {"class_names": self.class_names, "origin": self.origin}
-        frame = self.frame.astype(dict.fromkeys(self.frame.filter(like="logit_"), np.float32))
+        frame = self.frame.astype(dict.fromkeys(self._logits, np.float32))
         table = pa.Table.from_pandas(frame, preserve_index=False)
         table = table.replace_schema_metadata({_KEY: json.dumps(about)})
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, compression="zstd")
-        write_atomically(Path(path), buffer.getvalue().to_pybytes())
+        _write(table, Path(path))
 
 
 def read_crossval(path: str | os.PathLike) -> CrossValidation:
@@ -230,12 +234,12 @@ def _run_cell(builder, scans, groups, recipe, fold, folds, seed, folder, threads
     """Train one network, or find it trained, and return its logits on the parts held out."""
     from mri.backend import keras, tf
     from mri.models import predict_logits, register
-    from mri.training import RECIPES, Recipe, train
+    from mri.training import recipe_of, train
 
     with suppress(RuntimeError):  # Of a process that has computed already.
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     register(builder)
-    recipe = recipe or RECIPES.get(builder.__name__, Recipe())
+    recipe = recipe or recipe_of(builder.__name__)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fewer subjects than the")
         split = subject_split(scans.labels, groups, fold=fold, folds=folds)
@@ -271,11 +275,15 @@ def _run_cell(builder, scans, groups, recipe, fold, folds, seed, folder, threads
         "label": scans.labels[rows],
     } | {f"logit_{c}": logits[:, i] for i, c in enumerate(scans.class_names)}
     table = pa.table(columns).replace_schema_metadata({_KEY: key})
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer)
-    write_atomically(path, buffer.getvalue().to_pybytes())
+    _write(table, path)
     keras.backend.clear_session()
     return table
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomically(path, buffer.getvalue().to_pybytes())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,6 +44,9 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*self)
+
 
 class Sample(NamedTuple):
     """Rows to measure: slices, or subjects with the mean of their slices' logits.
@@ -118,8 +121,8 @@ class Evaluation:
 
     def _table(self) -> pd.DataFrame:
         cells = {unit: {} for unit in self.samples}
-        for unit, key, *estimate in self.to_frame().itertuples(index=False):
-            text = "–" if np.isnan(estimate[0]) else "{:.3f} [{:.3f}, {:.3f}]".format(*estimate)
+        for unit, key, *values in self.to_frame().itertuples(index=False):
+            text = "–" if np.isnan(values[0]) else str(Estimate(*values))
             if key.startswith("recall_"):
                 label = self.class_names.index(key.removeprefix("recall_"))
                 text += f" of {np.sum(self.samples[unit].labels == label)}"

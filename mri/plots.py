@@ -178,7 +178,7 @@ def roc(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None = None) 
     ax.plot((0, 1), (0, 1), color=GREY, linestyle=":", linewidth=1)
     for c in (c for c in _order(names) if names[c] in curves):
         auc = evaluation.metrics[unit][f"auc_{names[c]}"]
-        label = "{}\n{:.3f} [{:.3f}, {:.3f}]".format(_readable(names[c]), *auc)
+        label = f"{_readable(names[c])}\n{auc}"
         ax.plot(*curves[names[c]], color=_colour(names, c), label=label, linewidth=1.8)
     if curves:
         ax.legend(loc="lower right", title="AUC, 95% interval", alignment="left")
@@ -200,7 +200,7 @@ def reliability(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None 
     for confidence, accuracy, count in zip(x, y, n, strict=True):
         away = 11 if accuracy > confidence else -11
         ax.annotate(f"{count}", (confidence, accuracy), (0, away), **options)
-    ece = "ECE {:.3f} [{:.3f}, {:.3f}]".format(*evaluation.metrics[unit]["ece"])
+    ece = f"ECE {evaluation.metrics[unit]['ece']}"
     ax.text(0.98, 0.02, f"{ece}\nnumbers and areas: {unit}s in the bin", ha="right", va="bottom")
     ax.set(xlabel="confidence (probability of the predicted class)", ylabel="accuracy")
     ax.set(xlim=(0, 1.05), ylim=(0, 1.05), aspect="equal", title=_title(evaluation, unit))
@@ -223,10 +223,10 @@ def metric_intervals(
     ):
         for i, evaluation in enumerate(evaluations.values()):
             if unit in evaluation.metrics:
-                value, low, high = evaluation.metrics[unit][metric]
+                value, low, high = estimate = evaluation.metrics[unit][metric]
                 ax.hlines(i + shift, low, high, color=colour, linewidth=1.8)
                 ax.plot(value, i + shift, marker, color=colour, markersize=5)
-                text = "–" if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+                text = "–" if np.isnan(value) else str(estimate)
                 place = {"xycoords": ("axes fraction", "data"), "fontsize": 8}
                 _beside(ax, f"{text} per {unit}", (1, i + shift), color=colour, **place)
     ax.set_yticks(range(len(evaluations)), evaluations)

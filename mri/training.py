@@ -92,6 +92,11 @@ RECIPES = {
 """Where a network of `mri.models` is trained otherwise than by ``Recipe()``."""
 
 
+def recipe_of(builder: str) -> Recipe:
+    """Return the recipe that `train` takes for a builder where none is given."""
+    return RECIPES.get(builder, Recipe())
+
+
 @dataclass(frozen=True, eq=False)
 class Trained:
     """A trained network with all that is known about it.
@@ -168,7 +173,7 @@ def train(
     RuntimeError
         If the loss becomes NaN or infinite; lower the learning rate.
     """
-    recipe = recipe or RECIPES.get(builder, Recipe())
+    recipe = recipe or recipe_of(builder)
     if not len(split.train) or not len(split.validation):
         raise ValueError(
             "train and validation parts must not be empty. "
@@ -352,14 +357,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         split = subject_split(scans.labels, recover_subjects(scans.images).groups)
     else:
         split = image_split(scans.labels, np.arange(len(train_part), len(scans)))
-    given = {
-        "epochs": options.epochs,
-        "batch_size": options.batch_size,
-        "learning_rate": options.learning_rate,
-    }
-    recipe = replace(
-        RECIPES.get(options.name, Recipe()), **{k: v for k, v in given.items() if v is not None}
-    )
+    names = ("epochs", "batch_size", "learning_rate")
+    given = {key: value for key in names if (value := getattr(options, key)) is not None}
+    recipe = replace(recipe_of(options.name), **given)
     result = train(options.name, scans, split, recipe=recipe, seed=options.seed, verbose=2)
     print(f"{result.path}: validation {result.card['validation']}, {result.card['seconds']} s")
     return 0

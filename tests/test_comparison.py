@@ -23,19 +23,6 @@ RECIPE = Recipe(epochs=12, batch_size=16, learning_rate=1e-2, dtype="float32")
 COLUMNS = ["balanced_accuracy", "low", "high", "accuracy", "macro_f1", "macro_auc"]
 
 
-def make_scans(seed=0):
-    """Forty subjects, each a noise of its own with a bright bar whose place tells the class."""
-    rng = np.random.default_rng(seed)
-    subjects = np.repeat(np.arange(SUBJECTS), SLICES)
-    labels = subjects % 4
-    images = rng.normal(110, 40, (SUBJECTS, SIZE, SIZE))[subjects]
-    for image, label in zip(images, labels, strict=True):
-        image[4 * label : 4 * label + 2] += 60
-    images = (images + rng.normal(0, 20, images.shape)).clip(0, 255).astype(np.uint8)
-    rejected = pd.DataFrame(columns=["file", "row", "cause"])
-    return Scans(images, labels, NAMES, rejected, synthetic=True), subjects
-
-
 def flat(x, classes):
     return layers.Dense(classes)(layers.Flatten()(x))
 
@@ -62,10 +49,11 @@ def registry():
 
 
 @pytest.fixture(scope="module")
-def case(tmp_path_factory, registry):
+def case(tmp_path_factory, registry, striped_scans):
     """A folder with every kind of model file, and what belongs to it."""
     folder = tmp_path_factory.mktemp("models")
-    scans, subjects = make_scans()
+    subjects = np.repeat(np.arange(SUBJECTS), SLICES)
+    scans = striped_scans(subjects, SIZE, NAMES, np.random.default_rng(0))
     by_subject = subject_split(scans.labels, subjects, folds=4)
     by_image = image_split(scans.labels, np.arange(0, len(scans), 5))
     options = {"recipe": RECIPE, "folder": folder, "verbose": 0}

@@ -48,17 +48,11 @@ def registry():
 
 
 @pytest.fixture(scope="module")
-def case():
+def case(striped_scans):
     """Scans and the subject of each slice; numbers of subjects are not their ranks."""
     rng = np.random.default_rng(0)
     subjects = rng.permutation(np.repeat(np.arange(SUBJECTS), SLICES))
-    labels = subjects % 4
-    images = rng.normal(110, 40, (SUBJECTS, SIZE, SIZE))[subjects]
-    for image, label in zip(images, labels, strict=True):
-        image[3 * label : 3 * label + 2] += 60
-    images = (images + rng.normal(0, 20, images.shape)).clip(0, 255).astype(np.uint8)
-    rejected = pd.DataFrame(columns=["file", "row", "cause"])
-    return Scans(images, labels, NAMES, rejected, synthetic=True), 100 + 7 * subjects
+    return striped_scans(subjects, SIZE, NAMES, rng), 100 + 7 * subjects
 
 
 @pytest.fixture

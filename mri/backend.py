@@ -21,4 +21,7 @@ finally:
     os.close(_kept)
     os.close(_null)
 
+# Networks are run at a few batch sizes each, and TensorFlow warns of every new one.
+tf.get_logger().addFilter(lambda record: "triggered tf.function retracing" not in str(record.msg))
+
 __all__ = ["keras", "tf"]

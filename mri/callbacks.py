@@ -38,6 +38,34 @@ class BalancedAccuracy(keras.metrics.Metric):
         return keras.ops.sum(recall) / keras.ops.maximum(keras.ops.sum(present), 1)
 
 
+@keras.saving.register_keras_serializable("mri")
+class HardExamples(keras.losses.CategoricalCrossentropy):
+    """Cross-entropy of the hardest share of each batch; with 1, of all of it.
+
+    Parameters
+    ----------
+    hardest : float
+        Share of the batch in (0, 1], at least one slice; the mean is over these.
+    **options
+        Of `keras.losses.CategoricalCrossentropy`.
+    """
+
+    def __init__(self, hardest: float = 1.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.hardest = hardest
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return (batch,) losses, those of the easy zero and the hard in proportion larger."""
+        losses = super().call(y_true, y_pred)
+        if self.hardest == 1:
+            return losses
+        n = keras.ops.cast(keras.ops.shape(losses)[0], losses.dtype)
+        kept = keras.ops.maximum(keras.ops.round(self.hardest * n), 1.0)
+        rank = keras.ops.argsort(keras.ops.argsort(-losses))
+        hard = keras.ops.cast(rank, losses.dtype) < kept
+        return keras.ops.where(hard, losses * n / kept, 0.0)
+
+
 class Batches(keras.utils.PyDataset):
     """Batches in an order that depends on (seed, epoch) alone, so that a resumed run repeats it.
 

@@ -22,12 +22,11 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from mri.cards import write_atomically
-from mri.data import Scans, find_data, read_scans
+from mri.data import Scans
 from mri.decode import DataError
 from mri.evaluation import Evaluation, evaluate, metric_label
 from mri.leakage import shuffle_diagnoses
-from mri.phantom import write_phantom
-from mri.subjects import recover_subjects, subject_split
+from mri.subjects import subject_split
 
 if TYPE_CHECKING:
     from mri.training import Recipe
@@ -143,7 +142,7 @@ class CrossValidation:
         frame = self.frame.astype(dict.fromkeys(self._logits, np.float32))
         table = pa.Table.from_pandas(frame, preserve_index=False)
         table = table.replace_schema_metadata({_KEY: json.dumps(about)})
-        _write(table, Path(path))
+        write_table(table, Path(path))
 
 
 def read_crossval(path: str | os.PathLike) -> CrossValidation:
@@ -275,12 +274,13 @@ def _run_cell(builder, scans, groups, recipe, fold, folds, seed, folder, threads
         "label": scans.labels[rows],
     } | {f"logit_{c}": logits[:, i] for i, c in enumerate(scans.class_names)}
     table = pa.table(columns).replace_schema_metadata({_KEY: key})
-    _write(table, path)
+    write_table(table, path)
     keras.backend.clear_session()
     return table
 
 
-def _write(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a parquet file whole or not at all."""
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     write_atomically(path, buffer.getvalue().to_pybytes())
@@ -299,9 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--output", default="models/crossval.parquet")
     options = parser.parse_args(arguments)
-    folder = find_data() or write_phantom("data/phantom")
-    scans = read_scans(folder, split="train") + read_scans(folder, split="test")
-    groups = recover_subjects(scans.images, scans.labels).groups
+    from mri.training import protocols
+
+    scans, _, groups = protocols()
     output = Path(options.output)
     sweep = {
         "folds": options.folds,

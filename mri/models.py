@@ -6,7 +6,9 @@ A builder receives the rescaled image tensor and the number of classes and retur
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +21,11 @@ _BUILDERS: dict[str, Builder] = {}
 
 MOMENTUM = 0.95
 """Of batch normalisation: Keras' 0.99 needs many hundred steps, and runs here are short."""
+
+DOWNLOAD = True
+"""Whether `resnet50` and `efficientnet_b3` may fetch ImageNet weights, once, into Keras' cache."""
+
+IMAGENET = "imagenet"
 
 
 def register(builder: Builder) -> Builder:
@@ -118,6 +125,12 @@ def build_model(
         keras.config.set_dtype_policy(outer)
 
 
+def initial_weights(model: keras.Model) -> str:
+    """Return what a network that `build_model` made starts from: 'ImageNet' or 'random'."""
+    pretrained = any(layer.name.endswith(f"_{IMAGENET}") for layer in model.layers)
+    return "ImageNet" if pretrained else "random"
+
+
 def augmentation() -> list[layers.Layer]:
     """Return layers that vary a slice as another head position or scanner setting would."""
     fill = {"fill_mode": "constant", "fill_value": 0.0}
@@ -149,14 +162,110 @@ def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 
 @register
 def baseline(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """Two convolutions and a dense layer of 8.4 million weights: the network of the benchmarks."""
-    x = layers.Conv2D(32, 3, padding="same", activation="relu")(x)
-    x = layers.MaxPooling2D()(x)
-    x = layers.BatchNormalization(momentum=MOMENTUM)(x)
-    x = layers.Conv2D(64, 3, padding="same", activation="relu", name="last_conv")(x)
-    x = layers.MaxPooling2D()(x)
-    x = layers.Flatten()(x)
-    x = layers.Dense(128, activation="relu")(x)
+    x = _pooled(x, 32)
+    x = _pooled(x, 64, norm=False, name="last_conv")
+    return layers.Dense(classes)(_dense(x, 128))
+
+
+@register
+def baseline_dropout(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """`baseline` with dropout after everything."""
+    x = _pooled(x, 32, dropout=0.3)
+    x = _pooled(x, 64, dropout=0.4, name="last_conv")
+    return layers.Dense(classes)(_dense(x, 128, dropout=0.5))
+
+
+@register
+def baseline_dropout_reduced(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """`baseline` with some dropout after the second block and the dense layer."""
+    x = _pooled(x, 32)
+    x = _pooled(x, 64, dropout=0.2, name="last_conv")
+    return layers.Dense(classes)(_dense(x, 128, dropout=0.3))
+
+
+@register
+def baseline_dropout_light(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """`baseline` with a little dropout after the dense layer."""
+    x = _pooled(x, 32)
+    x = _pooled(x, 64, name="last_conv")
+    return layers.Dense(classes)(_dense(x, 128, dropout=0.1))
+
+
+@register
+def baseline_deep(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """`baseline` with a third block, which halves its weights, and a little dropout."""
+    return layers.Dense(classes)(_dense(_deep(x), 128, dropout=0.1))
+
+
+@register
+def baseline_deep_plain(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """`baseline_deep` without dropout."""
+    return layers.Dense(classes)(_dense(_deep(x), 128))
+
+
+@register
+def small_5x5(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Two wide kernels, few filters, no normalisation."""
+    x = _pooled(x, 16, kernel=5, norm=False)
+    x = _pooled(x, 32, kernel=5, norm=False, name="last_conv")
+    return layers.Dense(classes)(_dense(x, 64))
+
+
+@register
+def three_block_5x5(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Three blocks of wide kernels, normalised before pooling, with dropout."""
+    for filters, dropout, name in ((16, 0.1, None), (32, 0.1, None), (64, 0.2, "last_conv")):
+        x = _normed(x, filters, kernel=5, dropout=dropout, name=name)
+    return layers.Dense(classes)(layers.Dense(64, activation="relu")(_dense(x, 256)))
+
+
+@register
+def keras_like(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Five normalised blocks down to a 4 × 4 grid, dropout in the later ones."""
+    for filters, dropout in ((16, 0), (64, 0), (128, 0.05), (256, 0.2)):
+        x = _normed(x, filters, dropout=dropout)
+    x = _normed(x, 512, dropout=0.2, name="last_conv")
+    x = layers.BatchNormalization(momentum=MOMENTUM)(_dense(x, 128))
+    x = layers.Dropout(0.2)(layers.Dense(64, activation="relu")(x))
     return layers.Dense(classes)(x)
+
+
+@register
+def dual_path(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Two paths side by side, of 3 × 3 kernels and, twice as wide, of 5 × 5: 27.6 million weights.
+
+    ``last_conv`` is the fine path's.
+    """
+    paths = []
+    for kernel, width, name in ((3, 16, "last_conv"), (5, 32, "last_conv_5x5")):
+        y = _conv(_conv(x, width, kernel), width, kernel)
+        y = layers.MaxPooling2D()(y)
+        y = _conv(_conv(y, 4 * width, kernel), 4 * width, kernel)
+        y = layers.MaxPooling2D()(y)
+        y = _pooled(y, 16 * width, kernel=kernel, dropout=0.2, name=name)
+        paths.append(_dense(y, 128))
+    x = layers.Dense(128, activation="relu")(layers.Concatenate()(paths))
+    return layers.Dense(classes)(x)
+
+
+@register
+def resnet50(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """ResNet-50 (He et al. 2016, doi:10.1109/CVPR.2016.90), fine-tuned from ImageNet if it can be.
+
+    Where the weights can't be downloaded it starts from random ones; see `initial_weights`.
+    """
+    # What ImageNet's weights expect: three channels, 0 to 255, less the mean of each (BGR).
+    means = [-103.939, -116.779, -123.68]
+    x = layers.Rescaling(255.0, means, name="centring")(layers.Concatenate()([x] * 3))
+    return _head(_backbone("ResNet50", x), classes)
+
+
+@register
+def efficientnet_b3(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """EfficientNet-B3 (Tan & Le 2019, arXiv:1905.11946), fine-tuned from ImageNet if it can be."""
+    # It has its own rescaling inside.
+    x = layers.Rescaling(255.0, name="gray_levels")(layers.Concatenate()([x] * 3))
+    return _head(_backbone("EfficientNetB3", x), classes)
 
 
 @register
@@ -210,3 +319,74 @@ def _block(
     x = layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=False)(x)
     x = layers.BatchNormalization(momentum=MOMENTUM)(x)
     return layers.Activation("relu", name=name)(x)
+
+
+def _conv(
+    x: keras.KerasTensor, filters: int, kernel: int = 3, name: str | None = None
+) -> keras.KerasTensor:
+    return layers.Conv2D(filters, kernel, padding="same", activation="relu", name=name)(x)
+
+
+def _pooled(
+    x: keras.KerasTensor,
+    filters: int,
+    *,
+    kernel: int = 3,
+    norm: bool = True,
+    dropout: float = 0.0,
+    name: str | None = None,
+) -> keras.KerasTensor:
+    x = layers.MaxPooling2D()(_conv(x, filters, kernel, name))
+    x = layers.BatchNormalization(momentum=MOMENTUM)(x) if norm else x
+    return layers.Dropout(dropout)(x) if dropout else x
+
+
+def _normed(
+    x: keras.KerasTensor,
+    filters: int,
+    *,
+    kernel: int = 3,
+    dropout: float = 0.0,
+    name: str | None = None,
+) -> keras.KerasTensor:
+    x = layers.BatchNormalization(momentum=MOMENTUM)(_conv(x, filters, kernel, name))
+    x = layers.MaxPooling2D()(x)
+    return layers.Dropout(dropout)(x) if dropout else x
+
+
+def _dense(x: keras.KerasTensor, units: int, *, dropout: float = 0.0) -> keras.KerasTensor:
+    x = layers.Dense(units, activation="relu")(layers.Flatten()(x))
+    return layers.Dropout(dropout)(x) if dropout else x
+
+
+def _deep(x: keras.KerasTensor) -> keras.KerasTensor:
+    for filters, name in ((32, None), (64, None), (128, "last_conv")):
+        x = _pooled(x, filters, name=name)
+    return x
+
+
+def _backbone(architecture: str, x: keras.KerasTensor) -> keras.KerasTensor:
+    make = partial(
+        getattr(keras.applications, architecture), include_top=False, input_shape=x.shape[1:]
+    )
+    try:
+        if not DOWNLOAD:
+            raise OSError("mri.models.DOWNLOAD is off")
+        network = make(weights="imagenet", name=f"{architecture.lower()}_{IMAGENET}")
+    except Exception as error:  # Of a download almost any kind; the card says what it began with.
+        if DOWNLOAD:
+            warnings.warn(
+                f"{architecture}: no ImageNet weights ({error}), so it starts from random ones",
+                stacklevel=2,
+            )
+        network = make(weights=None, name=architecture.lower())
+    for layer in network._flatten_layers():
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = MOMENTUM
+    # A layer of the outer graph, for Grad-CAM: those inside the backbone have no output there.
+    return layers.Activation("linear", name="last_conv")(network(x))
+
+
+def _head(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+    return layers.Dense(classes)(x)

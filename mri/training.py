@@ -21,11 +21,11 @@ from sklearn.metrics import recall_score
 from sklearn.utils.class_weight import compute_class_weight
 
 from mri.backend import keras, tf
-from mri.callbacks import BalancedAccuracy, Batches, Checkpoint
+from mri.callbacks import BalancedAccuracy, Batches, Checkpoint, HardExamples
 from mri.cards import ModelFileError, load_model, read_card, save_model
 from mri.data import Scans, find_data, read_scans
 from mri.evaluation import fit_temperature
-from mri.models import build_model, list_models, predict_logits
+from mri.models import build_model, initial_weights, list_models, predict_logits
 from mri.phantom import write_phantom
 from mri.subjects import Split, image_split, recover_subjects, subject_split
 
@@ -48,6 +48,9 @@ class Recipe:
     balance : {'none', 'weights', 'sampling'}
         Leave the classes as they are, weight the loss by inverse class frequency, or draw every
         class equally often (with replacement).
+    hardest : float
+        Share of each batch, those of largest loss, that the gradient comes from: online hard
+        example mining (Shrivastava et al. 2016, https://doi.org/10.1109/CVPR.2016.89).
     augment : bool
         See `mri.models.augmentation`.
     monitor : {'val_balanced_accuracy', 'val_loss'}
@@ -65,6 +68,7 @@ class Recipe:
     weight_decay: float = 4e-3
     label_smoothing: float = 0.0
     balance: str = "none"
+    hardest: float = 1.0
     augment: bool = False
     monitor: str = "val_balanced_accuracy"
     patience: int | None = None
@@ -75,6 +79,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive. Received: {getattr(self, name)!r}")
+        if not 0 < self.hardest <= 1:
+            raise ValueError(f"hardest must be in (0, 1]. Received: {self.hardest!r}")
         if self.balance not in ("none", "weights", "sampling"):
             raise ValueError(
                 f"balance must be 'none', 'weights' or 'sampling'. Received: {self.balance!r}"
@@ -85,16 +91,35 @@ class Recipe:
             )
 
 
+PLAIN = Recipe(epochs=10)
 RECIPES = {
-    "baseline": Recipe(epochs=10),
+    "default": Recipe(),
+    "baseline": PLAIN,
+    "baseline_dropout": PLAIN,
+    "baseline_dropout_reduced": PLAIN,
+    "baseline_dropout_light": PLAIN,
+    "baseline_deep": PLAIN,
+    "baseline_deep_plain": PLAIN,
+    "small_5x5": PLAIN,
+    "three_block_5x5": PLAIN,
+    # Half a minute an epoch to minutes, and a decaying rate needs few of them.
+    "keras_like": Recipe(epochs=6),
+    "dual_path": Recipe(epochs=3),
+    "resnet50": Recipe(epochs=6, learning_rate=5e-4),
+    # Depthwise convolutions are faster in float32.
+    "efficientnet_b3": Recipe(epochs=6, dtype="float32"),
     "tissue": Recipe(epochs=10, learning_rate=1e-2, balance="weights"),
+    "weighted_sampling": Recipe(epochs=10, balance="sampling"),
+    "hard_mining_16": Recipe(epochs=20, batch_size=16, hardest=0.2),
+    "hard_mining_32": Recipe(epochs=20, hardest=0.2),
+    "hard_mining_64": Recipe(epochs=20, batch_size=64, hardest=0.2),
 }
-"""Where a network of `mri.models` is trained otherwise than by ``Recipe()``."""
+"""Recipes by name; a network of `mri.models` is trained by the one that bears its name."""
 
 
 def recipe_of(builder: str) -> Recipe:
     """Return the recipe that `train` takes for a builder where none is given."""
-    return RECIPES.get(builder, Recipe())
+    return RECIPES.get(builder, RECIPES["default"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +176,7 @@ def train(
     name : str, optional
         File name without ending; by default ``<builder>-<protocol>``.
     recipe : Recipe, optional
-        By default the one in `RECIPES`, else ``Recipe()``.
+        By default the one of its name in `RECIPES`, else ``Recipe()``.
     seed : int
         Of the initial weights, the order of the slices, augmentation and dropout.
     folder : path
@@ -248,6 +273,7 @@ def train(
         "signature": signature,
         "class_names": list(scans.class_names),
         "synthetic": scans.synthetic,
+        "initial_weights": initial_weights(final),
         "parameters": final.count_params(),
         "validation": {
             "accuracy": float((logits.argmax(1) == labels).mean()),
@@ -320,9 +346,7 @@ def _compile(model: keras.Model, recipe: Recipe, *, classes: int, steps: int) ->
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     model.compile(
         optimizer,
-        keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=recipe.label_smoothing
-        ),
+        HardExamples(recipe.hardest, from_logits=True, label_smoothing=recipe.label_smoothing),
         metrics=["accuracy", BalancedAccuracy(classes)],
     )
     # Keras may have wrapped it, to scale the loss.
@@ -338,29 +362,46 @@ def _class_weights(labels: np.ndarray, recipe: Recipe, classes: int) -> dict[int
     return {label: found.get(label, 0.0) for label in range(classes)}
 
 
+def protocols() -> tuple[Scans, dict[str, Split], np.ndarray]:
+    """Read the slices that are there, or phantoms, and divide them in both ways.
+
+    Returns
+    -------
+    tuple
+        The scans, the splits 'subject' (fold 0 of 5) and 'image' (the two files as published), and
+        the subject of each slice, int (n,).
+    """
+    folder = find_data() or write_phantom("data/phantom")
+    train_part, test_part = (read_scans(folder, split=part) for part in ("train", "test"))
+    scans = train_part + test_part
+    groups = recover_subjects(scans.images, scans.labels).groups
+    by_image = image_split(scans.labels, np.arange(len(train_part), len(scans)))
+    return scans, {"subject": subject_split(scans.labels, groups), "image": by_image}, groups
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m mri.training NAME --protocol image``."""
     parser = argparse.ArgumentParser(
         prog="python -m mri.training", description="Train a registered network into models/."
     )
     parser.add_argument("name", choices=list_models())
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="by default that of its name")
     parser.add_argument("--protocol", choices=("subject", "image"), default="subject")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    folder = find_data() or write_phantom("data/phantom")
-    train_part, test_part = (read_scans(folder, split=part) for part in ("train", "test"))
-    scans = train_part + test_part
-    if options.protocol == "subject":
-        split = subject_split(scans.labels, recover_subjects(scans.images).groups)
-    else:
-        split = image_split(scans.labels, np.arange(len(train_part), len(scans)))
+    scans, splits, _ = protocols()
+    split = splits[options.protocol]
     names = ("epochs", "batch_size", "learning_rate")
     given = {key: value for key in names if (value := getattr(options, key)) is not None}
-    recipe = replace(recipe_of(options.name), **given)
-    result = train(options.name, scans, split, recipe=recipe, seed=options.seed, verbose=2)
+    recipe = RECIPES[options.recipe] if options.recipe else recipe_of(options.name)
+    name = "_".join(filter(None, (options.name, options.recipe))) + f"-{split.protocol}"
+    recipe = replace(recipe, **given)
+    result = train(
+        options.name, scans, split, name=name, recipe=recipe, seed=options.seed, verbose=2
+    )
     print(f"{result.path}: validation {result.card['validation']}, {result.card['seconds']} s")
     return 0
 

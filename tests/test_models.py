@@ -6,12 +6,14 @@ import types
 import numpy as np
 import pytest
 
+import mri.models
 from mri.backend import keras, tf
 from mri.cards import load_model, save_model
 from mri.models import (
     _BUILDERS,
     augmentation,
     build_model,
+    initial_weights,
     list_models,
     predict_logits,
     register,
@@ -21,7 +23,17 @@ from mri.models import (
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 layers = keras.layers
-EVERY = pytest.mark.parametrize("name", list_models())
+HEAVY = {"dual_path", "resnet50", "efficientnet_b3"}
+# What takes a minute for one of these is left to `make test-all`.
+EVERY = pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in list_models()],
+)
+
+
+@pytest.fixture(autouse=True)
+def no_download(monkeypatch):
+    monkeypatch.setattr(mri.models, "DOWNLOAD", False)
 
 
 @pytest.fixture
@@ -92,7 +104,8 @@ def test_a_saved_network_comes_back_equal(name, images, augment, tmp_path):
 def test_last_conv_is_a_map(name):
     shape = build_model(name).get_layer("last_conv").output.shape
     assert len(shape) == 4
-    assert min(shape[1:3]) >= 8, "too coarse to show where"
+    # The backbones of photographs halve the grid five times.
+    assert min(shape[1:3]) >= (4 if name in ("resnet50", "efficientnet_b3") else 8)
 
 
 @EVERY
@@ -129,6 +142,82 @@ def test_sizes_are_those_that_are_documented():
         *("Flatten", "Dense", "Dense"),
     ]
     assert build_model("compact").count_params() <= 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("baseline", 8_408_132),
+        ("baseline_dropout", 8_408_260),
+        ("baseline_dropout_reduced", 8_408_260),
+        ("baseline_dropout_light", 8_408_260),
+        ("baseline_deep", 4_288_068),
+        ("baseline_deep_plain", 4_288_068),
+        ("dual_path", 27_575_060),
+        ("keras_like", 2_618_052),
+        ("three_block_5x5", 4_276_004),
+        ("small_5x5", 2_110_724),
+    ],
+)
+def test_networks_of_the_benchmarks_have_their_number_of_trainable_weights(name, weights):
+    trainable = build_model(name).trainable_weights
+    assert sum(int(np.prod(weight.shape)) for weight in trainable) == weights
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("baseline", []),
+        ("baseline_dropout", [0.3, 0.4, 0.5]),
+        ("baseline_dropout_reduced", [0.2, 0.3]),
+        ("baseline_dropout_light", [0.1]),
+        ("baseline_deep", [0.1]),
+        ("baseline_deep_plain", []),
+        ("keras_like", [0.05, 0.2, 0.2, 0.2]),
+        ("three_block_5x5", [0.1, 0.1, 0.2]),
+        ("dual_path", [0.2, 0.2]),
+    ],
+)
+def test_dropout_is_where_it_was_said(name, rates):
+    found = [layer.rate for layer in build_model(name).layers if isinstance(layer, layers.Dropout)]
+    assert found == rates
+
+
+def test_a_backbone_says_what_it_starts_from(monkeypatch):
+    """Without a download from random weights; with one that fails too, and with a warning."""
+    shape = (32, 32, 1)
+    assert initial_weights(build_model("resnet50", input_shape=shape)) == "random"
+    made = []
+
+    def resnet(*, weights, name, include_top, input_shape):
+        made.append(weights)
+        if weights == "imagenet" and len(made) == 1:
+            raise Exception("URL fetch failure")
+        start = keras.Input(input_shape)
+        return keras.Model(start, layers.Conv2D(3, 32)(start), name=name)
+
+    monkeypatch.setattr(mri.models, "DOWNLOAD", True)
+    monkeypatch.setattr(keras.applications, "ResNet50", resnet)
+    with pytest.warns(
+        UserWarning, match=r"no ImageNet weights \(URL fetch failure\)"
+    ):
+        model = build_model("resnet50", input_shape=shape)
+    assert initial_weights(model) == "random"
+    assert made == ["imagenet", None]
+    assert initial_weights(build_model("resnet50", input_shape=shape)) == "ImageNet"
+
+
+@pytest.mark.slow
+def test_a_backbone_gets_what_imagenet_weights_were_trained_on(images):
+    """Three channels of gray values less the mean colour, as `preprocess_input` makes them."""
+    model = build_model("resnet50")
+    inner = keras.Model(model.input, model.get_layer("centring").output)
+    rgb = np.repeat(images[..., None], 3, -1).astype(np.float32)
+    expected = keras.applications.resnet50.preprocess_input(rgb.copy())
+    np.testing.assert_allclose(inner(images[..., None]), expected, atol=1e-3)
+    model = build_model("efficientnet_b3")
+    inner = keras.Model(model.input, model.get_layer("gray_levels").output)
+    np.testing.assert_allclose(inner(images[..., None]), rgb, atol=1e-3)
 
 
 # --- the registry ---
@@ -168,7 +257,7 @@ def test_a_cell_may_be_run_again(registry):
 
 
 def test_an_unknown_name_lists_the_models():
-    with pytest.raises(ValueError, match=r"\['baseline', 'compact'.*Received: name='no_such'"):
+    with pytest.raises(ValueError, match=r"\['baseline', .*'compact'.*Received: name='no_such'"):
         build_model("no_such")
 
 

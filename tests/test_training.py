@@ -18,8 +18,8 @@ from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
 import mri.training
-from mri.backend import keras
-from mri.callbacks import BalancedAccuracy, Batches, Checkpoint
+from mri.backend import keras, tf
+from mri.callbacks import BalancedAccuracy, Batches, Checkpoint, HardExamples
 from mri.cards import load_model, read_card
 from mri.data import Scans
 from mri.evaluation import fit_temperature
@@ -642,6 +642,8 @@ def test_balanced_sampling_of_an_absent_class():
         ({"learning_rate": 0.0}, r"learning_rate must be positive. Received: 0\.0"),
         ({"learning_rate": math.nan}, "learning_rate must be positive. Received: nan"),
         ({"balance": "both"}, "balance must be 'none', 'weights' or 'sampling'. Received: 'both'"),
+        ({"hardest": 0.0}, r"hardest must be in \(0, 1\]. Received: 0\.0"),
+        ({"hardest": 1.5}, r"hardest must be in \(0, 1\]. Received: 1\.5"),
         ({"monitor": "loss"}, "monitor must be .*'val_loss'.*. Received: 'loss'"),
     ],
 )
@@ -685,6 +687,30 @@ def test_the_first_loss_is_the_weighted_cross_entropy(tmp_path, balance):
     counts = np.bincount(labels)
     weights = 60 / (4 * counts[labels]) if balance == "weights" else np.ones(60)
     assert trained.history["loss"][0] == pytest.approx((weights * losses).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "kept"), [(10, 0.2, 2), (32, 0.2, 6), (3, 0.2, 1), (8, 1.0, 8)]
+)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_hard_examples_are_the_mean_over_the_largest_losses(rng, n, share, kept, smoothing):
+    """By sorting; and the others get no gradient at all."""
+    logits, labels = rng.normal(0, 2, (n, 4)), rng.integers(0, 4, n)
+    log_p = logits - np.logaddexp.reduce(logits, 1, keepdims=True)
+    losses = -(1 - smoothing) * log_p[np.arange(n), labels] - smoothing * log_p.mean(1)
+    loss = HardExamples(share, from_logits=True, label_smoothing=smoothing)
+    x = tf.constant(logits, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        found = loss(np.eye(4, dtype=np.float32)[labels], x)
+    assert float(found) == pytest.approx(np.sort(losses)[-kept:].mean(), rel=1e-5)
+    touched = np.flatnonzero(np.any(tape.gradient(found, x), axis=1))
+    assert set(touched) == set(np.argsort(losses)[-kept:])
+
+
+def test_hard_examples_of_equal_losses_are_as_many():
+    loss = HardExamples(0.25, from_logits=True)
+    assert float(loss(np.eye(4, dtype=np.float32), np.zeros((4, 4)))) == pytest.approx(np.log(4))
 
 
 @pytest.mark.parametrize("steps", [50, 207])
@@ -836,6 +862,19 @@ def test_the_command_line_trains_on_what_it_finds(tmp_path, monkeypatch, capsys,
     if protocol == "image":
         assert tested == list(range(sum(card["split"]["slices"][:2]), 120))
     assert f"models/flat-{protocol}.keras: validation" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:fewer subjects than the 5 folds")
+def test_the_command_line_takes_a_recipe_by_name(tmp_path, monkeypatch):
+    from mri.phantom import write_phantom
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MRI_DATA", str(write_phantom("data", subjects=10, slices=12)))
+    assert main(["flat", "--recipe", "hard_mining_64", "--epochs", "1"]) == 0
+    recipe = read_card("models/flat_hard_mining_64-subject.keras")["recipe"]
+    assert (recipe["hardest"], recipe["batch_size"], recipe["epochs"]) == (0.2, 64, 1)
+    with pytest.raises(SystemExit):
+        main(["flat", "--recipe", "none_such"])
 
 
 if __name__ == "__main__":

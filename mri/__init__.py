@@ -2,24 +2,27 @@
 
 The modules in the order of the work, each importing only from those before it:
 
-========== =====================================================================================
-decode     one JPEG or PNG to pixels
-hub        fetch the public files
-parquet    the container: schema, rows as buffer views
-data       whole files to one array, or to a stream
-phantom    synthetic slices, with the truth included
-subjects   who is who from pixels; splits that keep subjects apart
-leakage    how much of a split's accuracy is recognition of people
-evaluation figures with intervals, per slice and per subject
-models     the registry of networks
-cards      a model file and what is known about it
-callbacks  what a resumable run needs and Keras lacks
-training   one `train` for all
-crossval   models × folds × seeds, resumable, here or on a cluster
-gradcam    where the network looks
-comparison every file in ``models/``, ranked
-plots      draws all of it
-========== =====================================================================================
+============ =======================================================================================
+decode       one JPEG or PNG to pixels
+hub          fetch the public files
+parquet      the container: schema, rows as buffer views
+data         whole files to one array, or to a stream
+phantom      synthetic slices, with the truth included
+subjects     who is who from pixels; splits that keep subjects apart
+leakage      how much of a split's accuracy is recognition of people
+evaluation   figures with intervals, per slice and per subject
+significance which differences between models are real: paired tests
+models       the registry of networks
+cards        a model file and what is known about it
+callbacks    what a resumable run needs and Keras lacks
+training     one `train` for all
+crossval     models × folds × seeds, resumable, here or on a cluster
+gradcam      where the network looks
+predictions  what a model says of its test part, kept beside it
+zoo          every registered network under both protocols
+comparison   every file in ``models/``, ranked and told apart
+plots        draws all of it
+============ =======================================================================================
 
 TensorFlow is loaded with the first of `models`, `training` or `gradcam` that is used.
 """
@@ -47,6 +50,7 @@ _HOME = {
     "list_models": "models",
     "load_model": "cards",
     "make_phantoms": "phantom",
+    "pairwise": "significance",
     "parquet_files": "parquet",
     "pick_examples": "evaluation",
     "predict_logits": "models",

@@ -1,26 +1,30 @@
-"""Every model file of a folder, evaluated on slices that it has not seen, and ranked."""
+"""Every model file of a folder, measured on slices that it has not seen, ranked and told apart."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mri.cards import ModelFileError, load_model, read_card
+from mri.cards import ModelFileError, read_card
 from mri.data import Scans
-from mri.evaluation import Evaluation, evaluate
-from mri.models import predict_logits
+from mri.evaluation import METRICS, Evaluation, evaluate, metric_label
+from mri.predictions import find_logits, keep_logits
+from mri.significance import ADDITIVE, leading_group, pairwise
 
 RANKED_BY = "balanced_accuracy"
+PROTOCOLS = ("subject", "image", "unknown")
+_FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "log_loss", "ece")
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare` found.
+    """What `compare` found; shows as its leaderboard.
 
     Attributes
     ----------
@@ -30,36 +34,180 @@ class Comparison:
         reason in the column `note`.
     evaluations : dict of str to Evaluation
         By model name, for those that could be evaluated.
+    p_values : dict of str to DataFrame
+        By protocol: Holm-adjusted p-values of all pairs, see `mri.significance.pairwise`, of the
+        models measured on the same slices as the best of that protocol.
+    by : str
+        The metric of the ranking and the tests.
+    evaluated : tuple of str
+        The models that were run this time; the others' logits were kept from before.
     """
 
     table: pd.DataFrame
     evaluations: dict[str, Evaluation]
+    p_values: dict[str, pd.DataFrame]
+    by: str
+    evaluated: tuple[str, ...] = field(repr=False)
+
+    def leading(self, protocol: str = "subject") -> list[str]:
+        """Return the models of a protocol that cannot be told from its best, itself first."""
+        p = self.p_values.get(protocol)
+        return [] if p is None else leading_group(p, p.index[0])
+
+    def leaderboard(self) -> pd.DataFrame:
+        """Return a row a network, its figures under both protocols side by side.
+
+        The two files of a network are those named alike but for ``-subject`` and ``-image``.
+        """
+        measured = self.table[self.table["protocol"].isin(PROTOCOLS)]
+        rows: dict[str, dict[str, Any]] = {}
+        for of in measured.to_dict("records"):
+            name = of["model"].removesuffix(f"-{of['protocol']}")
+            row = rows.setdefault(name, {"leading": False})
+            row |= {key: of[key] for key in ("parameters", "size_mb", "ms_1", "ms_64", "seconds")}
+            row["leading"] |= of["model"] in self.leading()
+            estimate = self.evaluations[of["model"]].metrics["slice"][self.by]
+            row[f"{of['protocol']}"] = estimate.value
+            row[f"{of['protocol']}_interval"] = f"[{estimate.low:.3f}, {estimate.high:.3f}]"
+        columns = [f"{p}{end}" for p in PROTOCOLS for end in ("", "_interval")]
+        columns = ["leading", *columns, "parameters", "size_mb", "ms_1", "ms_64", "seconds"]
+        return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
+
+    def best(self, protocol: str = "subject", n: int = 1) -> list[str]:
+        """Return the names of the first `n` models of a protocol."""
+        return self.table["model"][self.table["protocol"] == protocol].head(n).tolist()
+
+    def recalls(self, protocol: str = "subject") -> pd.DataFrame:
+        """Return a row a model, a column a class: its recall per slice, with the class's support.
+
+        Slices of one person are alike: see the note of each evaluation on classes of few people.
+        """
+        rows = {}
+        for name in self.best(protocol, len(self.table)):
+            found = self.evaluations[name]
+            support = found.confusion().sum(1)
+            rows[name] = {
+                f"{of} (n = {n})": found.metrics["slice"][f"recall_{of}"].value
+                for of, n in zip(found.class_names, support, strict=True)
+            }
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def disagreements(self, first: str, second: str) -> pd.DataFrame:
+        """Return the test slices that two models of the same test part answer differently.
+
+        Columns: position (in the test part), label, and the class each names; the two that are
+        surest of opposite answers first.
+        """
+        one, two = (self.evaluations[name].sample() for name in (first, second))
+        if not np.array_equal(one.labels, two.labels):
+            raise ValueError(f"{first!r} and {second!r} were measured on other slices")
+        a, b = one.logits.argmax(1), two.logits.argmax(1)
+        rows = np.arange(len(a))
+        at_odds = (one.logits - two.logits)[rows, a] - (one.logits - two.logits)[rows, b]
+        chosen = np.flatnonzero(a != b)
+        chosen = chosen[np.argsort(-at_odds[chosen], kind="stable")]
+        columns = {"position": chosen, "label": one.labels[chosen]}
+        return pd.DataFrame(columns | {first: a[chosen], second: b[chosen]})
+
+    def pareto(self, cost: str = "parameters", protocol: str = "subject") -> list[str]:
+        """Return the models than which none is both better and cheaper, cheapest first.
+
+        `cost` is a column of `table`: parameters, size_mb, ms_1, ms_64 or seconds.
+        """
+        of = self.table[self.table["protocol"] == protocol].dropna(subset=[cost])
+        score = -of[self.by] if self.by == "log_loss" else of[self.by]
+        of = of.assign(score=score).sort_values([cost, "score"], ascending=[True, False])
+        ahead = of["score"].cummax().shift(fill_value=-np.inf)
+        return of["model"][of["score"] > ahead].tolist()
+
+    def conclusion(self) -> str:
+        """Return what the figures allow to say, in one paragraph made from them."""
+        metric, told = metric_label(self.by).lower(), []
+        for protocol, who in (("subject", "On people never seen"), ("image", "Image-level")):
+            names, leading = self.best(protocol, len(self.table)), self.leading(protocol)
+            if not names:
+                continue
+            estimate = self.evaluations[names[0]].metrics["slice"][self.by]
+            told.append(
+                f"{who}, {names[0]} is first of {len(names)} with a {metric} of {estimate}."
+            )
+            if len(leading) == len(names) > 1:
+                told.append("None of the others can be told from it.")
+            elif len(names) > 1:
+                told.append(
+                    f"{len(leading) - 1} of the others cannot be told from it, "
+                    f"{len(names) - len(leading)} are worse (p < 0.05 after Holm's correction)."
+                )
+        board = self.leaderboard()[["subject", "image"]].dropna()
+        if len(board) > 2:
+            gap = (board["image"] - board["subject"]).median()
+            rank = board.corr("spearman").iloc[0, 1]
+            told.append(
+                f"Over {len(board)} networks, the image-level figure is {abs(gap):.2f} "
+                f"{'higher' if gap > 0 else 'lower'} (median), and the two orders have a rank "
+                f"correlation of {rank:.2f}."
+            )
+        if refused := int((self.table["protocol"] == "–").sum()):
+            told.append(f"{refused} file{'s' * (refused > 1)} could not be measured.")
+        return " ".join(told)
+
+    def seeds(self) -> pd.DataFrame:
+        """Return mean and standard deviation over seeds of recipes that were trained several times.
+
+        Columns: network, protocol, seeds, mean and sd of the metric of the ranking. Files of one
+        network are those named alike but for ``-seed<number>``.
+        """
+        network = self.table["model"].str.replace(r"-seed\d+(?=-|$)", "", regex=True)
+        measured = self.table.assign(network=network)[self.table["protocol"].isin(PROTOCOLS)]
+        of = measured.groupby(["network", "protocol"], sort=False)[self.by]
+        found = of.agg(seeds="size", mean="mean", sd="std").reset_index()
+        return found[found["seeds"] > 1].reset_index(drop=True)
 
     def _repr_html_(self) -> str:
-        return self.table.to_html(float_format="{:.3f}".format, na_rep="–")
+        board = self.leaderboard().dropna(axis="columns", how="all")
+        leading = board.pop("leading") if "leading" in board else pd.Series(dtype=bool)
+        shade = ["background-color: #0072B244" if of else "" for of in leading]
+        digits = {"subject": "{:.3f}", "image": "{:.3f}", "unknown": "{:.3f}", "ms_1": "{:.1f}"}
+        digits |= {"parameters": "{:,.0f}", "size_mb": "{:.1f}", "ms_64": "{:.0f}"}
+        digits["seconds"] = "{:.0f}"
+        styled = board.style.format(digits, na_rep="–").apply(lambda _: shade, axis="index")
+        refused = self.table[self.table["note"] != ""][["model", "note"]]
+        notes = "" if refused.empty else refused.to_html(index=False)
+        caption = f"{METRICS[self.by]} per slice; shaded: not told from the best of strangers"
+        return styled.set_caption(caption).to_html() + notes
 
     def __repr__(self) -> str:
         return self.table.to_string(float_format="{:.3f}".format, na_rep="–")
 
 
 def compare(
-    scans: Scans, groups: np.ndarray, folder: str | os.PathLike = "models", *, seed: int = 0
+    scans: Scans | None = None,
+    groups: np.ndarray | None = None,
+    folder: str | os.PathLike = "models",
+    *,
+    by: str = RANKED_BY,
+    seed: int = 0,
 ) -> Comparison:
-    """Evaluate every ``.keras`` file of `folder` on its own test part and rank them.
+    """Evaluate every model of `folder` and of its subfolder ``zoo`` and rank them.
 
     A model is only measured on the test rows of its card, and only if the card names these very
     slices: whatever else it may have seen in training. A model without a card is listed with its
-    figures on all slices and the warning that nobody knows what it was trained on.
+    figures on all slices and the warning that nobody knows what it was trained on. Where logits
+    were kept from these rows and this file, they are taken (see `mri.predictions`); a card whose
+    model file is absent is ranked by them alone.
 
     Parameters
     ----------
-    scans : Scans
-        All slices, in the order in which the models were trained.
+    scans : Scans, optional
+        All slices, in the order in which the models were trained; without them, only what has kept
+        logits can be ranked.
     groups : ndarray of int, shape (n,)
-        Subject of each slice.
+        Subject of each slice; needed with `scans`.
     folder : path
+    by : str
+        Metric of the ranking, per slice of the test part; one of `mri.significance.ADDITIVE`.
     seed : int
-        Of the bootstrap over subjects.
+        Of the bootstrap over subjects and the tests.
 
     Returns
     -------
@@ -68,85 +216,96 @@ def compare(
     Raises
     ------
     FileNotFoundError
-        If the folder holds no ``.keras`` file.
+        If the folder holds no model.
+    ValueError
+        If the metric cannot be tested, or is of the part by which the models were chosen.
     """
-    files = sorted(Path(folder).glob("[!.]*.keras"))
+    if by.startswith("val"):
+        raise ValueError(
+            f"{by!r} is what the models were selected by, so it ranks luck; take a metric of the "
+            f"test part: {ADDITIVE}"
+        )
+    if by not in ADDITIVE:
+        raise ValueError(f"by must be one of {ADDITIVE}. Received: {by!r}")
+    if (scans is None) != (groups is None):
+        raise ValueError("scans and groups belong together. Received only one of them")
+    files = _files(Path(folder))
     if not files:
         raise FileNotFoundError(
             f"{folder}: no .keras file; run main.ipynb or python -m mri.training compact"
         )
-    fingerprint = scans.fingerprint()
-    rows, evaluations = [], {}
+    fingerprint = scans.fingerprint() if scans is not None else None
+    rows, evaluations, boards, evaluated = [], {}, {}, []
     for path in tqdm(files, desc="models", disable=None):
-        row = {"model": path.stem, "size_mb": path.stat().st_size / 1e6}
+        row = {"model": path.stem, "other": False}
         try:
+            found = find_logits(path, fingerprint)
+            if found is None:
+                found = keep_logits(path, scans, groups)
+                evaluated.append(path.stem)
             card = read_card(path)
-            model = load_model(path)
-            _check_fit(path, model, card, scans)
-            test, row["protocol"], row["note"] = _test_rows(path, card, scans, fingerprint)
-            logits = predict_logits(model, scans.images[test])
-            if not np.isfinite(logits).all():
-                raise ModelFileError(f"{path}: gives logits that are not finite")
         except ModelFileError as error:
             rows.append({**row, "protocol": "–", "note": str(error)})
             continue
-        row["parameters"] = model.count_params()
-        figures = evaluate(
-            scans.labels[test],
-            logits,
-            groups[test],
-            class_names=scans.class_names,
-            title=f"{path.stem}: {len(test)} {scans.origin}, {row['protocol']} split",
+        about = found.about
+        row["other"] = fingerprint not in (None, about["data"])
+        row["protocol"], row["note"] = _protocol(card, row["other"])
+        figures = evaluations[path.stem] = evaluate(
+            found.labels,
+            found.logits,
+            found.subjects,
+            class_names=tuple(about["class_names"]),
+            title=f"{path.stem}: {len(found.rows)} {about['origin']}, {row['protocol']} split",
             temperature=card["temperature"] if card is not None else 1.0,
             seed=seed,
         )
-        evaluations[path.stem] = figures
+        same = (about["data"], row["protocol"], found.rows.tobytes())
+        boards.setdefault(same, []).append(path.stem)
         per_slice = figures.metrics["slice"]
-        row |= {
-            key: per_slice[key].value for key in ("accuracy", RANKED_BY, "macro_f1", "macro_auc")
-        }
-        row |= {"low": per_slice[RANKED_BY].low, "high": per_slice[RANKED_BY].high}
+        row |= {key: per_slice[key].value for key in (*_FIGURES, by)}
+        row |= {"low": per_slice[by].low, "high": per_slice[by].high}
+        row |= {"parameters": about["parameters"], "size_mb": about["bytes"] / 1e6}
+        row["ms_1"], row["ms_64"] = about["milliseconds"]
+        row["seconds"] = (card or {}).get("seconds")
+        row["data"] = about["origin"]
         rows.append(row)
-    table = pd.DataFrame(rows)
-    order = table["protocol"].map({"subject": 0, "image": 1, "unknown": 2}).fillna(3)
-    score = table[RANKED_BY] if RANKED_BY in table else 0.0
-    table = table.assign(order=order, score=score)
-    table = table.sort_values(["order", "score"], ascending=[True, False], ignore_index=True)
-    columns = ["model", "protocol", RANKED_BY, "low", "high", "accuracy", "macro_f1", "macro_auc"]
-    columns += ["parameters", "size_mb", "note"]
-    return Comparison(table.reindex(columns=columns).astype({"parameters": "Int64"}), evaluations)
+    columns = ["model", "protocol", by, "low", "high", *(key for key in _FIGURES if key != by)]
+    columns += ["parameters", "size_mb", "ms_1", "ms_64", "seconds", "data", "note"]
+    table = pd.DataFrame(rows).reindex(columns=[*columns, "other"])
+    place = {protocol: i for i, protocol in enumerate(PROTOCOLS)}
+    order = table["protocol"].map(place).fillna(len(place))
+    table = table.assign(order=order).sort_values(
+        ["order", "other", by], ascending=[True, True, by == "log_loss"], ignore_index=True
+    )
+    p_values = {}
+    for protocol, of in table.groupby("protocol", sort=False):
+        if protocol in place:
+            best = of["model"].iloc[0]
+            peers = next(names for names in boards.values() if best in names)
+            ranked = {name: evaluations[name] for name in of["model"] if name in peers}
+            p_values[protocol] = pairwise(ranked, metric=by, seed=seed)
+    table = table[columns].astype({"parameters": "Int64"})
+    return Comparison(table, evaluations, p_values, by, tuple(evaluated))
 
 
-def _check_fit(path: Path, model: object, card: dict | None, scans: Scans) -> None:
-    expected = (None, *scans.images.shape[1:], 1)
-    takes, gives = (getattr(model, f"{side}_shape", None) for side in ("input", "output"))
-    if takes != expected:
-        raise ModelFileError(f"{path}: takes {takes}, the slices are {expected}")
-    if gives != (None, len(scans.class_names)):
-        raise ModelFileError(f"{path}: gives {gives}, the data have classes {scans.class_names}")
-    missing = {"class_names", "data", "split", "temperature", "test_rows"}.difference(card or ())
-    if card is not None and missing:
-        raise ModelFileError(f"{path}: its card lacks {sorted(missing)}; train the model again")
-    if card is not None and tuple(card["class_names"]) != scans.class_names:
-        raise ModelFileError(
-            f"{path}: classes {card['class_names']}, the data have {scans.class_names}"
-        )
+def _files(folder: Path) -> list[Path]:
+    """Return the model files, present or known by card and logits; those of `folder` go first."""
+    found = {}
+    for place in (folder / "zoo", folder):
+        for path in place.glob("[!.]*.json"):
+            if path.with_suffix(".parquet").is_file():
+                found[path.stem] = path.with_suffix(".keras")
+        found |= {path.stem: path for path in place.glob("[!.]*.keras")}
+    return [found[name] for name in sorted(found)]
 
 
-def _test_rows(
-    path: Path, card: dict | None, scans: Scans, fingerprint: str
-) -> tuple[np.ndarray, str, str]:
-    """Return (rows, protocol, note)."""
+def _protocol(card: dict | None, other: bool) -> tuple[str, str]:
+    """Return (protocol, note)."""
+    notes = ["logits kept from other slices than these"] if other else []
     if card is None:
-        note = "no card: nobody knows what it was trained on, so these may be training slices"
-        return np.arange(len(scans)), "unknown", note
-    if card["data"] != fingerprint:
-        raise ModelFileError(
-            f"{path}: trained on other slices (fingerprint {card['data'][:12]}, these are "
-            f"{fingerprint[:12]}); which of these it has seen cannot be told"
-        )
+        notes.append("no card: nobody knows what it was trained on; these may be training slices")
+        return "unknown", "; ".join(notes)
     protocol = card["split"]["protocol"]
-    note = "subjects in training too: inflated" if protocol == "image" else ""
-    if not card["test_rows"]:
-        raise ModelFileError(f"{path}: its card names no test rows, so nothing is left to measure")
-    return np.array(card["test_rows"]), protocol, note
+    if protocol == "image":
+        notes.append("subjects in training too: inflated")
+    return protocol, "; ".join(notes)

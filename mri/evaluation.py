@@ -270,6 +270,17 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return float(interval.low), float(interval.high)
 
 
+def pooled_three(
+    labels: np.ndarray, logits: np.ndarray, class_names: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return copies of labels (n,) and logits (n, 4) in which moderate dementia counts as mild."""
+    mild, moderate = (class_names.index(f"{name}_Demented") for name in ("Mild", "Moderate"))
+    pooled = logits.copy()
+    pooled[:, mild] = np.logaddexp(logits[:, mild], logits[:, moderate])
+    pooled[:, moderate] = -np.inf
+    return np.where(labels == moderate, mild, labels), pooled
+
+
 def reliability_bins(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
     """Return the bins behind the ECE, a row each: its edges, its count and two means.
 
@@ -369,10 +380,7 @@ def _metrics(sample: Sample, weights: np.ndarray, names: tuple[str, ...]) -> dic
             "ece": np.abs(total(bins, BINS, (predicted == labels) - confidence)).sum(0) / n,
         }
         if set(names) == set(CLASS_NAMES):
-            mild, moderate = names.index("Mild_Demented"), names.index("Moderate_Demented")
-            pooled, truth = logits.copy(), np.where(labels == moderate, mild, labels)
-            pooled[:, mild] = np.logaddexp(logits[:, mild], logits[:, moderate])
-            pooled[:, moderate] = -np.inf
+            truth, pooled = pooled_three(labels, logits, names)
             hits, support, _ = hits_support_guesses(truth, pooled.argmax(1))
             metrics["balanced_accuracy_3"] = (hits / support)[np.unique(truth)].mean(0)
             # Demented against the rest is the rest against demented with both orders turned.

@@ -1,15 +1,26 @@
 """The comparison measures every model on what it has not seen, and loses no file."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+)
 
+import mri.predictions
 from mri.backend import keras
 from mri.cards import load_model, read_card, save_model
-from mri.comparison import compare
+from mri.comparison import Comparison, compare
 from mri.data import Scans
+from mri.evaluation import evaluate
 from mri.models import _BUILDERS, predict_logits, register
+from mri.significance import pairwise
 from mri.subjects import image_split, subject_split
 from mri.training import Recipe, train
 
@@ -77,6 +88,13 @@ def case(tmp_path_factory, registry, striped_scans):
     (folder / "broken.keras").write_bytes((folder / "honest.keras").read_bytes()[:1000])
     (folder / ".half.keras").write_bytes(b"not yet written")
     return folder, scans, subjects, {"honest": by_subject, "leaky": by_image}
+
+
+def copy(folder, target, *names):
+    target.mkdir(exist_ok=True)
+    for name in names:
+        for file in folder.glob(f"{name}.*"):
+            (target / file.name).write_bytes(file.read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -150,37 +168,150 @@ def test_an_honest_model_has_nothing_to_note(found):
     assert found.table.set_index("model").loc["honest", "note"] == ""
 
 
-def test_the_same_slices_in_another_order_are_other_slices(case):
+def test_the_same_slices_in_another_order_are_other_slices(case, tmp_path):
     """The rows of the card would name other slices than those that were held out."""
     folder, scans, subjects, _ = case
+    copy(folder, tmp_path, "honest", "stranger")
+    (tmp_path / "honest.parquet").unlink()
     order = np.random.default_rng(0).permutation(len(scans))
     turned = Scans(
         scans.images[order], scans.labels[order], scans.class_names, scans.rejected, True
     )
-    table = compare(turned, subjects[order], folder).table.set_index("model")
+    table = compare(turned, subjects[order], tmp_path).table.set_index("model")
     assert "trained on other slices" in table.loc["honest", "note"]
     assert table.loc["stranger", "protocol"] == "unknown"
 
 
-def test_a_model_added_is_a_row_added_and_the_others_stay(found, case, tmp_path):
+def test_logits_kept_from_other_slices_are_ranked_after_those_of_these(found, case, tmp_path):
     folder, scans, subjects, splits = case
-    for file in (*folder.glob("honest.*"), *folder.glob("stranger.*")):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    before = compare(scans, subjects, tmp_path).table
+    copy(folder, tmp_path, "honest")
+    darker = replace(scans, images=scans.images // 2)
+    options = {"recipe": replace(RECIPE, epochs=1), "folder": tmp_path, "verbose": 0}
+    train("flat", darker, splits["honest"], name="dark", **options)
+    table = compare(darker, subjects, tmp_path).table.set_index("model")
+    assert list(table.index) == ["dark", "honest"]
+    assert table["note"].tolist() == ["", "logits kept from other slices than these"]
+    honest = found.table.set_index("model").loc["honest"]
+    assert table.loc["honest", "balanced_accuracy"] == honest["balanced_accuracy"]
+    assert table.loc["honest", "balanced_accuracy"] > table.loc["dark", "balanced_accuracy"]
+
+
+def test_a_model_added_is_run_alone_and_the_others_stay(found, case, tmp_path):
+    folder, scans, subjects, splits = case
+    copy(folder, tmp_path, "honest", "stranger")
+    before = compare(scans, subjects, tmp_path)
+    assert before.evaluated == ()
     recipe = Recipe(epochs=1, batch_size=16, learning_rate=1e-9, dtype="float32")
     train("flat", scans, splits["honest"], name="a", recipe=recipe, folder=tmp_path, verbose=0)
-    after = compare(scans, subjects, tmp_path).table
-    assert after["model"].tolist() == ["honest", "a", "stranger"], "by figure, not by name"
-    pd.testing.assert_frame_equal(before, after.drop(index=1).reset_index(drop=True))
-    pd.testing.assert_frame_equal(before, found.table.iloc[[0, 2]].reset_index(drop=True))
+    after = compare(scans, subjects, tmp_path)
+    assert after.evaluated == ("a",)
+    assert after.table["model"].tolist() == ["honest", "a", "stranger"], "by figure, not by name"
+    rest = after.table.drop(index=1).reset_index(drop=True)
+    pd.testing.assert_frame_equal(before.table, rest)
+    pd.testing.assert_frame_equal(before.table, found.table.iloc[[0, 2]].reset_index(drop=True))
 
 
-def test_only_the_bootstrap_depends_on_the_seed(found, case):
+@pytest.mark.parametrize("damage", ["truncated", "absent", "of another file", "of other rows"])
+def test_kept_logits_that_do_not_fit_are_made_anew(case, tmp_path, damage):
+    folder, scans, subjects, splits = case
+    copy(folder, tmp_path, "honest")
+    kept = tmp_path / "honest.parquet"
+    if damage == "truncated":
+        kept.write_bytes(kept.read_bytes()[:-100])
+    elif damage == "absent":
+        kept.unlink()
+    elif damage == "of another file":
+        card = read_card(tmp_path / "honest.keras")
+        model = load_model(tmp_path / "honest.keras")
+        model.set_weights([-weight for weight in model.get_weights()])
+        save_model(model, tmp_path / "honest.keras", card)
+    else:
+        card = read_card(tmp_path / "honest.keras") | {
+            "test_rows": splits["honest"].test[1:].tolist()
+        }
+        save_model(load_model(tmp_path / "honest.keras"), tmp_path / "honest.keras", card)
+    found = compare(scans, subjects, tmp_path)
+    assert found.evaluated == ("honest",)
+    expected = predict_logits(
+        load_model(tmp_path / "honest.keras"),
+        scans.images[read_card(tmp_path / "honest.keras")["test_rows"]],
+    )
+    sample = found.evaluations["honest"].sample()
+    temperature = read_card(tmp_path / "honest.keras")["temperature"]
+    np.testing.assert_allclose(sample.logits, expected / temperature, rtol=1e-5)
+    assert compare(scans, subjects, tmp_path).evaluated == ()
+
+
+def test_a_card_and_its_logits_are_enough_without_model_or_slices(found, case, tmp_path):
+    folder = case[0]
+    copy(folder, tmp_path, "leaky")
+    copy(folder, tmp_path / "zoo", "honest")
+    (tmp_path / "zoo/honest.keras").unlink()
+    network().save(tmp_path / "new.keras")
+    alone = compare(folder=tmp_path)
+    assert alone.table["model"].tolist() == ["honest", "leaky", "new"]
+    figures = ["model", "protocol", *COLUMNS]
+    pd.testing.assert_frame_equal(alone.table[figures][:2], found.table[figures][:2])
+    assert "no logits kept, and no slices to run it on" in alone.table["note"][2]
+
+
+def test_a_file_of_the_folder_goes_before_one_of_the_zoo(case, tmp_path):
+    folder = case[0]
+    copy(folder, tmp_path, "honest")
+    for file in folder.glob("leaky.*"):
+        (tmp_path / "zoo").mkdir(exist_ok=True)
+        (tmp_path / "zoo" / f"honest{file.suffix}").write_bytes(file.read_bytes())
+    assert compare(folder=tmp_path).table["protocol"].tolist() == ["subject"]
+
+
+def test_a_folder_that_cannot_be_written_costs_the_keeping_alone(
+    found, case, tmp_path, monkeypatch
+):
+    copy(case[0], tmp_path, "honest")
+    (tmp_path / "honest.parquet").unlink()
+
+    def read_only(table, path):
+        raise PermissionError(f"{path}: read-only")
+
+    monkeypatch.setattr(mri.predictions, "write_table", read_only)
+    with pytest.warns(UserWarning, match=r"honest\.keras: logits not kept, .*read-only"):
+        again = compare(*case[1:3], tmp_path)
+    pd.testing.assert_frame_equal(again.table[COLUMNS], found.table[COLUMNS][:1])
+
+
+def test_only_the_bootstrap_depends_on_the_seed(found, case, tmp_path):
     folder, scans, subjects, _ = case
-    other = compare(scans, subjects, folder, seed=1).table
+    copy(folder, tmp_path, "honest", "leaky", "stranger")
+    other = compare(scans, subjects, tmp_path, seed=1).table
     fixed = [column for column in other.columns if column not in ("low", "high")]
-    pd.testing.assert_frame_equal(other[fixed], found.table[fixed])
-    assert not other[["low", "high"]].equals(found.table[["low", "high"]])
+    pd.testing.assert_frame_equal(other[fixed], found.table[fixed][:3])
+    assert not other[["low", "high"]].equals(found.table[["low", "high"]][:3])
+
+
+@pytest.mark.parametrize("by", ["val_balanced_accuracy", "validation"])
+def test_what_models_were_selected_by_ranks_nothing(case, by):
+    with pytest.raises(ValueError, match="selected by, so it ranks luck; take a metric"):
+        compare(*case[1:3], case[0], by=by)
+
+
+def test_a_metric_without_a_test_ranks_nothing(case):
+    with pytest.raises(ValueError, match=r"by must be one of .* Received: 'macro_auc'"):
+        compare(*case[1:3], case[0], by="macro_auc")
+
+
+def test_slices_and_subjects_belong_together(case):
+    with pytest.raises(ValueError, match="belong together"):
+        compare(case[1], None, case[0])
+
+
+def test_log_loss_ranks_the_smaller_first(case, tmp_path):
+    folder, scans, subjects, splits = case
+    copy(folder, tmp_path, "honest")
+    recipe = Recipe(epochs=1, batch_size=16, learning_rate=1e-9, dtype="float32")
+    train("flat", scans, splits["honest"], name="a", recipe=recipe, folder=tmp_path, verbose=0)
+    found = compare(scans, subjects, tmp_path, by="log_loss")
+    assert found.table["log_loss"].is_monotonic_increasing
+    assert found.pareto("parameters") == ["honest"]
 
 
 @pytest.mark.parametrize("content", [(), (".half.keras", "card.json")])
@@ -203,3 +334,116 @@ def test_it_shows_as_a_table(found):
     for shown in (found._repr_html_(), repr(found)):
         assert "nan" not in shown.lower()
         assert f"{found.table['balanced_accuracy'][0]:.3f}" in shown
+
+
+# --- what is read off a comparison ---
+
+
+def fake(rows, by="balanced_accuracy"):
+    """Return a comparison of (model, protocol, figure, parameters) on the same random slices."""
+    rng, subjects = np.random.default_rng(0), np.repeat(np.arange(24), 3)
+    labels, evaluations = (np.arange(24) % 4)[subjects], {}
+    table = pd.DataFrame(rows, columns=["model", "protocol", by, "parameters"])
+    for name, share in zip(table["model"], table[by], strict=True):
+        right = rng.random(len(labels)) < (0 if np.isnan(share) else share)
+        logits = 3.0 * np.eye(4)[np.where(right, labels, (labels + 1) % 4)]
+        evaluations[name] = evaluate(labels, logits, subjects, class_names=NAMES, draws=50)
+    for column in ("size_mb", "ms_1", "ms_64", "seconds"):
+        table[column] = np.nan
+    table["note"] = ""
+    p = {
+        protocol: pairwise({name: evaluations[name] for name in of["model"]}, draws=500)
+        for protocol, of in table.groupby("protocol")
+        if protocol != "–"
+    }
+    return Comparison(table, evaluations, p, by, ())
+
+
+ROWS = [
+    *[("a-subject", "subject", 0.9, 300), ("b-subject", "subject", 0.88, 100)],
+    *[("c-subject", "subject", 0.2, 200), ("d-subject", "subject", 0.1, 50)],
+    *[("c-image", "image", 0.99, 200), ("a-image", "image", 0.7, 300)],
+    *[("b-image", "image", 0.3, 100), ("x", "–", np.nan, np.nan)],
+]
+
+
+def test_the_leaderboard_has_a_network_a_row_with_both_protocols():
+    made = fake(ROWS)
+    board = made.leaderboard()
+    assert list(board.index) == ["a", "b", "c", "d"], "in the order of the honest figure"
+    value = {name: e.metrics["slice"]["balanced_accuracy"] for name, e in made.evaluations.items()}
+    for name in "abc":
+        assert board.loc[name, "subject"] == value[f"{name}-subject"].value
+        assert board.loc[name, "image"] == value[f"{name}-image"].value
+        low, high = value[f"{name}-image"][1:]
+        assert board.loc[name, "image_interval"] == f"[{low:.3f}, {high:.3f}]"
+    assert np.isnan(board.loc["d", "image"])
+    assert made.leading() == ["a-subject", "b-subject"]
+    assert board["leading"].tolist() == [True, True, False, False]
+    shown = made._repr_html_()
+    rows = [row for row in shown.split("<tr") if "row_heading" in row]
+    shaded = shown.partition("{")[0]
+    assert len(rows) == 4
+    assert [f"_row{i}_col0" in shaded for i in range(4)] == [True, True, False, False]
+
+
+def test_the_pareto_front_is_what_brute_force_finds():
+    made = fake(ROWS)
+    of = made.table[made.table["protocol"] == "subject"]
+    pairs = list(zip(of["model"], of["balanced_accuracy"], of["parameters"], strict=True))
+    front = [
+        name
+        for name, score, cost in pairs
+        if not any(s >= score and c <= cost and (s, c) != (score, cost) for _, s, c in pairs)
+    ]
+    assert made.pareto() == front[::-1] == ["d-subject", "b-subject", "a-subject"]
+
+
+def test_disagreements_are_the_slices_named_differently_surest_first():
+    made = fake(ROWS)
+    one, two = (made.evaluations[n].sample() for n in ("a-subject", "c-subject"))
+    found = made.disagreements("a-subject", "c-subject")
+    a, b = one.logits.argmax(1), two.logits.argmax(1)
+    assert sorted(found["position"]) == np.flatnonzero(a != b).tolist()
+    np.testing.assert_array_equal(found["label"], one.labels[found["position"]])
+    np.testing.assert_array_equal(found["a-subject"], a[found["position"]])
+    np.testing.assert_array_equal(found["c-subject"], b[found["position"]])
+    # A third that is surer of one slice puts it first.
+    sure = found["position"].iloc[-1]
+    one.logits.flags.writeable = True
+    one.logits[sure] *= 2
+    assert made.disagreements("a-subject", "c-subject")["position"].iloc[0] == sure
+
+
+def test_recalls_name_their_support():
+    made = fake(ROWS)
+    recalls = made.recalls()
+    assert recalls.columns.tolist() == [f"{name} (n = 18)" for name in NAMES]
+    labels, logits, _ = made.evaluations["b-subject"].sample()
+    expected = recall_score(labels, logits.argmax(1), average=None)
+    np.testing.assert_allclose(recalls.loc["b-subject"], expected)
+
+
+def test_seeds_are_brought_together():
+    rows = [
+        *[("n-subject", "subject", 0.8, 1), ("n-seed1-subject", "subject", 0.7, 1)],
+        *[("n-seed2-subject", "subject", 0.3, 1), ("m-subject", "subject", 0.2, 1)],
+        *[("n-image", "image", 0.9, 1), ("n-seed1-image", "image", 0.8, 1)],
+    ]
+    found = fake(rows).seeds()
+    assert found["network"].tolist() == ["n-subject", "n-image"]
+    assert found["seeds"].tolist() == [3, 2]
+    np.testing.assert_allclose(found["mean"], [0.6, 0.85])
+    np.testing.assert_allclose(found["sd"], [np.std([0.8, 0.7, 0.3], ddof=1), 0.1 / 2**0.5])
+
+
+def test_the_conclusion_is_made_of_the_figures():
+    text = fake(ROWS).conclusion()
+    assert "On people never seen, a-subject is first of 4 with a balanced accuracy of 0." in text
+    assert "1 of the others cannot be told from it, 2 are worse" in text
+    assert "Image-level, c-image is first of 3" in text
+    assert "Over 3 networks" in text
+    assert "1 file could not be measured." in text
+    alike = fake([("a-subject", "subject", 0.5, 1), ("b-subject", "subject", 0.5, 1)])
+    assert "None of the others can be told from it." in alike.conclusion()
+    assert "Over" not in alike.conclusion()

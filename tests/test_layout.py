@@ -15,8 +15,9 @@ import mri
 PACKAGE = Path(mri.__file__).parent
 ORDER = [
     *("decode", "hub", "parquet", "data", "phantom", "subjects", "leakage", "evaluation"),
+    "significance",
     *("backend", "models", "cards", "callbacks", "training", "crossval", "gradcam"),
-    *("comparison", "plots"),
+    *("predictions", "zoo", "comparison", "plots"),
 ]
 HEAVY = {"tensorflow", "keras"}
 TREES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}

@@ -1,0 +1,85 @@
+"""The sweep over all networks and both protocols: named, resumable, and enough for a ranking."""
+
+import numpy as np
+import pytest
+
+import mri.zoo
+from mri.backend import keras
+from mri.cards import read_card
+from mri.comparison import compare
+from mri.models import _BUILDERS, list_models, register
+from mri.phantom import write_phantom
+from mri.predictions import find_logits
+from mri.training import RECIPES, Recipe
+from mri.zoo import entries, main
+
+# Keras' saving and loading.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:fewer subjects than the 5 folds"),
+]
+
+
+def flat(x, classes):
+    return keras.layers.Dense(classes)(keras.layers.Flatten()(x))
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    kept = dict(_BUILDERS)
+    register(flat)
+    monkeypatch.setitem(RECIPES, "flat", Recipe(epochs=1, dtype="float32"))
+    yield
+    _BUILDERS.clear()
+    _BUILDERS.update(kept)
+
+
+def test_every_network_is_an_entry_and_the_baseline_one_by_each_other_recipe():
+    found = entries()
+    assert {name for name, (builder, _) in found.items() if name == builder} == set(list_models())
+    others = {name: of for name, of in found.items() if name != of[0]}
+    assert set(others) == {
+        f"baseline_{name}"
+        for name in ("weighted_sampling", "hard_mining_16", "hard_mining_32", "hard_mining_64")
+    }
+    assert {builder for builder, _ in others.values()} == {"baseline"}
+    for size in (16, 32, 64):
+        recipe = others[f"baseline_hard_mining_{size}"][1]
+        assert (recipe.batch_size, recipe.hardest, recipe.epochs) == (size, 0.2, 20)
+    assert others["baseline_weighted_sampling"][1].balance == "sampling"
+    assert found["baseline"][1] == Recipe(epochs=10, batch_size=32, learning_rate=1e-3)
+
+
+def test_a_sweep_leaves_what_a_ranking_needs_and_is_not_done_twice(
+    registry, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MRI_DATA", str(write_phantom("data", subjects=12, slices=10)))
+    assert main(["flat", "--seeds", "2"]) == 0
+    names = [f"flat{seed}-{part}" for seed in ("", "-seed1") for part in ("image", "subject")]
+    files = {path.name for path in (tmp_path / "models/zoo").iterdir()}
+    assert files == {f"{n}.{end}" for n in names for end in ("keras", "json", "parquet")}
+    for name in names:
+        path = tmp_path / f"models/zoo/{name}.keras"
+        card, kept = read_card(path), find_logits(path)
+        np.testing.assert_array_equal(kept.rows, card["test_rows"])
+        assert card["seed"] == int("seed1" in name)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+    def fit(*arguments, **options):
+        pytest.fail("trained again")
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    monkeypatch.setattr(mri.zoo, "keep_logits", fit)
+    assert main(["flat", "--seeds", "2"]) == 0
+    found = compare(folder="models")
+    assert set(found.leaderboard().index) == {"flat", "flat-seed1"}
+    assert found.leaderboard()[["subject", "image"]].notna().all(axis=None)
+    assert found.seeds()["seeds"].tolist() == [2, 2]
+    assert found.evaluated == ()
+
+
+def test_an_unknown_name_lists_what_there_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["compakt"])
+    assert "there are baseline, " in capsys.readouterr().err

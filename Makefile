@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help run test test-all lint lab bench baseline picture clean
+.PHONY: help run test test-all lint lab bench baseline crossval zoo picture clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -42,6 +42,10 @@ baseline: .venv/ready  ## train the benchmarks' baseline under both protocols (a
 
 crossval: .venv/ready  ## all folds of tissue, compact and the shuffled control (about 10 minutes)
 	$(BIN)/python -m mri.crossval tissue compact --seeds 1
+
+zoo: .venv/ready  ## train every network under both protocols (hours; a killed run goes on)
+	$(BIN)/python -m mri.zoo
+	$(BIN)/python -m mri.zoo --table
 
 picture: .venv/ready  ## take the README's picture out of main.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir runs main.ipynb

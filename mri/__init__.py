@@ -2,27 +2,29 @@
 
 The modules in the order of the work, each importing only from those before it:
 
-============ =======================================================================================
-decode       one JPEG or PNG to pixels
-hub          fetch the public files
-parquet      the container: schema, rows as buffer views
-data         whole files to one array, or to a stream
-phantom      synthetic slices, with the truth included
-subjects     who is who from pixels; splits that keep subjects apart
-leakage      how much of a split's accuracy is recognition of people
-evaluation   figures with intervals, per slice and per subject
-significance which differences between models are real: paired tests
-models       the registry of networks
-cards        a model file and what is known about it
-callbacks    what a resumable run needs and Keras lacks
-training     one `train` for all
-crossval     models × folds × seeds, resumable, here or on a cluster
-gradcam      where the network looks
-predictions  what a model says of its test part, kept beside it
-zoo          every registered network under both protocols
-comparison   every file in ``models/``, ranked and told apart
-plots        draws all of it
-============ =======================================================================================
+============= ======================================================================================
+decode        one JPEG or PNG to pixels
+hub           fetch the public files
+parquet       the container: schema, rows as buffer views
+data          whole files to one array, or to a stream
+phantom       synthetic slices, with the truth included
+subjects      who is who from pixels; splits that keep subjects apart
+leakage       how much of a split's accuracy is recognition of people
+evaluation    figures with intervals, per slice and per subject
+significance  which differences between models are real: paired tests
+models        the registry of networks
+cards         a model file and what is known about it
+callbacks     what a resumable run needs and Keras lacks
+training      one `train` for all
+crossval      models × folds × seeds, resumable, here or on a cluster
+gradcam       where the network looks
+predictions   what a model says of its test part, kept beside it
+comparison    every file in ``models/``, ranked and told apart
+zoo           every registered network under both protocols
+plots         draws all of it, in one style
+ranking_plots draws a comparison
+map_plots     draws heatmaps that belong together
+============= ======================================================================================
 
 TensorFlow is loaded with the first of `models`, `training` or `gradcam` that is used.
 """
@@ -62,15 +64,16 @@ _HOME = {
     "train": "training",
     "write_phantom": "phantom",
 }
-__all__ = sorted([*_HOME, "plots"])
+_MODULES = ("map_plots", "plots", "ranking_plots")
+__all__ = sorted([*_HOME, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name, and with it its module, when it is first used."""
     if name in _HOME:
         return getattr(importlib.import_module(f"mri.{_HOME[name]}"), name)
-    if name == "plots":
-        return importlib.import_module("mri.plots")
+    if name in _MODULES:
+        return importlib.import_module(f"mri.{name}")
     raise AttributeError(f"module 'mri' has no attribute {name!r}; there are {__all__}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ class Comparison:
         models measured on the same slices as the best of that protocol.
     by : str
         The metric of the ranking and the tests.
+    rows : dict of str to ndarray of int
+        By model name, the rows of the scans that it was measured on.
+    files : dict of str to Path
+        By model name; a file may be absent where a card and kept logits were enough.
     evaluated : tuple of str
         The models that were run this time; the others' logits were kept from before.
     """
@@ -47,7 +51,9 @@ class Comparison:
     evaluations: dict[str, Evaluation]
     p_values: dict[str, pd.DataFrame]
     by: str
-    evaluated: tuple[str, ...] = field(repr=False)
+    rows: dict[str, np.ndarray]
+    files: dict[str, Path]
+    evaluated: tuple[str, ...]
 
     def leading(self, protocol: str = "subject") -> list[str]:
         """Return the models of a protocol that cannot be told from its best, itself first."""
@@ -95,8 +101,8 @@ class Comparison:
     def disagreements(self, first: str, second: str) -> pd.DataFrame:
         """Return the test slices that two models of the same test part answer differently.
 
-        Columns: position (in the test part), label, and the class each names; the two that are
-        surest of opposite answers first.
+        Columns: position (in the test part), subject (by rank), label, and the class each names;
+        those on which the two are surest of their answers first.
         """
         one, two = (self.evaluations[name].sample() for name in (first, second))
         if not np.array_equal(one.labels, two.labels):
@@ -106,7 +112,7 @@ class Comparison:
         at_odds = (one.logits - two.logits)[rows, a] - (one.logits - two.logits)[rows, b]
         chosen = np.flatnonzero(a != b)
         chosen = chosen[np.argsort(-at_odds[chosen], kind="stable")]
-        columns = {"position": chosen, "label": one.labels[chosen]}
+        columns = {"position": chosen, "subject": one.units[chosen], "label": one.labels[chosen]}
         return pd.DataFrame(columns | {first: a[chosen], second: b[chosen]})
 
     def pareto(self, cost: str = "parameters", protocol: str = "subject") -> list[str]:
@@ -124,19 +130,22 @@ class Comparison:
         """Return what the figures allow to say, in one paragraph made from them."""
         metric, told = metric_label(self.by).lower(), []
         for protocol, who in (("subject", "On people never seen"), ("image", "Image-level")):
-            names, leading = self.best(protocol, len(self.table)), self.leading(protocol)
-            if not names:
+            if protocol not in self.p_values:
                 continue
+            names, leading = list(self.p_values[protocol]), self.leading(protocol)
             estimate = self.evaluations[names[0]].metrics["slice"][self.by]
             told.append(
                 f"{who}, {names[0]} is first of {len(names)} with a {metric} of {estimate}."
             )
-            if len(leading) == len(names) > 1:
+            alike, worse = len(leading) - 1, len(names) - len(leading)
+            if not worse and alike:
                 told.append("None of the others can be told from it.")
-            elif len(names) > 1:
+            elif worse:
                 told.append(
-                    f"{len(leading) - 1} of the others cannot be told from it, "
-                    f"{len(names) - len(leading)} are worse (p < 0.05 after Holm's correction)."
+                    f"{alike} of the others cannot be told from it, {worse} "
+                    f"{'are' if worse > 1 else 'is'} worse (p < 0.05 after Holm's correction)."
+                    if alike
+                    else f"All {worse} others are worse (p < 0.05 after Holm's correction)."
                 )
         board = self.leaderboard()[["subject", "image"]].dropna()
         if len(board) > 2:
@@ -235,7 +244,7 @@ def compare(
             f"{folder}: no .keras file; run main.ipynb or python -m mri.training compact"
         )
     fingerprint = scans.fingerprint() if scans is not None else None
-    rows, evaluations, boards, evaluated = [], {}, {}, []
+    rows, evaluations, boards, tested, evaluated = [], {}, {}, {}, []
     for path in tqdm(files, desc="models", disable=None):
         row = {"model": path.stem, "other": False}
         try:
@@ -247,7 +256,7 @@ def compare(
         except ModelFileError as error:
             rows.append({**row, "protocol": "–", "note": str(error)})
             continue
-        about = found.about
+        about, tested[path.stem] = found.about, found.rows
         row["other"] = fingerprint not in (None, about["data"])
         row["protocol"], row["note"] = _protocol(card, row["other"])
         figures = evaluations[path.stem] = evaluate(
@@ -285,7 +294,8 @@ def compare(
             ranked = {name: evaluations[name] for name in of["model"] if name in peers}
             p_values[protocol] = pairwise(ranked, metric=by, seed=seed)
     table = table[columns].astype({"parameters": "Int64"})
-    return Comparison(table, evaluations, p_values, by, tuple(evaluated))
+    paths = {path.stem: path for path in files}
+    return Comparison(table, evaluations, p_values, by, tested, paths, tuple(evaluated))
 
 
 def _files(folder: Path) -> list[Path]:

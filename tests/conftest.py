@@ -1,14 +1,17 @@
 """Shared fixtures: quiet TensorFlow, the real slices where they are, seeded randomness."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from mri.comparison import Comparison
 from mri.data import Scans
+from mri.evaluation import evaluate
+from mri.significance import pairwise
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -43,6 +46,43 @@ def striped_scans() -> Callable[..., Scans]:
         images = (images + rng.normal(0, 20, images.shape)).clip(0, 255).astype(np.uint8)
         rejected = pd.DataFrame(columns=["file", "row", "cause"])
         return Scans(images, labels, names, rejected, synthetic=True)
+
+    return make
+
+
+ROWS = (
+    *[("a-subject", "subject", 0.9, 300), ("b-subject", "subject", 0.88, 100)],
+    *[("c-subject", "subject", 0.2, 200), ("d-subject", "subject", 0.1, 50)],
+    *[("c-image", "image", 0.99, 200), ("a-image", "image", 0.7, 300)],
+    *[("b-image", "image", 0.3, 100), ("x", "–", np.nan, np.nan)],
+)
+
+
+@pytest.fixture(scope="session")
+def made_up() -> Callable[..., Comparison]:
+    """Return a maker of comparisons on the same random slices: 24 people of 3, four classes.
+
+    Rows are (model, protocol, figure, parameters): the figure orders the table and is about the
+    share of the slices that the model's logits name correctly.
+    """
+
+    def make(rows: Sequence[tuple] = ROWS) -> Comparison:
+        rng, subjects = np.random.default_rng(0), np.repeat(np.arange(24), 3)
+        labels, evaluations = (np.arange(24) % 4)[subjects], {}
+        table = pd.DataFrame(rows, columns=["model", "protocol", "balanced_accuracy", "parameters"])
+        for name, share in zip(table["model"], table["balanced_accuracy"], strict=True):
+            right = rng.random(len(labels)) < (0 if np.isnan(share) else share)
+            logits = 3.0 * np.eye(4)[np.where(right, labels, (labels + 1) % 4)]
+            evaluations[name] = evaluate(labels, logits, subjects, draws=50)
+        for column in ("size_mb", "ms_1", "ms_64", "seconds"):
+            table[column] = np.nan
+        table["note"] = ""
+        p = {
+            protocol: pairwise({name: evaluations[name] for name in of["model"]}, draws=500)
+            for protocol, of in table.groupby("protocol")
+            if protocol != "–"
+        }
+        return Comparison(table, evaluations, p, "balanced_accuracy", {}, {}, ())
 
     return make
 

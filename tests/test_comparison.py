@@ -16,11 +16,9 @@ from sklearn.metrics import (
 import mri.predictions
 from mri.backend import keras
 from mri.cards import load_model, read_card, save_model
-from mri.comparison import Comparison, compare
+from mri.comparison import compare
 from mri.data import Scans
-from mri.evaluation import evaluate
 from mri.models import _BUILDERS, predict_logits, register
-from mri.significance import pairwise
 from mri.subjects import image_split, subject_split
 from mri.training import Recipe, train
 
@@ -339,36 +337,8 @@ def test_it_shows_as_a_table(found):
 # --- what is read off a comparison ---
 
 
-def fake(rows, by="balanced_accuracy"):
-    """Return a comparison of (model, protocol, figure, parameters) on the same random slices."""
-    rng, subjects = np.random.default_rng(0), np.repeat(np.arange(24), 3)
-    labels, evaluations = (np.arange(24) % 4)[subjects], {}
-    table = pd.DataFrame(rows, columns=["model", "protocol", by, "parameters"])
-    for name, share in zip(table["model"], table[by], strict=True):
-        right = rng.random(len(labels)) < (0 if np.isnan(share) else share)
-        logits = 3.0 * np.eye(4)[np.where(right, labels, (labels + 1) % 4)]
-        evaluations[name] = evaluate(labels, logits, subjects, class_names=NAMES, draws=50)
-    for column in ("size_mb", "ms_1", "ms_64", "seconds"):
-        table[column] = np.nan
-    table["note"] = ""
-    p = {
-        protocol: pairwise({name: evaluations[name] for name in of["model"]}, draws=500)
-        for protocol, of in table.groupby("protocol")
-        if protocol != "–"
-    }
-    return Comparison(table, evaluations, p, by, ())
-
-
-ROWS = [
-    *[("a-subject", "subject", 0.9, 300), ("b-subject", "subject", 0.88, 100)],
-    *[("c-subject", "subject", 0.2, 200), ("d-subject", "subject", 0.1, 50)],
-    *[("c-image", "image", 0.99, 200), ("a-image", "image", 0.7, 300)],
-    *[("b-image", "image", 0.3, 100), ("x", "–", np.nan, np.nan)],
-]
-
-
-def test_the_leaderboard_has_a_network_a_row_with_both_protocols():
-    made = fake(ROWS)
+def test_the_leaderboard_has_a_network_a_row_with_both_protocols(made_up):
+    made = made_up()
     board = made.leaderboard()
     assert list(board.index) == ["a", "b", "c", "d"], "in the order of the honest figure"
     value = {name: e.metrics["slice"]["balanced_accuracy"] for name, e in made.evaluations.items()}
@@ -387,8 +357,8 @@ def test_the_leaderboard_has_a_network_a_row_with_both_protocols():
     assert [f"_row{i}_col0" in shaded for i in range(4)] == [True, True, False, False]
 
 
-def test_the_pareto_front_is_what_brute_force_finds():
-    made = fake(ROWS)
+def test_the_pareto_front_is_what_brute_force_finds(made_up):
+    made = made_up()
     of = made.table[made.table["protocol"] == "subject"]
     pairs = list(zip(of["model"], of["balanced_accuracy"], of["parameters"], strict=True))
     front = [
@@ -399,13 +369,14 @@ def test_the_pareto_front_is_what_brute_force_finds():
     assert made.pareto() == front[::-1] == ["d-subject", "b-subject", "a-subject"]
 
 
-def test_disagreements_are_the_slices_named_differently_surest_first():
-    made = fake(ROWS)
+def test_disagreements_are_the_slices_named_differently_surest_first(made_up):
+    made = made_up()
     one, two = (made.evaluations[n].sample() for n in ("a-subject", "c-subject"))
     found = made.disagreements("a-subject", "c-subject")
     a, b = one.logits.argmax(1), two.logits.argmax(1)
     assert sorted(found["position"]) == np.flatnonzero(a != b).tolist()
     np.testing.assert_array_equal(found["label"], one.labels[found["position"]])
+    np.testing.assert_array_equal(found["subject"], found["position"] // 3)
     np.testing.assert_array_equal(found["a-subject"], a[found["position"]])
     np.testing.assert_array_equal(found["c-subject"], b[found["position"]])
     # A third that is surer of one slice puts it first.
@@ -415,8 +386,8 @@ def test_disagreements_are_the_slices_named_differently_surest_first():
     assert made.disagreements("a-subject", "c-subject")["position"].iloc[0] == sure
 
 
-def test_recalls_name_their_support():
-    made = fake(ROWS)
+def test_recalls_name_their_support(made_up):
+    made = made_up()
     recalls = made.recalls()
     assert recalls.columns.tolist() == [f"{name} (n = 18)" for name in NAMES]
     labels, logits, _ = made.evaluations["b-subject"].sample()
@@ -424,26 +395,27 @@ def test_recalls_name_their_support():
     np.testing.assert_allclose(recalls.loc["b-subject"], expected)
 
 
-def test_seeds_are_brought_together():
+def test_seeds_are_brought_together(made_up):
     rows = [
         *[("n-subject", "subject", 0.8, 1), ("n-seed1-subject", "subject", 0.7, 1)],
         *[("n-seed2-subject", "subject", 0.3, 1), ("m-subject", "subject", 0.2, 1)],
         *[("n-image", "image", 0.9, 1), ("n-seed1-image", "image", 0.8, 1)],
     ]
-    found = fake(rows).seeds()
+    found = made_up(rows).seeds()
     assert found["network"].tolist() == ["n-subject", "n-image"]
     assert found["seeds"].tolist() == [3, 2]
     np.testing.assert_allclose(found["mean"], [0.6, 0.85])
     np.testing.assert_allclose(found["sd"], [np.std([0.8, 0.7, 0.3], ddof=1), 0.1 / 2**0.5])
 
 
-def test_the_conclusion_is_made_of_the_figures():
-    text = fake(ROWS).conclusion()
+def test_the_conclusion_is_made_of_the_figures(made_up):
+    text = made_up().conclusion()
     assert "On people never seen, a-subject is first of 4 with a balanced accuracy of 0." in text
     assert "1 of the others cannot be told from it, 2 are worse" in text
     assert "Image-level, c-image is first of 3" in text
+    assert "All 2 others are worse" in text
     assert "Over 3 networks" in text
     assert "1 file could not be measured." in text
-    alike = fake([("a-subject", "subject", 0.5, 1), ("b-subject", "subject", 0.5, 1)])
+    alike = made_up([("a-subject", "subject", 0.5, 1), ("b-subject", "subject", 0.5, 1)])
     assert "None of the others can be told from it." in alike.conclusion()
     assert "Over" not in alike.conclusion()

@@ -198,9 +198,7 @@ def test_a_backbone_says_what_it_starts_from(monkeypatch):
 
     monkeypatch.setattr(mri.models, "DOWNLOAD", True)
     monkeypatch.setattr(keras.applications, "ResNet50", resnet)
-    with pytest.warns(
-        UserWarning, match=r"no ImageNet weights \(URL fetch failure\)"
-    ):
+    with pytest.warns(UserWarning, match=r"no ImageNet weights \(URL fetch failure\)"):
         model = build_model("resnet50", input_shape=shape)
     assert initial_weights(model) == "random"
     assert made == ["imagenet", None]

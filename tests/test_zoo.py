@@ -11,7 +11,7 @@ from mri.models import _BUILDERS, list_models, register
 from mri.phantom import write_phantom
 from mri.predictions import find_logits
 from mri.training import RECIPES, Recipe
-from mri.zoo import entries, main
+from mri.zoo import REPORTED, entries, main
 
 # Keras' saving and loading.
 pytestmark = [
@@ -77,6 +77,22 @@ def test_a_sweep_leaves_what_a_ranking_needs_and_is_not_done_twice(
     assert found.leaderboard()[["subject", "image"]].notna().all(axis=None)
     assert found.seeds()["seeds"].tolist() == [2, 2]
     assert found.evaluated == ()
+
+    assert main(["--table"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    board = found.leaderboard()
+    for line, name in zip(lines, board.index, strict=True):
+        first, *cells, weights = line.strip("| ").split(" | ")
+        assert first.split("`")[1] == name
+        assert first.endswith(" *") == bool(board.loc[name, "leading"])
+        for cell, part in zip(cells[1:], ("image", "subject"), strict=False):
+            value = found.evaluations[f"{name}-{part}"].metrics["slice"]["accuracy"].value
+            assert float(cell.split(" [")[0]) == pytest.approx(100 * value, abs=0.005)
+        assert int(weights.replace(",", "")) == board.loc[name, "parameters"]
+
+
+def test_what_was_reported_belongs_to_entries():
+    assert set(REPORTED) <= set(entries())
 
 
 def test_an_unknown_name_lists_what_there_is(capsys):

@@ -1,0 +1,145 @@
+"""Figures of a comparison: who leads, by how much, whether it is real, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from mri.evaluation import metric_label
+from mri.plots import BLUE, GREY, ORANGE, STYLE, _panel
+
+if TYPE_CHECKING:
+    from mri.comparison import Comparison
+    from mri.evaluation import Evaluation
+
+_MARKS = {"subject": ("D", BLUE, -0.16), "image": ("o", ORANGE, 0.16), "unknown": ("x", GREY, 0)}
+_NAMES = {"subject": "subject-wise", "image": "image-level (inflated)", "unknown": "no card"}
+_COSTS = {
+    "parameters": "number of weights",
+    "size_mb": "file size, MB",
+    "ms_1": "time for one slice, ms",
+    "ms_64": "time for 64 slices, ms",
+    "seconds": "training time, s",
+}
+
+
+@mpl.rc_context(STYLE)
+def ranking(comparison: Comparison, *, ax: Axes | None = None, title: str = "") -> Axes:
+    """Draw a row a network, its figure under each protocol with 95% intervals, leaders shaded."""
+    board = comparison.leaderboard()
+    ax = _panel(ax, 7.5, 1 + 0.34 * len(board))
+    for row, (name, leads) in enumerate(board["leading"].items()):
+        if leads:
+            ax.axhspan(row - 0.5, row + 0.5, color=BLUE, alpha=0.1, linewidth=0)
+        for protocol, (mark, colour, shift) in _MARKS.items():
+            found = {name, f"{name}-{protocol}"} & set(comparison.evaluations)
+            of = [n for n in found if n in comparison.best(protocol, len(comparison.table))]
+            if of:
+                value, low, high = comparison.evaluations[of[0]].metrics["slice"][comparison.by]
+                ax.hlines(row + shift, low, high, color=colour, linewidth=1.6)
+                ax.plot(value, row + shift, mark, color=colour, markersize=5)
+    shown = [protocol for protocol in _MARKS if board[protocol].notna().any()]
+    handles = [
+        plt.Line2D([], [], color=_MARKS[p][1], marker=_MARKS[p][0], label=_NAMES[p]) for p in shown
+    ]
+    if board["leading"].any():
+        label = "cannot be told from the best"
+        handles.append(plt.Rectangle((0, 0), 1, 1, color=BLUE, alpha=0.1, label=label))
+    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(handles))
+    ax.set_yticks(range(len(board)), board.index)
+    ax.set_ylim(len(board) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    ax.set_xlabel(f"{metric_label(comparison.by)} per slice of the test part, 95% interval")
+    ax.set_title(title, pad=24)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def p_values(matrix: pd.DataFrame, *, ax: Axes | None = None, title: str = "") -> Axes:
+    """Draw the p-values of all pairs, from `mri.pairwise`; those below 0.05 are filled."""
+    n = len(matrix)
+    ax = _panel(ax, 2.2 + 0.42 * n, 1.6 + 0.36 * n)
+    values = matrix.to_numpy()
+    real = np.where(values < 0.05, 1.0, np.where(np.isnan(values), 0.25, 0.0))
+    ax.imshow(real, cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
+    for (i, j), p in np.ndenumerate(values):
+        if i != j:
+            text = "<.001" if p < 0.001 else f"{p:.3f}"[1:] if p < 1 else "1"
+            colour = "white" if p < 0.05 else "black"
+            ax.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
+    ax.set_xticks(range(n), matrix.columns, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(n), matrix.index)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def cost(
+    comparison: Comparison,
+    *,
+    by: str = "parameters",
+    protocol: str = "subject",
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw the figure of the ranking against a cost, and the line of those that nobody beats."""
+    ax = _panel(ax, 7.5, 4)
+    of = comparison.table[comparison.table["protocol"] == protocol].set_index("model")
+    of, front = of.dropna(subset=[by]), comparison.pareto(by, protocol)
+    x, y = of[by].astype(float), of[comparison.by]
+    ax.plot(x[front], y[front], color=GREY, linewidth=1, drawstyle="steps-post")
+    ax.scatter(x, y, color=[BLUE if name in front else GREY for name in of.index], zorder=3)
+    ax.set_xscale("log")
+    ax.margins(x=0.15, y=0.12)
+    ax.grid()
+    ax.set(xlabel=_COSTS[by], ylabel=f"{metric_label(comparison.by)} per slice", title=title)
+    taken: list[Bbox] = []
+    for name in [*front, *of.index.difference(front, sort=False)]:
+        style = {"fontsize": 7.5, "color": BLUE} if name in front else {"fontsize": 6.5}
+        _label(ax, name.removesuffix(f"-{protocol}"), (x[name], y[name]), taken, **style)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def side_by_side(
+    draw: Callable[..., Axes],
+    evaluations: Mapping[str, Evaluation],
+    *,
+    unit: str = "slice",
+    title: str = "",
+) -> Figure:
+    """Draw `plots.confusion`, `plots.roc` or `plots.reliability` of several models in one row."""
+    fig, axes = plt.subplots(1, len(evaluations), figsize=(4.2 * len(evaluations), 4.4))
+    for ax, (name, evaluation) in zip(np.atleast_1d(axes), evaluations.items(), strict=True):
+        draw(evaluation, unit=unit, ax=ax)
+        ax.set_title(name)
+        if ax is not fig.axes[0]:
+            ax.set_ylabel("")
+    fig.suptitle(title)
+    return fig
+
+
+def _label(ax: Axes, text: str, point: tuple, taken: list[Bbox], **style: Any) -> None:
+    """Write beside a point, at the first place where nothing is written yet."""
+    places = [(6, 0), (0, 9), (0, -9), (6, 9), (6, -9), (-6, 9), (-6, -9), (6, 16), (6, -16)]
+    for x, y in places:
+        side = "left" if x > 0 else "right" if x < 0 else "center"
+        note = ax.annotate(
+            text, point, (x, y), textcoords="offset points", ha=side, va="center", **style
+        )
+        box = note.get_window_extent()
+        if (x, y) == places[-1] or not any(box.overlaps(other) for other in taken):
+            taken.append(box)
+            return
+        note.remove()

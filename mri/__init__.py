@@ -24,6 +24,7 @@ zoo           every registered network under both protocols
 plots         draws all of it, in one style
 ranking_plots draws a comparison
 map_plots     draws heatmaps that belong together
+explorer      heatmaps to play with in a notebook
 ============= ======================================================================================
 
 TensorFlow is loaded with the first of `models`, `training` or `gradcam` that is used.
@@ -46,6 +47,7 @@ _HOME = {
     "describe": "cards",
     "dict_to_image": "decode",
     "evaluate": "evaluation",
+    "explore": "explorer",
     "find_data": "parquet",
     "image_split": "subjects",
     "iter_batches": "data",

@@ -18,7 +18,7 @@ ORDER = [
     "significance",
     *("backend", "models", "cards", "callbacks", "training", "crossval", "gradcam"),
     *("predictions", "comparison", "zoo"),
-    *("plots", "ranking_plots", "map_plots"),
+    *("plots", "ranking_plots", "map_plots", "explorer"),
 ]
 DRAWING = {"plots", "ranking_plots", "map_plots"}
 HEAVY = {"tensorflow", "keras"}
@@ -74,7 +74,7 @@ def test_the_import_walker_sees_what_it_should():
     ("root", "allowed"),
     [
         ("cv2", {"decode", "phantom", "subjects"}),
-        ("matplotlib", DRAWING),
+        ("matplotlib", {*DRAWING, "explorer"}),
         ("sklearn", set(ORDER) - DRAWING),
         ("scipy", set(ORDER) - DRAWING),
         ("PIL", set()),

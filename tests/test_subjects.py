@@ -11,6 +11,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import squareform
 
+from mri.data import read_scans
 from mri.phantom import make_phantoms
 from mri.subjects import (
     DataLeakageError,
@@ -20,6 +21,7 @@ from mri.subjects import (
     _without_common_anatomy,
     check_disjoint,
     image_split,
+    order_slices,
     recover_subjects,
     subject_split,
 )
@@ -479,3 +481,42 @@ def test_leakage_makes_a_nearest_neighbour_look_perfect(phantoms):
     print(f"\n1-NN: image-level {leaky:.2f}, subject-wise {honest:.2f}")
     assert leaky > 0.97
     assert honest < leaky - 0.3
+
+
+# --- along the head ---
+
+
+def test_slices_of_a_person_are_put_in_order_from_below():
+    phantoms = make_phantoms(6, 32, seed=1)
+    rng = np.random.default_rng(0)
+    for subject in range(6):
+        rows = rng.permutation(np.flatnonzero(phantoms.subjects == subject))
+        found = rows[order_slices(phantoms.images[rows])]
+        assert (np.diff(phantoms.z[found]) > 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_slices_have_an_order_too(n):
+    phantoms = make_phantoms(4, 12, seed=1)
+    found = order_slices(phantoms.images[:n][::-1])
+    assert sorted(found) == list(range(n))
+    if n == 3:
+        np.testing.assert_array_equal(found, [2, 1, 0])
+
+
+def test_order_wants_a_stack():
+    with pytest.raises(ValueError, match=r"images must be \(n, h, w\). Received: shape \(4, 4\)"):
+        order_slices(np.zeros((4, 4)))
+
+
+@pytest.mark.real_data
+def test_real_slices_in_order_change_little_by_little(real_data):
+    """Next neighbours are more alike than those two apart, all along every head tried."""
+    scans = read_scans(real_data, split="train") + read_scans(real_data, split="test")
+    groups = recover_subjects(scans.images).groups
+    for subject in range(40):
+        rows = np.flatnonzero(groups == subject)
+        images = scans.images[rows[order_slices(scans.images[rows])]]
+        likeness = np.corrcoef(images.reshape(len(images), -1))
+        near, far = np.diag(likeness, 1), np.diag(likeness, 2)
+        assert (np.minimum(near[:-1], near[1:]) > far - 0.002).all()

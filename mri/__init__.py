@@ -18,6 +18,7 @@ callbacks     what a resumable run needs and Keras lacks
 training      one `train` for all
 crossval      models × folds × seeds, resumable, here or on a cluster
 gradcam       where the network looks
+faithfulness  whether to believe it
 predictions   what a model says of its test part, kept beside it
 comparison    every file in ``models/``, ranked and told apart
 zoo           every registered network under both protocols
@@ -41,6 +42,7 @@ _HOME = {
     "Recipe": "training",
     "audit": "leakage",
     "build_model": "models",
+    "check_heatmaps": "faithfulness",
     "checklist": "leakage",
     "compare": "comparison",
     "cross_validate": "crossval",
@@ -49,6 +51,7 @@ _HOME = {
     "evaluate": "evaluation",
     "explore": "explorer",
     "find_data": "parquet",
+    "ground_truth": "faithfulness",
     "image_split": "subjects",
     "iter_batches": "data",
     "list_models": "models",

@@ -7,7 +7,7 @@ logits and maps, and only the head behind the layer is differentiated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
@@ -53,6 +53,10 @@ METHODS = {
 }
 """Functions of activations and gradients, float32 (n, h, w, c): a map is their sum over c."""
 
+_REACH = 2
+_OFFSETS = [(i, j) for i in range(2 * _REACH + 1) for j in range(2 * _REACH + 1)]
+_OFFSETS.remove((_REACH, _REACH))
+
 
 class GradCAM:
     """Class activation maps of a Keras model (TensorFlow backend), which is left as it was.
@@ -61,15 +65,17 @@ class GradCAM:
     whose own gradient vanishes when the model is sure. Weights are read at every call: after more
     training the same object explains the new state. Dropout and the like are off. Maps are
     stretched to the image bilinearly, with half-pixel centres: exact after layers with ``"same"``
-    padding, off by the trimmed rim after ``"valid"`` ones.
+    padding, off by the trimmed rim after ``"valid"`` ones. The attribute `layers` holds the layers
+    in the order of their use, each inner one before the one that holds it.
 
     Parameters
     ----------
     model
         A built model from one image input to class scores (n, k).
     layer
-        Name or object of a layer with a 4-D output, at any depth. By default the last convolution
-        that leads to the output and has a grid, with the normalisation and activation behind it.
+        Name or object of a layer with a 4-D output, at any depth. By default the one that is named
+        ``"last_conv"``, else the last convolution that leads to the output and has a grid, with the
+        normalisation and activation behind it.
         Of a layer used more than once, the last use.
         The attribute `layer` holds the one chosen.
     method
@@ -107,6 +113,7 @@ class GradCAM:
 
         def explain(images, classes):
             outputs, calls = _run(model, images)
+            self.layers = [layer for layer, _ in calls]
             logits = _logits(_one_output(model, outputs, output))
             self._k = logits.shape[1]
             classes = tf.where(classes < 0, tf.argmax(logits, 1, tf.int32), classes)
@@ -124,13 +131,26 @@ class GradCAM:
         )
 
     def __call__(
-        self, images: ArrayLike, classes: ArrayLike | None = None, *, batch_size: int = 64
+        self,
+        images: ArrayLike,
+        classes: ArrayLike | None = None,
+        *,
+        batch_size: int = 64,
+        smooth: int = 0,
+        seed: int = 0,
     ) -> Explanation:
         """Explain `images`, numbers (n, h, w), (n, h, w, c) or one slice (h, w), as for `predict`.
 
         `classes` is the class to explain, one for all or (n,) integers; None is the predicted one.
-        `batch_size` changes memory and time only. Raises ValueError for images or classes of the
-        wrong shape, type or range, and if a result is not finite.
+        `batch_size` changes memory and time only. `smooth` shifted copies of each image, 0 to 24,
+        are explained too, for the same class, and `maps` is the mean of all after they are shifted
+        back, scaled to its maximum again; `raw` and `logits` stay those of the image itself. The
+        offsets, at most two pixels each way and none twice, follow `seed` and are the same for all
+        images; pixels of the rim are repeated outwards. The average over changed copies is
+        SmoothGrad's (arXiv:1706.03825), the change that of pytorch-grad-cam's ``aug_smooth``,
+        which undoes it before averaging: what depends on how the grid of the layer happens to lie
+        over the image cancels. Raises ValueError for images or classes of the wrong shape, type or
+        range, for other values of `smooth`, and if a result is not finite.
         """
         x = np.asarray(images)
         x = x[None] if x.ndim == 2 else x
@@ -150,6 +170,8 @@ class GradCAM:
             )
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1. Received: {batch_size=}")
+        if smooth not in range(len(_OFFSETS) + 1):
+            raise ValueError(f"`smooth` must be 0 to {len(_OFFSETS)} copies. Received: {smooth=}")
         wanted = np.full(len(x), wanted, np.int32)
         batches = (slice(i, i + batch_size) for i in range(0, len(x), batch_size))
         parts = [self._explain(tf.cast(x[b], self._images.dtype), wanted[b]) for b in batches]
@@ -160,7 +182,25 @@ class GradCAM:
                 "Logits or gradients are NaN or infinite: check the pixels and the weights. "
                 f"Received: {np.sum(~finite)} such images, the first at index {finite.argmin()}"
             )
-        return Explanation(maps, raw, chosen.astype(np.int64), logits, ~maps.any((1, 2)))
+        plain = Explanation(maps, raw, chosen.astype(np.int64), logits, ~maps.any((1, 2)))
+        return self._smoothed(x, plain, batch_size, smooth, seed) if smooth else plain
+
+    def _smoothed(self, x, plain, batch_size, smooth, seed):
+        """Return `plain` with its maps averaged with those of `smooth` shifted copies of `x`."""
+        (_, h, w), r = plain.maps.shape, _REACH
+        padded = np.pad(x, ((0, 0), (r, r), (r, r), (0, 0)), "edge")
+        # Pixel (y, x) of the copy that starts at (i, j) is (y + i, x + j) of the padded image.
+        total = np.pad(plain.maps, ((0, 0), (r, r), (r, r)))
+        count = np.pad(np.ones((h, w), np.float32), r)
+        for k in np.random.default_rng(seed).permutation(len(_OFFSETS))[:smooth]:
+            i, j = _OFFSETS[k]
+            copy = self(padded[:, i : i + h, j : j + w], plain.classes, batch_size=batch_size)
+            total[:, i : i + h, j : j + w] += copy.maps
+            count[i : i + h, j : j + w] += 1
+        maps = total[:, r:-r, r:-r] / count[r:-r, r:-r]
+        peaks = maps.max((1, 2), keepdims=True)
+        maps = maps / np.where(peaks > 0, peaks, 1)
+        return replace(plain, maps=maps, zero=~maps.any((1, 2)))
 
 
 def _image_spec(model):
@@ -225,6 +265,9 @@ def _logits(scores):
     return tf.concat([-scores, scores], 1) if scores.shape[1] == 1 else scores
 
 
+MARKED = "last_conv"
+"""Name by which the builders of `mri.models` mark the layer to look at."""
+
 _CONVOLUTIONS = "Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "SeparableConv2D"
 _FOLLOWERS = "BatchNormalization", "Activation", "ReLU", "LeakyReLU", "PReLU", "ELU"
 
@@ -247,8 +290,8 @@ def _differentiate(logits, one_hot, calls, wanted):
     # A tensor of another graph lies in a tf.function of the model's own: out of reach.
     graph = logits.graph
     calls = [(v, x) for v, x in calls if getattr(x, "graph", 0) is graph and x.shape.rank == 4]
-    found = [(v, x) for v, x in calls if v is wanted or v.name == wanted]
-    if wanted is None:
+    found = [(v, x) for v, x in calls if v is wanted or v.name == (wanted or MARKED)]
+    if wanted is None and not found:
         found = [_rectified(calls, i) for i, (v, _) in enumerate(calls) if _is(v, _CONVOLUTIONS)]
         # Convolutions on one cell (squeeze-and-excite, convolutional heads) have no map to show.
         found = [(v, x) for v, x in found if x.shape[1:3] != (1, 1)]

@@ -70,18 +70,24 @@ def mean_maps(
     """
     order = [c for c in _order(class_names) if (labels == c).any()]
     right = explanation.logits.argmax(1) == labels
+    means = {}
+    for i, chosen in enumerate((right, ~right)):
+        for j, c in enumerate(order):
+            rows = chosen & (labels == c)
+            means[i, j] = rows.sum(), explanation.maps[rows].mean(0) if rows.any() else None
+    peak = max(float(mean.max()) for _, mean in means.values() if mean is not None) or 1.0
     fig, axes = plt.subplots(
         2, len(order), figsize=(1.9 * len(order) + 1.2, 4.7), squeeze=False, layout="compressed"
     )
-    for row, chosen, name in zip(axes, (right, ~right), ("correct", "wrong"), strict=True):
+    for (i, j), (n, mean) in means.items():
+        ax = axes[i, j]
+        _bare(ax)
+        if mean is not None:
+            _show(ax, overlay(background, mean / peak, alpha=1.0))
+        ax.set_title(f"{_readable(class_names[order[j]])}\nn = {n}", loc="center", fontsize=8)
+    for row, name in zip(axes, ("correct", "wrong"), strict=True):
         row[0].set_ylabel(name)
-        for ax, c in zip(row, order, strict=True):
-            rows = chosen & (labels == c)
-            _bare(ax)
-            if rows.any():
-                _show(ax, overlay(background, explanation.maps[rows].mean(0), alpha=1.0))
-            ax.set_title(f"{_readable(class_names[c])}\nn = {rows.sum()}", loc="center", fontsize=8)
-    colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), "magma")
+    colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, peak), "magma")
     fig.colorbar(colours, ax=axes, aspect=25, pad=0.02, label="mean share of each map's maximum")
     fig.suptitle(title)
     return fig

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mri.data import CLASS_NAMES, SCHEMA
+from mri.data import CLASS_NAMES, SCHEMA, Scans
 
 __all__ = ["SHORTCUT", "Phantoms", "make_phantoms", "write_phantom"]
 
@@ -116,6 +117,16 @@ class Phantoms:
     subjects: np.ndarray
     z: np.ndarray
     masks: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Phantoms:
+        """Return some of the slices: `rows` are indices or a bool (n,)."""
+        return Phantoms(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @property
+    def scans(self) -> Scans:
+        """The slices as `mri.read_scans` returns those of a file."""
+        rejected = pd.DataFrame(columns=["file", "row", "cause"])
+        return Scans(self.images, self.labels, CLASS_NAMES, rejected, synthetic=True)
 
 
 def make_phantoms(

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from mri.gradcam import METHODS, GradCAM
+from mri.models import build_model
 
 K = keras.layers
 SIZE, CLASSES = 8, 4
@@ -649,6 +650,18 @@ def test_finds_the_last_convolution_that_has_a_grid_and_leads_on(kind):
     assert GradCAM(model).layer is model.get_layer("wanted")
 
 
+def test_a_layer_of_the_agreed_name_goes_before_the_last_convolution(rng):
+    """And need not be a convolution, as in `tissue`; another name does not count."""
+    for name, expected in (("last_conv", "last_conv"), ("other", "deep")):
+        x = inputs = keras.Input((8, 8, 1))
+        x = keras.layers.Activation("tanh", name=name)(x)
+        x = keras.layers.Conv2D(2, 3, name="deep")(x)
+        x = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
+        cam = GradCAM(keras.Model(inputs, x))
+        assert cam.layer.name == expected
+    assert GradCAM(build_model("tissue")).layer.name == "last_conv"
+
+
 def test_convolutions_of_other_outputs_do_not_count():
     model = two_outputs("list")
     assert GradCAM(model, output="other").layer.name == "side"
@@ -790,3 +803,82 @@ def test_results_that_are_not_finite_are_an_error():
     model.get_layer("scores").set_weights([W["scores"][0], np.full(CLASSES, np.nan)])
     with pytest.raises(ValueError, match="Received: 3 such images, the first at index 0"):
         GradCAM(model)(IMAGES)
+
+
+def shifted_copies(cam, images, classes):
+    """Yield, of every offset (0, 0) first, the map moved back and where it is defined."""
+    offsets = [(i, j) for i in range(-2, 3) for j in range(-2, 3)]
+    axis = np.arange(SIZE)
+    for i, j in sorted(offsets, key=lambda offset: offset != (0, 0)):
+        rows, columns = (axis + i).clip(0, SIZE - 1), (axis + j).clip(0, SIZE - 1)
+        copy = cam(images[:, rows][:, :, columns], classes).maps
+        back, seen = np.zeros(images.shape), np.zeros((SIZE, SIZE), bool)
+        for y in range(SIZE):
+            for x in range(SIZE):
+                if 0 <= y - i < SIZE and 0 <= x - j < SIZE:
+                    back[:, y, x], seen[y, x] = copy[:, y - i, x - j], True
+        yield back, seen
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_smoothing_is_the_mean_over_copies_moved_back(method):
+    cam = GradCAM(functional(), method=method)
+    plain = cam(IMAGES)
+    copies = list(shifted_copies(cam, IMAGES, plain.classes))
+    np.testing.assert_array_equal(copies[0][0], plain.maps.astype(np.float64))
+    mean = sum(back for back, _ in copies) / sum(seen.astype(float) for _, seen in copies)
+    smooth = cam(IMAGES, smooth=24)
+    np.testing.assert_allclose(smooth.maps, scaled(mean), atol=1e-5)
+    assert smooth.maps.dtype == np.float32
+    assert np.abs(smooth.maps - plain.maps).max() > 0.05
+    for field in ("raw", "classes", "logits"):
+        np.testing.assert_array_equal(getattr(smooth, field), getattr(plain, field))
+    one = cam(IMAGES, smooth=1).maps
+    first = copies[0][0]
+    pairs = [(first + back) / (1.0 + seen) for back, seen in copies[1:]]
+    assert sum(np.allclose(one, scaled(pair), atol=1e-5) for pair in pairs) == 1
+
+
+def test_smoothing_is_off_by_default_and_follows_its_seed(rng):
+    cam = GradCAM(functional())
+    images = rng.integers(0, 256, (9, SIZE, SIZE), dtype=np.uint8)
+    plain = cam(images).maps
+    np.testing.assert_array_equal(cam(images, smooth=0, seed=3).maps, plain)
+    smooth = cam(images, smooth=4).maps
+    np.testing.assert_array_equal(cam(images, smooth=4, seed=0).maps, smooth)
+    assert not np.allclose(cam(images, smooth=4, seed=1).maps, smooth, atol=1e-3)
+    np.testing.assert_allclose(cam(images, smooth=4, batch_size=2).maps, smooth, atol=1e-5)
+    np.testing.assert_allclose(cam(images[5], smooth=4).maps[0], smooth[5], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_smoothing_changes_nothing_where_the_network_moves_with_the_image(method, rng):
+    images = np.zeros((3, 24, 24))
+    images[:, 7:-7, 7:-7] = rng.uniform(0, 255, (3, 10, 10))
+    convolutions = [
+        K.Conv2D(4, 3, padding="same", use_bias=False, activation="relu", kernel_initializer=init)
+        for init in (keras.initializers.HeNormal(1), keras.initializers.HeNormal(2))
+    ]
+    head = [K.GlobalAveragePooling2D(), K.Dense(CLASSES, kernel_initializer="ones")]
+    model = keras.Sequential([keras.Input((24, 24, 1)), *convolutions, *head])
+    cam = GradCAM(model, method=method)
+    plain = cam(images, 1)
+    assert not plain.zero.any()
+    np.testing.assert_allclose(cam(images, 1, smooth=6).maps, plain.maps, atol=1e-5)
+
+
+def test_a_zero_map_stays_zero_when_it_is_smoothed():
+    model = pooled(activation="relu")
+    kernel = np.ones((5, CLASSES), np.float32)
+    kernel[:, 0] = -1
+    model.get_layer("scores").set_weights([kernel, np.zeros(CLASSES)])
+    images = np.full((2, 12, 12), 9, np.uint8)
+    explanation = GradCAM(model)(images, [0, 1], smooth=3)
+    assert explanation.zero.tolist() == [True, False]
+    assert explanation.maps.max((1, 2)).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("smooth", [-1, 25, 1.5, "2", None])
+def test_smoothing_takes_at_most_the_number_of_offsets(smooth):
+    with pytest.raises(ValueError, match=r"`smooth` must be 0 to 24 copies\. Received: smooth="):
+        GradCAM(functional())(IMAGES, smooth=smooth)

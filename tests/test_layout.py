@@ -17,7 +17,7 @@ ORDER = [
     *("decode", "hub", "parquet", "data", "phantom", "subjects", "leakage", "evaluation"),
     "significance",
     *("backend", "models", "cards", "callbacks", "training", "crossval", "gradcam"),
-    *("predictions", "comparison", "zoo"),
+    *("faithfulness", "predictions", "comparison", "zoo"),
     *("plots", "ranking_plots", "map_plots", "explorer"),
 ]
 DRAWING = {"plots", "ranking_plots", "map_plots"}
@@ -73,7 +73,7 @@ def test_the_import_walker_sees_what_it_should():
 @pytest.mark.parametrize(
     ("root", "allowed"),
     [
-        ("cv2", {"decode", "phantom", "subjects"}),
+        ("cv2", {"decode", "phantom", "subjects", "faithfulness"}),
         ("matplotlib", {*DRAWING, "explorer"}),
         ("sklearn", set(ORDER) - DRAWING),
         ("scipy", set(ORDER) - DRAWING),

@@ -64,6 +64,8 @@ def test_mean_maps_by_class_correct_above_wrong(rng):
     ]
     drawn = [[len(ax.get_images()) for ax in row] for row in cells]
     assert drawn == [[1, 0, 1], [0, 1, 1]]
-    expected = plots.overlay(ground, (found.maps[0] + found.maps[1]) / 2, alpha=1.0)
+    means = [(found.maps[0] + found.maps[1]) / 2, (found.maps[3] + found.maps[4]) / 2]
+    peak = max(mean.max() for mean in [*means, found.maps[2], found.maps[5]])
+    expected = plots.overlay(ground, means[0] / peak, alpha=1.0)
     np.testing.assert_array_equal(cells[0, 2].get_images()[0].get_array(), expected)
     assert [row[0].get_ylabel() for row in cells] == ["correct", "wrong"]

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -15,12 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ["main.ipynb", "models_compare.ipynb"]
 
 
-def run(name: str, folder: Path, data: Path, **settings: object) -> nbformat.NotebookNode:
+def no_models(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith(".keras") or name.startswith(".")]
+
+
+def run(name: str, folder: Path, data: Path | None, **settings: object) -> nbformat.NotebookNode:
     """Execute a notebook with its parameters cell overridden."""
     book = nbformat.read(ROOT / name, as_version=4)
     at = [i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", [])]
     assert len(at) == 1
-    settings |= {"FOLDER": str(data), "MODELS": str(folder / "models")}
+    settings |= {"FOLDER": data and str(data), "MODELS": str(folder / "models")}
     if "CROSSVAL =" in book.cells[at[0]].source:
         settings["CROSSVAL"] = str(ROOT / "models/crossval.parquet")
     values = "\n".join(f"{key} = {value!r}" for key, value in settings.items())
@@ -46,8 +51,8 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, nbformat.Not
     folder = tmp_path_factory.mktemp("notebooks")
     data = write_phantom(folder / "phantom")
     return {
-        "main.ipynb": run("main.ipynb", folder, data, EPOCHS=3),
-        "models_compare.ipynb": run("models_compare.ipynb", folder, data),
+        "main.ipynb": run("main.ipynb", folder, data, EPOCHS=3, LESSON_EPOCHS=1, CHECKED=16),
+        "models_compare.ipynb": run("models_compare.ipynb", folder, data, EPOCHS=1),
     }
 
 
@@ -65,9 +70,25 @@ def test_main_finds_the_leak_that_phantoms_have(executed):
     assert "Leaky: 100% of the test slices" in text(executed["main.ipynb"])
 
 
-def test_comparison_ranks_both_models_of_main(executed):
+def test_comparison_ranks_the_models_of_main_and_the_readers_own(executed):
     found = text(executed["models_compare.ipynb"])
-    assert found.index("compact-phantom-subject") < found.index("compact-phantom-image")
+    for name in ("compact-subject", "compact-image", "mine"):
+        assert name in found
+    assert "is first of 2" in found
+    assert "answer" in found and "slices differently" in found
+    assert not [o for o in outputs(executed["models_compare.ipynb"]) if o.get("name") == "stderr"]
+
+
+def test_comparison_ranks_the_zoo_of_a_fresh_clone_without_slices(tmp_path, monkeypatch):
+    """Cards and kept logits are all that it has; what needs pixels is left out."""
+    shutil.copytree(ROOT / "models/zoo", tmp_path / "models/zoo", ignore=no_models)
+    monkeypatch.setenv("MRI_DATA", "")
+    book = run("models_compare.ipynb", tmp_path, None)
+    cards = {path.stem for path in (ROOT / "models/zoo").glob("*.json")}
+    assert all(card.removesuffix("-image") in text(book) for card in cards)
+    assert "On people never seen, " in text(book)
+    assert not [o for o in outputs(book) if o.get("name") == "stderr"]
+    assert not list(tmp_path.glob("models/*.keras"))
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -80,7 +101,10 @@ def test_form(name):
     assert len(code) <= 2 / 3 * len(book.cells)
     for source in code:
         kinds = (ast.FunctionDef, ast.ClassDef, ast.Lambda)
-        assert not [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+        found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+        # The one thing that a reader has to define: a network.
+        assert {ast.unparse(d) for n in found for d in n.decorator_list} <= {"mri.register"}
+        assert all(getattr(node, "decorator_list", None) for node in found)
     assert "Not a diagnostic device" in str(book) or "not a diagnostic device" in str(book).lower()
 
 

@@ -341,3 +341,22 @@ def test_interrupted_write_leaves_no_half_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_phantom(tmp_path, subjects=4, slices=1)
     assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_phantoms_are_scans_as_those_of_a_file_are(tmp_path):
+    phantoms = make_phantoms(8, 4, seed=2)
+    scans = phantoms.scans
+    read = read_scans(write_phantom(tmp_path, subjects=8, slices=4, seed=2), split="train")
+    assert scans.synthetic and scans.class_names == read.class_names
+    assert (scans.origin, list(scans.rejected)) == (read.origin, list(read.rejected))
+    pairs = zip(scans.images, scans.labels, strict=True)
+    known = {image.tobytes(): label for image, label in pairs}
+    assert [known[image.tobytes()] for image in read.images] == read.labels.tolist()
+
+
+def test_some_of_the_phantoms_keep_their_truth():
+    phantoms = make_phantoms(8, 4, seed=2)
+    for rows in (np.array([5, 3]), phantoms.labels == 0):
+        some = phantoms.take(rows)
+        for name in ("images", "labels", "subjects", "z", "masks"):
+            np.testing.assert_array_equal(getattr(some, name), getattr(phantoms, name)[rows])

@@ -8,6 +8,7 @@ import pytest
 
 import mri
 from mri.phantom import write_phantom
+from mri.zoo import table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,6 +51,10 @@ def test_figures_of_the_tables_stand_in_the_committed_notebooks():
     figures = [figure for row in rows for figure in re.findall(r"\b[01]\.\d{3}\b", row)]
     assert len(figures) > 20
     assert [figure for figure in figures if figure not in outputs] == []
+
+
+def test_the_table_of_the_zoo_is_that_of_its_command():
+    assert table(ROOT / "models/zoo") in README
 
 
 def test_files_and_targets_it_names_exist():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mri.predictions import find_logits, keep_logits
 from mri.significance import ADDITIVE, leading_group, pairwise
 
 RANKED_BY = "balanced_accuracy"
+_SEED = re.compile(r"-seed\d+(?=-|$)")
 PROTOCOLS = ("subject", "image", "unknown")
 _FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "log_loss", "ece")
 
@@ -36,7 +38,8 @@ class Comparison:
         By model name, for those that could be evaluated.
     p_values : dict of str to DataFrame
         By protocol: Holm-adjusted p-values of all pairs, see `mri.significance.pairwise`, of the
-        models measured on the same slices as the best of that protocol.
+        models measured on the same slices as the best of that protocol; of a network trained with
+        several seeds, the first.
     by : str
         The metric of the ranking and the tests.
     rows : dict of str to ndarray of int
@@ -63,9 +66,11 @@ class Comparison:
     def leaderboard(self) -> pd.DataFrame:
         """Return a row a network, its figures under both protocols side by side.
 
-        The two files of a network are those named alike but for ``-subject`` and ``-image``.
+        The two files of a network are those named alike but for ``-subject`` and ``-image``;
+        repeats with other seeds are left to `seeds`.
         """
         measured = self.table[self.table["protocol"].isin(PROTOCOLS)]
+        measured = measured[~measured["model"].str.contains(_SEED)]
         rows: dict[str, dict[str, Any]] = {}
         for of in measured.to_dict("records"):
             name = of["model"].removesuffix(f"-{of['protocol']}")
@@ -80,8 +85,9 @@ class Comparison:
         return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
 
     def best(self, protocol: str = "subject", n: int = 1) -> list[str]:
-        """Return the names of the first `n` models of a protocol."""
-        return self.table["model"][self.table["protocol"] == protocol].head(n).tolist()
+        """Return the names of the first `n` models of a protocol, without repeats by seed."""
+        names = self.table["model"][self.table["protocol"] == protocol]
+        return names[~names.str.contains(_SEED)].head(n).tolist()
 
     def recalls(self, protocol: str = "subject") -> pd.DataFrame:
         """Return a row a model, a column a class: its recall per slice, with the class's support.
@@ -120,7 +126,8 @@ class Comparison:
 
         `cost` is a column of `table`: parameters, size_mb, ms_1, ms_64 or seconds.
         """
-        of = self.table[self.table["protocol"] == protocol].dropna(subset=[cost])
+        of = self.table[self.table["model"].isin(self.best(protocol, len(self.table)))]
+        of = of.dropna(subset=[cost])
         score = -of[self.by] if self.by == "log_loss" else of[self.by]
         of = of.assign(score=score).sort_values([cost, "score"], ascending=[True, False])
         ahead = of["score"].cummax().shift(fill_value=-np.inf)
@@ -166,7 +173,7 @@ class Comparison:
         Columns: network, protocol, seeds, mean and sd of the metric of the ranking. Files of one
         network are those named alike but for ``-seed<number>``.
         """
-        network = self.table["model"].str.replace(r"-seed\d+(?=-|$)", "", regex=True)
+        network = self.table["model"].str.replace(_SEED, "", regex=True)
         measured = self.table.assign(network=network)[self.table["protocol"].isin(PROTOCOLS)]
         of = measured.groupby(["network", "protocol"], sort=False)[self.by]
         found = of.agg(seeds="size", mean="mean", sd="std").reset_index()
@@ -287,7 +294,8 @@ def compare(
         ["order", "other", by], ascending=[True, True, by == "log_loss"], ignore_index=True
     )
     p_values = {}
-    for protocol, of in table.groupby("protocol", sort=False):
+    firsts = table[~table["model"].str.contains(_SEED)]
+    for protocol, of in firsts.groupby("protocol", sort=False):
         if protocol in place:
             best = of["model"].iloc[0]
             peers = next(names for names in boards.values() if best in names)

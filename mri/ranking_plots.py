@@ -95,7 +95,8 @@ def cost(
 ) -> Axes:
     """Draw the figure of the ranking against a cost, and the line of those that nobody beats."""
     ax = _panel(ax, 7.5, 4)
-    of = comparison.table[comparison.table["protocol"] == protocol].set_index("model")
+    of = comparison.table.set_index("model")
+    of = of.loc[comparison.best(protocol, len(of))]
     of, front = of.dropna(subset=[by]), comparison.pareto(by, protocol)
     x, y = of[by].astype(float), of[comparison.by]
     ax.plot(x[front], y[front], color=GREY, linewidth=1, drawstyle="steps-post")

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help run test test-all lint lab bench baseline crossval zoo picture clean
+.PHONY: help run test test-all lint lab bench baseline crossval zoo outputs picture clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -46,6 +46,10 @@ crossval: .venv/ready  ## all folds of tissue, compact and the shuffled control 
 zoo: .venv/ready  ## train every network under both protocols (hours; a killed run goes on)
 	$(BIN)/python -m mri.zoo
 	$(BIN)/python -m mri.zoo --table
+
+outputs: run  ## make the executed notebooks the committed ones, pictures in 256 colours
+	$(BIN)/python .ci/shrink.py runs/main.ipynb runs/models_compare.ipynb
+	cp runs/main.ipynb runs/models_compare.ipynb .
 
 picture: .venv/ready  ## take the README's picture out of main.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir runs main.ipynb

@@ -14,7 +14,8 @@ for path in sys.argv[1:]:
             raw = base64.b64decode(output.data["image/png"])
             small = io.BytesIO()
             picture = Image.open(io.BytesIO(raw)).convert("RGB")
-            picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+            few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            few.save(small, "png", optimize=True)
             if small.tell() < len(raw):
                 output.data["image/png"] = base64.b64encode(small.getvalue()).decode() + "\n"
     nbformat.write(book, path)

@@ -192,8 +192,12 @@ def _closest(
         similar = shapes[block] @ candidates.T
         if barred is not None:
             similar[barred[block][:, None] == barred[pool]] = -np.inf
-        found[start : start + 256] = pool[similar.argmax(axis=1)]
-        best[start : start + 256] = similar.max(axis=1)
+        nearest = candidates[chosen := similar.argmax(axis=1)]
+        found[start : start + 256] = pool[chosen]
+        # Again in double precision: a long sum in single gives copies more than 1 on some machines.
+        best[start : start + 256] = np.einsum(
+            "ij,ij->i", shapes[block], nearest, dtype=np.float64, casting="safe"
+        )
     return found, best
 
 

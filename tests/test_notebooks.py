@@ -60,8 +60,8 @@ def test_main_shows_every_figure_and_says_that_the_slices_are_synthetic(executed
     book = executed["main.ipynb"]
     pictures = [o for o in outputs(book) if "image/png" in o.get("data", {})]
     cells = [c for c in book.cells if c.cell_type == "code" and "plots." in c.source]
-    # The cell of imports names `plots` too; the curves are one figure a protocol.
-    assert len(pictures) == len([c for c in cells if "import" not in c.source]) + 1
+    # The cell of imports names `plots` too; the curves are one figure a protocol; the explorer.
+    assert len(pictures) == len([c for c in cells if "import" not in c.source]) + 2
     assert "synthetic phantom slices" in text(book)
     assert not [o for o in outputs(book) if o.get("name") == "stderr"], text(book)
 
@@ -72,7 +72,7 @@ def test_main_finds_the_leak_that_phantoms_have(executed):
 
 def test_comparison_ranks_the_models_of_main_and_the_readers_own(executed):
     found = text(executed["models_compare.ipynb"])
-    for name in ("compact-subject", "compact-image", "mine"):
+    for name in ("compact-phantom", "mine"):
         assert name in found
     assert "is first of 2" in found
     assert "answer" in found and "slices differently" in found

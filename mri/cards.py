@@ -75,6 +75,12 @@ def save_model(model: Any, path: str | os.PathLike, card: Mapping[str, Any]) -> 
     return card
 
 
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file, read block by block."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_card(path: str | os.PathLike) -> dict[str, Any] | None:
     """Return the card beside the model file `path`, None where there is none.
 
@@ -187,8 +193,7 @@ def inspect_model(path: Path) -> None:
             )
     card = read_card(path)
     if card is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
         if card.get("sha256") != found:
             raise ModelFileError(
                 f"{path}: SHA-256 {found} is not {card.get('sha256')} of its card; train the model "

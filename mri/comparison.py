@@ -6,7 +6,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 
 from mri.cards import ModelFileError, read_card
 from mri.data import Scans
-from mri.evaluation import METRICS, Evaluation, evaluate, metric_label
+from mri.evaluation import Evaluation, evaluate, metric_label
 from mri.predictions import find_logits, keep_logits
 from mri.significance import ADDITIVE, leading_group, pairwise
 
@@ -71,14 +70,14 @@ class Comparison:
         """
         measured = self.table[self.table["protocol"].isin(PROTOCOLS)]
         measured = measured[~measured["model"].str.contains(_SEED)]
-        rows: dict[str, dict[str, Any]] = {}
+        rows, leading = {}, self.leading()
         for of in measured.to_dict("records"):
             name = of["model"].removesuffix(f"-{of['protocol']}")
             row = rows.setdefault(name, {"leading": False})
             row |= {key: of[key] for key in ("parameters", "size_mb", "ms_1", "ms_64", "seconds")}
-            row["leading"] |= of["model"] in self.leading()
+            row["leading"] |= of["model"] in leading
             estimate = self.evaluations[of["model"]].metrics["slice"][self.by]
-            row[f"{of['protocol']}"] = estimate.value
+            row[of["protocol"]] = estimate.value
             row[f"{of['protocol']}_interval"] = f"[{estimate.low:.3f}, {estimate.high:.3f}]"
         columns = [f"{p}{end}" for p in PROTOCOLS for end in ("", "_interval")]
         columns = ["leading", *columns, "parameters", "size_mb", "ms_1", "ms_64", "seconds"]
@@ -189,7 +188,7 @@ class Comparison:
         styled = board.style.format(digits, na_rep="–").apply(lambda _: shade, axis="index")
         refused = self.table[self.table["note"] != ""][["model", "note"]]
         notes = "" if refused.empty else refused.to_html(index=False)
-        caption = f"{METRICS[self.by]} per slice; shaded: not told from the best of strangers"
+        caption = f"{metric_label(self.by)} per slice; shaded: not told from the best of strangers"
         return styled.set_caption(caption).to_html() + notes
 
     def __repr__(self) -> str:

@@ -30,15 +30,7 @@ MARKED = "last convolution"
 class Explorer:
     """What the controls of `explore` choose, and the picture of it.
 
-    Parameters
-    ----------
-    runs : mapping of str to Trained
-        Networks by the name that is shown.
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Subject of each slice.
-    rows : ndarray of int
-        The slices that can be chosen, of whole subjects.
+    Made of the same parameters as `explore`.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from scipy.ndimage import binary_fill_holes, distance_transform_edt
 from scipy.special import logsumexp
 from scipy.stats import rankdata
 
-from mri.evaluation import Estimate
+from mri.evaluation import Estimate, _require
 
 if TYPE_CHECKING:
     from mri.backend import keras
@@ -501,12 +501,6 @@ def brain_mask(images: np.ndarray) -> np.ndarray:
             largest = 1 + sizes[1:, cv2.CC_STAT_AREA].argmax()
             mask[:] = binary_fill_holes(parts == largest)
     return masks
-
-
-def _require(valid: bool, expected: str, **received: object) -> None:
-    if not valid:
-        values = ", ".join(f"{name}={value!r}" for name, value in received.items())
-        raise ValueError(f"{expected} Received: {values}")
 
 
 def _log_odds(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:

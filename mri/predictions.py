@@ -6,7 +6,6 @@ measure and rank a model whose file, or whose slices, are elsewhere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -20,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mri.cards import ModelFileError, inspect_model, load_model, read_card
+from mri.cards import ModelFileError, file_sha256, inspect_model, load_model, read_card
 from mri.crossval import write_table
 from mri.data import Scans
 
@@ -81,7 +80,7 @@ def keep_logits(
     if not np.isfinite(logits).all():
         raise ModelFileError(f"{path}: gives logits that are not finite")
     about = {
-        "sha256": _sha256(path),
+        "sha256": file_sha256(path),
         "data": scans.fingerprint(),
         "class_names": scans.class_names,
         "origin": scans.origin,
@@ -121,7 +120,7 @@ def find_logits(path: Path, fingerprint: str | None = None) -> Predictions | Non
     card = read_card(path)
     if path.is_file():
         inspect_model(path)
-        sha256 = _sha256(path)
+        sha256 = file_sha256(path)
     elif card is None:
         return None
     else:
@@ -145,11 +144,6 @@ def find_logits(path: Path, fingerprint: str | None = None) -> Predictions | Non
         if same:
             return kept
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:

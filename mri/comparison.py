@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
@@ -250,7 +251,7 @@ def compare(
             f"{folder}: no .keras file; run main.ipynb or python -m mri.training compact"
         )
     fingerprint = scans.fingerprint() if scans is not None else None
-    rows, evaluations, boards, tested, evaluated = [], {}, {}, {}, []
+    rows, kept, evaluated = [], {}, []
     for path in tqdm(files, desc="models", disable=None):
         row = {"model": path.stem, "other": False}
         try:
@@ -262,28 +263,33 @@ def compare(
         except ModelFileError as error:
             rows.append({**row, "protocol": "–", "note": str(error)})
             continue
-        about, tested[path.stem] = found.about, found.rows
-        row["other"] = fingerprint not in (None, about["data"])
+        row["other"] = fingerprint not in (None, found.about["data"])
         row["protocol"], row["note"] = _protocol(card, row["other"])
-        figures = evaluations[path.stem] = evaluate(
+        rows.append(row)
+        kept[path.stem] = row, found, card
+    measured = joblib.Parallel(n_jobs=-1, prefer="threads")(
+        joblib.delayed(evaluate)(
             found.labels,
             found.logits,
             found.subjects,
-            class_names=tuple(about["class_names"]),
-            title=f"{path.stem}: {len(found.rows)} {about['origin']}, {row['protocol']} split",
+            class_names=tuple(found.about["class_names"]),
+            title=f"{name}: {len(found.rows)} {found.about['origin']}, {row['protocol']} split",
             temperature=card["temperature"] if card is not None else 1.0,
             seed=seed,
         )
-        same = (about["data"], row["protocol"], found.rows.tobytes())
-        boards.setdefault(same, []).append(path.stem)
-        per_slice = figures.metrics["slice"]
+        for name, (row, found, card) in kept.items()
+    )
+    evaluations, boards = dict(zip(kept, measured, strict=True)), {}
+    for name, (row, found, card) in kept.items():
+        same = (found.about["data"], row["protocol"], found.rows.tobytes())
+        boards.setdefault(same, []).append(name)
+        per_slice = evaluations[name].metrics["slice"]
         row |= {key: per_slice[key].value for key in (*_FIGURES, by)}
         row |= {"low": per_slice[by].low, "high": per_slice[by].high}
-        row |= {"parameters": about["parameters"], "size_mb": about["bytes"] / 1e6}
-        row["ms_1"], row["ms_64"] = about["milliseconds"]
+        row |= {"parameters": found.about["parameters"], "size_mb": found.about["bytes"] / 1e6}
+        row["ms_1"], row["ms_64"] = found.about["milliseconds"]
         row["seconds"] = (card or {}).get("seconds")
-        row["data"] = about["origin"]
-        rows.append(row)
+        row["data"] = found.about["origin"]
     columns = ["model", "protocol", by, "low", "high", *(key for key in _FIGURES if key != by)]
     columns += ["parameters", "size_mb", "ms_1", "ms_64", "seconds", "data", "note"]
     table = pd.DataFrame(rows).reindex(columns=[*columns, "other"])
@@ -302,6 +308,7 @@ def compare(
             p_values[protocol] = pairwise(ranked, metric=by, seed=seed)
     table = table[columns].astype({"parameters": "Int64"})
     paths = {path.stem: path for path in files}
+    tested = {name: found.rows for name, (_, found, _) in kept.items()}
     return Comparison(table, evaluations, p_values, by, tested, paths, tuple(evaluated))
 
 

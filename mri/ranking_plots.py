@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
 from mri.evaluation import metric_label
@@ -102,6 +103,11 @@ def cost(
     ax.plot(x[front], y[front], color=GREY, linewidth=1, drawstyle="steps-post")
     ax.scatter(x, y, color=[BLUE if name in front else GREY for name in of.index], zorder=3)
     ax.set_xscale("log")
+    # Costs that span less than a power of ten would have one tick.
+    narrow = x.max() < 30 * x.min()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.12g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.15, y=0.12)
     ax.grid()
     ax.set(xlabel=_COSTS[by], ylabel=f"{metric_label(comparison.by)} per slice", title=title)

@@ -35,6 +35,20 @@ COLOURS = {
 
 BLUE, ORANGE, PINK, GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
 
+# Part of the head, as shares of width and height: where it is, where its name stands, the name.
+_PARTS = [
+    (np.array(at) / 128, np.array(place) / 128, name)
+    for at, place, name in (
+        ((64, 26), (134, 18), "fissure between the hemispheres"),
+        ((64, 52), (134, 46), "corpus callosum: white matter\nthat joins them"),
+        ((75, 66), (134, 76), "thalamus: gray matter"),
+        ((70, 84), (134, 106), "lateral ventricle, front horn: fluid"),
+        ((47, 48), (-6, 32), "lateral ventricle, back horn: fluid"),
+        ((24, 70), (-6, 68), "sulci, the folds between\nturns of the cortex: fluid"),
+        ((43, 100), (-6, 104), "cortex, the gray rim, on\nwhite matter"),
+    )
+]
+
 STYLE = {
     "axes.edgecolor": "#555555",
     "axes.facecolor": "white",
@@ -107,6 +121,34 @@ def sample_grid(
             if i < len(chosen):
                 _show(ax, images[chosen[i]])
     fig.suptitle(title)
+    return fig
+
+
+@mpl.rc_context(STYLE)
+def anatomy(image: np.ndarray, *, title: str = "") -> Figure:
+    """Draw uint8 `image` (h, w), a slice from the middle of a head, with its parts named.
+
+    The places are those of the average head; slices of this set are aligned well enough for them.
+    """
+    # Room for names on both sides, which a layout that knows of them would take from the slice.
+    fig = plt.figure(figsize=(9, 4.4), layout="none")
+    ax = fig.add_axes((0.27, 0.01, 0.46, 0.92))
+    size = np.array(image.shape[::-1])
+    _show(ax, image)
+    for at, place, name in _PARTS:
+        side = np.sign(place[0] - 0.5)
+        ax.annotate(
+            name,
+            at * size - 0.5,
+            place * size - 0.5,
+            ha="left" if side > 0 else "right",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": PINK, "linewidth": 1.2, "shrinkA": 0},
+        )
+    centred = {"color": "white", "ha": "center", "transform": ax.transAxes}
+    ax.text(0.5, 0.98, "back of the head", va="top", **centred)
+    ax.text(0.5, 0.02, "forehead", **centred)
+    ax.set_title(title)
     return fig
 
 

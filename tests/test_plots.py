@@ -10,8 +10,10 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from mri import plots
-from mri.data import CLASS_NAMES
+from mri.data import CLASS_NAMES, read_scans
 from mri.evaluation import evaluate, reliability_bins
+from mri.phantom import make_phantoms
+from mri.subjects import order_slices, recover_subjects
 
 MILD, MODERATE, NON, VERY_MILD = range(4)
 BY_SEVERITY = ["Non Demented", "Very Mild Demented", "Mild Demented", "Moderate Demented"]
@@ -346,6 +348,7 @@ def calls(evaluation, images, rng, ax=None):
     return {
         plots.class_counts: ((LABELS, CLASS_NAMES), one),
         plots.sample_grid: ((images, LABELS, CLASS_NAMES), {}),
+        plots.anatomy: ((images[0],), {}),
         plots.training_curves: ((HISTORY,), {"best_epoch": 1}),
         plots.confusion: ((evaluation,), one),
         plots.roc: ((evaluation,), one),
@@ -407,10 +410,42 @@ def test_a_panel_is_drawn_where_it_is_asked_for(evaluation, images, rng):
         assert isinstance(plot(*arguments, **options), mpl.figure.Figure), plot.__name__
 
 
+def pointed_at(image):
+    """Mean gray value of the 3 × 3 pixels that each name of `anatomy` points at."""
+    (ax,) = (fig := plots.anatomy(image)).axes
+    plt.close(fig)
+    names = [text for text in ax.texts if hasattr(text, "xy")]
+    at = {text.get_text(): np.round(text.xy).astype(int) for text in names}
+    return {name: image[y - 1 : y + 2, x - 1 : x + 2].mean() for name, (x, y) in at.items()}
+
+
+def middle_of_each_head(images, subjects):
+    for subject in np.unique(subjects)[:30]:
+        own = images[subjects == subject]
+        yield own[order_slices(own)[len(own) // 2]]
+
+
+def check_anatomy(images, subjects):
+    rows = [pointed_at(image) for image in middle_of_each_head(images, subjects)]
+    gray = {name.split(":")[0]: np.median([row[name] for row in rows]) for name in rows[0]}
+    front, back = (gray[f"lateral ventricle, {side} horn"] for side in ("front", "back"))
+    assert max(front, back) < 0.5 * gray["thalamus"] < 0.5 * gray["corpus callosum"]
+    assert gray["fissure between the hemispheres"] < gray["thalamus"]
+
+
+def test_names_of_the_anatomy_point_at_what_they_name():
+    phantoms = make_phantoms(30, slices=9)
+    check_anatomy(phantoms.images, phantoms.subjects)
+
+
+@pytest.mark.real_data
+def test_names_of_the_anatomy_point_at_what_they_name_in_real_slices(real_data):
+    scans = read_scans(real_data, split="train") + read_scans(real_data, split="test")
+    check_anatomy(scans.images, recover_subjects(scans.images).groups)
+
+
 @pytest.mark.real_data
 def test_real_slices_fill_their_panels(real_data):
-    from mri.data import read_scans
-
     scans = read_scans(real_data, split="test")
     fig = plots.sample_grid(scans.images, scans.labels, scans.class_names, per_class=3)
     assert all(pictures(ax)[0].shape == (128, 128) for ax in fig.axes)

@@ -42,7 +42,7 @@ _PARTS = [
         ((64, 26), (134, 18), "fissure between the hemispheres"),
         ((64, 52), (134, 46), "corpus callosum: white matter\nthat joins them"),
         ((75, 66), (134, 76), "thalamus: gray matter"),
-        ((70, 84), (134, 106), "lateral ventricle, front horn: fluid"),
+        ((69, 83), (134, 106), "lateral ventricle, front horn: fluid"),
         ((47, 48), (-6, 32), "lateral ventricle, back horn: fluid"),
         ((24, 70), (-6, 68), "sulci, the folds between\nturns of the cortex: fluid"),
         ((43, 100), (-6, 104), "cortex, the gray rim, on\nwhite matter"),

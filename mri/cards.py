@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mri.decode import DataError
 
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
-_MAX_CONFIG = 20 * 2**20
+_MAX_CONFIG = 4 * 2**20
 # A file may name anything that Keras can find: only parts of networks are let through, and of
 # these not the ones that run code or read other files on loading.
 _KINDS = {"activations", "constraints", "dtype_policies", "initializers", "layers", "losses",
           "metrics", "models", "ops", "optimizers", "quantizers", "regularizers"}  # fmt: skip
 _REFUSED = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "StringLookup",
-            "IntegerLookup", "TextVectorization", "__lambda__"}  # fmt: skip
+            "IntegerLookup", "IndexLookup", "TextVectorization", "STFTSpectrogram", "__lambda__",
+            "__typespec__"}  # fmt: skip
+# An output of a layer may hold so many times the numbers of a slice: 1024 channels at full size.
+_MAX_GROWTH = 1024
 
 
 class ModelFileError(DataError):
@@ -147,14 +153,17 @@ def load_model(path: str | os.PathLike) -> Any:
     ------
     ModelFileError
         If the file is missing, not a Keras 3 archive, damaged, has unexpected members or layers
-        that carry code, or differs from its card.
+        that carry code, declares more weights than it holds, or differs from its card.
     """
     path = Path(path)
     inspect_model(path)
     from mri.backend import keras
 
     try:
+        _check_size(path)
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except ModelFileError:
+        raise
     except Exception as error:
         raise ModelFileError(f"{path}: Keras cannot load it ({error})") from error
     if not isinstance(model, keras.Model):
@@ -199,6 +208,55 @@ def inspect_model(path: Path) -> None:
                 f"{path}: SHA-256 {found} is not {card.get('sha256')} of its card; train the model "
                 "again, or remove the card if the file was replaced on purpose"
             )
+
+
+def _check_size(path: Path) -> None:
+    """Raise `ModelFileError` if the network is larger than its file, before memory is taken.
+
+    Keras builds whatever a configuration declares, and reads whatever a data set declares, before
+    it compares the two.
+    """
+    import h5py
+
+    claimed, packed = 0, path.stat().st_size
+
+    def visit(name: str, entry: h5py.Group | h5py.Dataset) -> None:
+        nonlocal claimed
+        # Each is visited once, but would be read once a link.
+        if h5py.h5o.get_info(entry.id).rc != 1:
+            raise ModelFileError(f"{path}: its weights {name} have more than one name")
+        claimed += entry.nbytes if isinstance(entry, h5py.Dataset) else 0
+
+    with zipfile.ZipFile(path) as archive:
+        content = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(content, "r") as weights:
+        weights.visititems(visit)
+    if claimed > 20 * packed + _MAX_CONFIG:
+        raise ModelFileError(f"{path}: its weights claim {claimed} bytes, the file has {packed}")
+    # Keras keeps what it has yet to initialise by thread: in one of its own it is forgotten.
+    with ThreadPoolExecutor(1) as thread:
+        growth = thread.submit(_growth, path).result()
+    if growth > _MAX_GROWTH:
+        raise ModelFileError(
+            f"{path}: a layer gives {growth:.0f} times the numbers of a slice, the limit is "
+            f"{_MAX_GROWTH}"
+        )
+
+
+def _growth(path: Path) -> float:
+    """Load a model without room for its weights; return its largest output by its input."""
+    from mri.backend import keras
+
+    # Shapes are inferred and compared with the weights of the file; nothing is initialised.
+    with keras.StatelessScope(initialize_variables=False):
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    sizes, parts = [0], [model]
+    for part in parts:
+        parts += getattr(part, "operations", getattr(part, "layers", []))
+        nodes = getattr(part, "_inbound_nodes", [])
+        sizes += [math.prod(filter(None, x.shape)) for node in nodes for x in node.output_tensors]
+    taken = sum(math.prod(filter(None, x.shape)) for x in getattr(model, "inputs", None) or [])
+    return max(sizes) / max(taken, 1)
 
 
 def _names(config: Any) -> Iterator[str]:

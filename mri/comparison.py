@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -15,11 +16,12 @@ from tqdm.auto import tqdm
 from mri.cards import ModelFileError, read_card
 from mri.data import Scans
 from mri.evaluation import Evaluation, evaluate, metric_label
-from mri.predictions import find_logits, keep_logits
+from mri.predictions import Predictions, find_logits, keep_logits
 from mri.significance import ADDITIVE, leading_group, pairwise
 
 RANKED_BY = "balanced_accuracy"
 _SEED = re.compile(r"-seed\d+(?=-|$)")
+_OTHER_FORMATS = (".h5", ".hdf5", ".pkl", ".pt", ".pth")
 PROTOCOLS = ("subject", "image", "unknown")
 _FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "log_loss", "ece")
 
@@ -252,44 +254,32 @@ def compare(
         )
     fingerprint = scans.fingerprint() if scans is not None else None
     rows, kept, evaluated = [], {}, []
-    for path in tqdm(files, desc="models", disable=None):
-        row = {"model": path.stem, "other": False}
+    for name, path in tqdm(files.items(), desc="models", disable=None):
         try:
             found = find_logits(path, fingerprint)
-            if found is None:
+            if anew := found is None:
                 found = keep_logits(path, scans, groups)
-                evaluated.append(path.stem)
-            card = read_card(path)
-        except ModelFileError as error:
-            rows.append({**row, "protocol": "–", "note": str(error)})
+        except Exception as error:  # Whatever one file holds, the others are ranked.
+            rows.append(_refused(name, path, error))
             continue
-        row["other"] = fingerprint not in (None, found.about["data"])
-        row["protocol"], row["note"] = _protocol(card, row["other"])
-        rows.append(row)
-        kept[path.stem] = row, found, card
+        kept[name] = found
+        evaluated += [name] if anew else []
     measured = joblib.Parallel(n_jobs=-1, prefer="threads")(
-        joblib.delayed(evaluate)(
-            found.labels,
-            found.logits,
-            found.subjects,
-            class_names=tuple(found.about["class_names"]),
-            title=f"{name}: {len(found.rows)} {found.about['origin']}, {row['protocol']} split",
-            temperature=card["temperature"] if card is not None else 1.0,
-            seed=seed,
-        )
-        for name, (row, found, card) in kept.items()
+        joblib.delayed(_measure)(name, files[name], found, fingerprint, seed)
+        for name, found in kept.items()
     )
-    evaluations, boards = dict(zip(kept, measured, strict=True)), {}
-    for name, (row, found, card) in kept.items():
-        same = (found.about["data"], row["protocol"], found.rows.tobytes())
-        boards.setdefault(same, []).append(name)
-        per_slice = evaluations[name].metrics["slice"]
-        row |= {key: per_slice[key].value for key in (*_FIGURES, by)}
-        row |= {"low": per_slice[by].low, "high": per_slice[by].high}
-        row |= {"parameters": found.about["parameters"], "size_mb": found.about["bytes"] / 1e6}
-        row["ms_1"], row["ms_64"] = found.about["milliseconds"]
-        row["seconds"] = (card or {}).get("seconds")
-        row["data"] = found.about["origin"]
+    evaluations, boards = {}, {}
+    for row, figures in measured:
+        rows.append(row)
+        if figures is not None:
+            name, found = row["model"], kept[row["model"]]
+            evaluations[name] = figures
+            same = (found.about["data"], row["protocol"], found.rows.tobytes())
+            boards.setdefault(same, []).append(name)
+            per_slice = figures.metrics["slice"]
+            row |= {key: per_slice[key].value for key in (*_FIGURES, by)}
+            row |= {"low": per_slice[by].low, "high": per_slice[by].high}
+    evaluated = [name for name in evaluated if name in evaluations]
     columns = ["model", "protocol", by, "low", "high", *(key for key in _FIGURES if key != by)]
     columns += ["parameters", "size_mb", "ms_1", "ms_64", "seconds", "data", "note"]
     table = pd.DataFrame(rows).reindex(columns=[*columns, "other"])
@@ -307,20 +297,54 @@ def compare(
             ranked = {name: evaluations[name] for name in of["model"] if name in peers}
             p_values[protocol] = pairwise(ranked, metric=by, seed=seed)
     table = table[columns].astype({"parameters": "Int64"})
-    paths = {path.stem: path for path in files}
-    tested = {name: found.rows for name, (_, found, _) in kept.items()}
-    return Comparison(table, evaluations, p_values, by, tested, paths, tuple(evaluated))
+    tested = {name: kept[name].rows for name in evaluations}
+    return Comparison(table, evaluations, p_values, by, tested, files, tuple(evaluated))
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the model files, present or known by card and logits; those of `folder` go first."""
+def _files(folder: Path) -> dict[str, Path]:
+    """Return name to model file, present or known by card and logits; `folder` goes first."""
     found = {}
     for place in (folder / "zoo", folder):
         for path in place.glob("[!.]*.json"):
             if path.with_suffix(".parquet").is_file():
                 found[path.stem] = path.with_suffix(".keras")
         found |= {path.stem: path for path in place.glob("[!.]*.keras")}
-    return [found[name] for name in sorted(found)]
+        # Named with the reason, rather than passed over in silence.
+        found |= {path.name: path for path in place.glob("[!.]*") if path.suffix in _OTHER_FORMATS}
+    return dict(sorted(found.items()))
+
+
+def _measure(
+    name: str, path: Path, found: Predictions, fingerprint: str | None, seed: int
+) -> tuple[dict[str, Any], Evaluation | None]:
+    """Return the row of a model without figures, and these; None where its card is of no use."""
+    about = found.about
+    try:
+        card = read_card(path)
+        other = fingerprint not in (None, about["data"])
+        protocol, note = _protocol(card, other)
+        figures = evaluate(
+            found.labels,
+            found.logits,
+            found.subjects,
+            class_names=tuple(about["class_names"]),
+            title=f"{name}: {len(found.rows)} {about['origin']}, {protocol} split",
+            temperature=card["temperature"] if card is not None else 1.0,
+            seed=seed,
+        )
+        row = {"model": name, "protocol": protocol, "other": other, "note": note}
+        row |= {"parameters": int(about["parameters"]), "size_mb": about["bytes"] / 1e6}
+        row["ms_1"], row["ms_64"] = map(float, about["milliseconds"])
+        row["seconds"] = float((card or {}).get("seconds", np.nan))
+        return {**row, "data": about["origin"]}, figures
+    except Exception as error:
+        return _refused(name, path, error), None
+
+
+def _refused(name: str, path: Path, error: Exception) -> dict[str, Any]:
+    cause = f"{path}: cannot be measured ({type(error).__name__}: {error}); train it again"
+    note = str(error) if isinstance(error, ModelFileError) else cause
+    return {"model": name, "other": False, "protocol": "–", "note": note}
 
 
 def _protocol(card: dict | None, other: bool) -> tuple[str, str]:

@@ -194,8 +194,7 @@ def inspect_model(path: Path) -> None:
         raise ModelFileError(f"{path}: not a whole Keras archive ({error})") from error
     for name in names:
         root, *inner, last = name.replace("keras.src.", "keras.").split(".")
-        kind = root == "builtins" or (root == "keras" and (not inner or inner[0] in _KINDS))
-        if last in _REFUSED or not kind:
+        if last in _REFUSED or root != "keras" or (inner and inner[0] not in _KINDS):
             raise ModelFileError(
                 f"{path}: holds {name}, which may run code on loading; only Keras' own layers "
                 "without code are loaded"
@@ -263,9 +262,11 @@ def _names(config: Any) -> Iterator[str]:
     """Yield the dotted name of every object that the configuration asks for."""
     if isinstance(config, dict):
         if "class_name" in config:
-            name = config["class_name"]
-            name = config.get("config") if name == "function" else name
-            yield f"{config.get('module') or 'keras'}.{name}"
+            name, module = config["class_name"], config.get("module") or "keras"
+            if name == "function":
+                # Those of 'builtins' Keras takes from its own activations, losses and the like.
+                name, module = config.get("config"), "keras" if module == "builtins" else module
+            yield f"{module}.{name}"
             if config.get("registered_name") and config.get("module") is None:
                 yield f"unknown.{config['registered_name']}"
         for value in config.values():

@@ -354,6 +354,8 @@ def _protocol(card: dict | None, other: bool) -> tuple[str, str]:
         notes.append("no card: nobody knows what it was trained on; these may be training slices")
         return "unknown", "; ".join(notes)
     protocol = card["split"]["protocol"]
+    if protocol not in ("subject", "image"):
+        raise ValueError(f"unknown protocol {protocol!r} in its card")
     if protocol == "image":
         notes.append("subjects in training too: inflated")
     return protocol, "; ".join(notes)

@@ -184,4 +184,11 @@ def _test_rows(path: Path, card: dict | None, scans: Scans) -> np.ndarray:
         )
     if not card["test_rows"]:
         raise ModelFileError(f"{path}: its card names no test rows, so nothing is left to measure")
-    return np.array(card["test_rows"])
+    rows = np.array(card["test_rows"])
+    known = np.intersect1d(rows, np.arange(len(scans)))
+    if rows.ndim != 1 or rows.dtype.kind != "i" or len(known) < len(rows):
+        raise ModelFileError(
+            f"{path}: the test rows of its card are not distinct rows of these {len(scans)} "
+            "slices; train the model again"
+        )
+    return rows

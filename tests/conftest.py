@@ -1,5 +1,6 @@
 """Shared fixtures: quiet TensorFlow, the real slices where they are, seeded randomness."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,3 +91,19 @@ def made_up() -> Callable[..., Comparison]:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+FIGURES = Path("runs/faults.json")
+
+
+@pytest.fixture
+def keep_figures() -> Callable[..., None]:
+    """Return a function that puts counts into ``runs/faults.json``, where README's are from."""
+
+    def keep(heading: str, **counts: float) -> None:
+        known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+        FIGURES.parent.mkdir(exist_ok=True)
+        FIGURES.write_text(json.dumps(known | {heading: counts}, indent=1))
+        print(f"{heading}: {counts}")
+
+    return keep

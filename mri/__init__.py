@@ -8,6 +8,7 @@ hub           fetch the public files
 parquet       the container: schema, rows as buffer views
 data          whole files to one array, or to a stream
 phantom       synthetic slices, with the truth included
+slices        one slice of any file, laid out as in the data set, or why not
 subjects      who is who from pixels; splits that keep subjects apart
 leakage       how much of a split's accuracy is recognition of people
 evaluation    figures with intervals, per slice and per subject
@@ -26,6 +27,7 @@ plots         draws all of it, in one style
 ranking_plots draws a comparison
 map_plots     draws heatmaps that belong together
 explorer      heatmaps to play with in a notebook
+predict       what a network says of one slice
 ============= ======================================================================================
 
 TensorFlow is loaded with the first of `models`, `training` or `gradcam` that is used.
@@ -61,6 +63,7 @@ _HOME = {
     "parquet_files": "parquet",
     "pick_examples": "evaluation",
     "predict_logits": "models",
+    "predict_slice": "predict",
     "read_crossval": "crossval",
     "read_scans": "data",
     "recover_subjects": "subjects",

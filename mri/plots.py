@@ -300,7 +300,7 @@ def overlay(
 def heatmap_grid(
     images: np.ndarray,
     explanation: Explanation,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     probabilities: np.ndarray,
     class_names: Sequence[str],
     *,
@@ -308,7 +308,7 @@ def heatmap_grid(
 ) -> Figure:
     """Draw a row a slice: original, heatmap, overlay, and what was predicted and explained.
 
-    `images` are uint8 (n, h, w), `labels` (n,), `probabilities` (n, k).
+    `images` are uint8 (n, h, w), `labels` (n,) or None where unknown, `probabilities` (n, k).
     """
     n, names = len(images), [_readable(name) for name in class_names]
     size = (6.8, 1.48 * n + 0.95)
@@ -317,7 +317,7 @@ def heatmap_grid(
         axes,
         images,
         explanation.maps,
-        labels,
+        [None] * n if labels is None else labels,
         probabilities,
         explanation.classes,
         explanation.zero,
@@ -330,8 +330,10 @@ def heatmap_grid(
             frame = {"transform": row[1].transAxes, "ha": "center", "va": "center"}
             row[1].text(0.5, 0.5, "no evidence", color="white", **frame)
         guess = np.argmax(shares)
-        lines = [f"true: {names[label]}", f"predicted: {names[guess]}, {shares[guess]:.0%}"]
-        lines.append("✓ correct" if guess == label else "✗ wrong")
+        lines = [f"predicted: {names[guess]}, {shares[guess]:.0%}"]
+        if label is not None:
+            right = "✓ correct" if guess == label else "✗ wrong"
+            lines = [f"true: {names[label]}", *lines, right]
         if c != guess:
             lines.append(f"explained: {names[c]}, {shares[c]:.0%}")
         _beside(row[2], "\n".join(lines), (1, 0.5), xycoords="axes fraction", linespacing=1.5)

@@ -14,11 +14,11 @@ import mri
 
 PACKAGE = Path(mri.__file__).parent
 ORDER = [
-    *("decode", "hub", "parquet", "data", "phantom", "subjects", "leakage", "evaluation"),
+    *("decode", "hub", "parquet", "data", "phantom", "slices", "subjects", "leakage", "evaluation"),
     "significance",
     *("backend", "models", "cards", "callbacks", "training", "crossval", "gradcam"),
     *("faithfulness", "predictions", "comparison", "zoo"),
-    *("plots", "ranking_plots", "map_plots", "explorer"),
+    *("plots", "ranking_plots", "map_plots", "explorer", "predict"),
 ]
 DRAWING = {"plots", "ranking_plots", "map_plots"}
 HEAVY = {"tensorflow", "keras"}
@@ -74,7 +74,7 @@ def test_the_import_walker_sees_what_it_should():
     ("root", "allowed"),
     [
         ("cv2", {"decode", "phantom", "subjects", "faithfulness"}),
-        ("matplotlib", {*DRAWING, "explorer"}),
+        ("matplotlib", {*DRAWING, "explorer", "predict"}),
         ("sklearn", set(ORDER) - DRAWING),
         ("scipy", set(ORDER) - DRAWING),
         ("PIL", set()),

@@ -1,0 +1,225 @@
+"""What a network says of one slice: ``python -m mri.predict IMAGE``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from scipy.special import softmax
+
+from mri.cards import ModelFileError, load_model, read_card
+from mri.data import CLASS_NAMES, DataError
+from mri.slices import SIZE, OneSlice, check_slice, read_slice
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mri.gradcam import Explanation
+
+DEFAULT_MODEL = "compact-subject"
+"""Comes with the repository; judged on people it had never seen, and its map is HiResCAM's."""
+
+METHOD = "hirescam"
+FOLDERS = ("models", "models/zoo")
+
+_DEVICE = "Not a diagnostic device: 200 people of one study, for teaching and comparison only."
+_MAP = (
+    "The heatmap says where the network looked, not why, and only as far as its checks pass: no "
+    "network that comes with the repository passes them all (README, May a heatmap be believed?)."
+)
+
+
+class Prediction(NamedTuple):
+    """What a network says of a slice.
+
+    `probabilities` maps class names to shares of 1, calibrated by the temperature of the card;
+    `explanation` is of the class predicted, by HiResCAM; `warnings` are to be read with them.
+    """
+
+    slice: OneSlice
+    model: str
+    probabilities: dict[str, float]
+    explanation: Explanation
+    warnings: tuple[str, ...]
+
+    @property
+    def answer(self) -> str:
+        """Name of the most probable class."""
+        return max(self.probabilities, key=self.probabilities.get)
+
+    def __str__(self) -> str:
+        """Return what the command line prints."""
+        lines = [f"{self.slice.place}, by {self.model}:"]
+        lines += [f"  {name.replace('_', ' '):20s} {p:.3f}" for name, p in self._by_share()]
+        if self.slice.label is not None:
+            name = list(self.probabilities)[self.slice.label].replace("_", " ")
+            lines.append(f"The file itself says: {name}.")
+        return "\n".join([*lines, *self.warnings])
+
+    def draw(self) -> Figure:
+        """Return slice, heatmap and overlay side by side."""
+        from mri.plots import heatmap_grid
+
+        label = None if self.slice.label is None else np.array([self.slice.label])
+        return heatmap_grid(
+            self.slice.image[None],
+            self.explanation,
+            label,
+            np.array([list(self.probabilities.values())]),
+            list(self.probabilities),
+            title=f"{self.model}, {METHOD}\nnot a diagnostic device",
+        )
+
+    def _by_share(self) -> list[tuple[str, float]]:
+        return sorted(self.probabilities.items(), key=lambda item: -item[1])
+
+
+def predict_slice(
+    source: str | os.PathLike | np.ndarray,
+    *,
+    model: str | os.PathLike = DEFAULT_MODEL,
+    row: int = 0,
+    plane: int | None = None,
+    check: bool = True,
+) -> Prediction:
+    """Ask a trained network about one slice.
+
+    Parameters
+    ----------
+    source : path or ndarray of uint8, shape (128, 128)
+        A file as for `mri.slices.read_slice`, or pixels laid out as in the data set.
+    model : str or path
+        Name of a file of ``models/``, else of ``models/zoo/``, or a path ending in ``.keras``.
+    row : int
+        Of a parquet file.
+    plane : int, optional
+        Of a volume, from its lowest; by default the one most like the data set.
+    check : bool
+        Refuse what does not look like a slice of the data set.
+
+    Returns
+    -------
+    Prediction
+
+    Raises
+    ------
+    DataError
+        If there is no such slice or model, or it is refused.
+
+    Examples
+    --------
+    >>> import mri
+    >>> image = mri.make_phantoms(4, 1).images[0]
+    >>> found = predict_slice(image, model="tissue-subject")
+    >>> round(sum(found.probabilities.values()), 3), found.explanation.maps.shape
+    (1.0, (1, 128, 128))
+    """
+    path = find_model(model)
+    card = read_card(path)
+    if isinstance(source, np.ndarray):
+        if source.shape != (SIZE, SIZE) or source.dtype != np.uint8:
+            raise DataError(
+                f"expected uint8 pixels ({SIZE}, {SIZE}). Received: {source.shape}, {source.dtype}"
+            )
+        found = OneSlice(source, None, "the slice")
+        if check and (problem := check_slice(source)):
+            raise DataError(f"{found.place}: {problem}")
+    else:
+        found = read_slice(source, row=row, plane=plane, check=check)
+    network = load_model(path)
+    names = tuple((card or {}).get("class_names", CLASS_NAMES))
+    expected = (None, SIZE, SIZE, 1), (None, len(names))
+    if (network.input_shape, network.output_shape) != expected:
+        raise ModelFileError(
+            f"{path}: goes from {network.input_shape} to {network.output_shape}, expected "
+            f"{expected[0]} to {expected[1]}; choose another --model"
+        )
+    from mri.gradcam import GradCAM
+
+    explanation = GradCAM(network, method=METHOD)(found.image)
+    temperature = (card or {}).get("temperature", 1.0)
+    shares = softmax(explanation.logits[0].astype(np.float64) / temperature)
+    probabilities = dict(zip(names, shares.tolist(), strict=True))
+    return Prediction(found, path.stem, probabilities, explanation, _warnings(card, check))
+
+
+def find_model(name: str | os.PathLike, folders: Sequence[str] = FOLDERS) -> Path:
+    """Return the ``.keras`` file of that name, or path, looked for in `folders` in turn.
+
+    Raises
+    ------
+    ModelFileError
+        If there is none; the message lists those there are.
+    """
+    if Path(name).suffix == ".keras":
+        return Path(name)
+    # The folders of the repository, wherever the command is run from.
+    homes = [home / folder for home in (Path(), Path(__file__).parents[1]) for folder in folders]
+    for home in homes:
+        if (path := home / f"{name}.keras").is_file():
+            return path
+    known = sorted({path.stem for home in homes for path in home.glob("[!.]*.keras")})
+    raise ModelFileError(f"no model {name!r} in {' or '.join(folders)}; there are {known}")
+
+
+def _warnings(card: Mapping[str, Any] | None, checked: bool) -> tuple[str, ...]:
+    """Return what has to be known to read a prediction, most important first."""
+    said = [_DEVICE]
+    if card is None:
+        said.append("This model has no card: not calibrated, and its classes are guessed.")
+    elif card.get("synthetic"):
+        said.append("This model was trained on synthetic phantoms: it knows no real slice.")
+    elif card["split"]["protocol"] == "image":
+        said.append(
+            "This model was judged image-level: its figures measure recognition of people it "
+            "knows; of a stranger it only guesses."
+        )
+    else:
+        share = card["validation"]["balanced_accuracy"]
+        said.append(
+            f"Of people it had never seen this model named {share:.0%} of the slices rightly "
+            f"(balanced over the classes, validation part; chance is 25%)."
+        )
+    if not checked:
+        said.append("Whether this is such a slice at all was not checked.")
+    return (*said, _MAP)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line: ``python -m mri.predict IMAGE_OR_PARQUET``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mri.predict",
+        description="Ask a trained network about one slice and draw where it looked.",
+    )
+    parser.add_argument("file", help="JPEG, PNG, parquet, NIfTI (nibabel) or DICOM (pydicom)")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"by default {DEFAULT_MODEL}")
+    parser.add_argument("--row", type=int, default=0, help="of a parquet file, from 0")
+    parser.add_argument("--plane", type=int, help="of a volume, from its lowest")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of the picture")
+    parser.add_argument("--unchecked", action="store_true", help="take what looks like no slice")
+    options = parser.parse_args(arguments)
+    try:
+        found = predict_slice(
+            options.file,
+            model=options.model,
+            row=options.row,
+            plane=options.plane,
+            check=not options.unchecked,
+        )
+        picture = options.output / f"{Path(options.file).name.split('.')[0]}-{found.model}.png"
+        options.output.mkdir(parents=True, exist_ok=True)
+        found.draw().savefig(picture, dpi=150)
+    except (DataError, ModuleNotFoundError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{found}\nPicture: {picture}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

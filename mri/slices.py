@@ -1,0 +1,264 @@
+"""One slice out of a JPEG, PNG, parquet, NIfTI or DICOM file, laid out as in the data set.
+
+There the back of the head is up and the patient's right is on the left; heads are skull-stripped,
+registered to an atlas and so of one size. `check_slice` refuses what is not like that, by comparing
+it with the mean phantom, which was drawn in the same layout: nothing of a scan is stored for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from mri.data import dict_to_image
+from mri.decode import DataError
+from mri.parquet import arrow_batches, check_files, check_labels, parquet_files
+from mri.phantom import make_phantoms
+
+SIZE = 128
+"""Height and width of the slices in pixels."""
+
+_DARK = 16  # Gray values up to here are background: JPEG leaves some ringing around the brain.
+_BRIGHT = 237  # 99th percentile of the brain: the median over the public slices.
+# What 6400 real slices keep to and other pictures do not: tests/test_slices.py counts both.
+_LEAST_OVERLAP, _LEAST_LIKENESS = 0.95, 0.35
+_VOLUMES = (".nii", ".nii.gz", ".mgz", ".hdr", ".img")
+_EXTRAS = {"nibabel": "NIfTI and Analyze volumes", "pydicom": "DICOM files"}
+
+
+class OneSlice(NamedTuple):
+    """Pixels uint8 (128, 128), the label the file gives them (or None), and where they stood."""
+
+    image: np.ndarray
+    label: int | None
+    place: str
+
+
+def read_slice(
+    path: str | os.PathLike, *, row: int = 0, plane: int | None = None, check: bool = True
+) -> OneSlice:
+    """Read one slice and lay it out as those of the data set.
+
+    Volumes and DICOM are turned by what their headers say and scaled until the brain fills the box
+    that it fills in the data set; other images are taken as they are, resized to 128 × 128 pixels.
+
+    Parameters
+    ----------
+    path : path
+        A ``.parquet`` file, a volume of nibabel (``.nii``, ``.nii.gz``, ``.mgz``, ``.hdr``), a
+        DICOM file of one axial slice, or a JPEG or PNG image.
+    row : int
+        Of the parquet file, from 0.
+    plane : int, optional
+        Axial plane of the volume, from 0 at its lowest; by default the one most like the data set.
+    check : bool
+        Refuse what `check_slice` refuses.
+
+    Returns
+    -------
+    OneSlice
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, has no such row or plane, or is not such a slice.
+    ModuleNotFoundError
+        If nibabel or pydicom is needed and absent; the message has the command.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a JPEG, PNG, parquet, NIfTI or DICOM file")
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        found = _from_parquet(path, row)
+    elif name.endswith(_VOLUMES):
+        found = _from_volume(path, plane)
+    elif name.endswith((".dcm", ".ima")) or path.read_bytes()[128:132] == b"DICM":
+        found = _from_dicom(path)
+    else:
+        found = OneSlice(_image(path, path.read_bytes()), None, str(path))
+    if check and (problem := check_slice(found.image)):
+        raise DataError(f"{found.place}: {problem}")
+    return found
+
+
+def check_slice(image: np.ndarray) -> str | None:
+    """Say why an image is not an axial T1 slice like those of the data set, None where it is.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, shape (128, 128)
+
+    Examples
+    --------
+    >>> slices = make_phantoms(4, 1).images
+    >>> check_slice(slices[0]) is None
+    True
+    >>> check_slice(slices[0][::-1])
+    'it looks turned: turn it upside down first; expected a skull-stripped axial T1 slice ...'
+    """
+    expected = (
+        "expected a skull-stripped axial T1 slice on black, at the height of thalamus and "
+        "ventricles, back of the head up"
+    )
+    if image.shape != (SIZE, SIZE):
+        return f"it has {image.shape} pixels; {expected}"
+    overlap, likeness, turned = _compare(image)
+    if overlap < _LEAST_OVERLAP:
+        return f"its outline overlaps {overlap:.2f}, {_LEAST_OVERLAP} is needed; {expected}"
+    if turned:
+        return f"it looks turned: turn it {turned} first; {expected}"
+    if likeness < _LEAST_LIKENESS:
+        return (
+            f"its inside correlates by {likeness:.2f} with the mean, {_LEAST_LIKENESS} is needed; "
+            f"{expected}"
+        )
+    return None
+
+
+@cache
+def _reference() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return share of heads (h, w) that reach a pixel, inner pixels (h, w), patterns of both.
+
+    A pattern is of the mean of a quarter of the heights: (4, h * w) and (4, inner pixels).
+    """
+    phantoms = make_phantoms(4, 32)
+    share = (phantoms.images > _DARK).mean(0)
+    inner = ndimage.binary_erosion(share > 0.5, iterations=5)
+    quarters = np.array_split(np.argsort(phantoms.z, kind="stable"), 4)
+    means = [phantoms.images[of].mean(0) for of in quarters]
+    everywhere = np.ones_like(inner)
+    return share, inner, *(np.stack([_pattern(m, of) for m in means]) for of in (everywhere, inner))
+
+
+def _pattern(image: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Return the coarse pattern of the pixels `where`, of mean 0 and length 1."""
+    values = ndimage.gaussian_filter(image.astype(np.float64), 3)[where]
+    values -= values.mean()
+    return values / max(np.linalg.norm(values), 1e-9)
+
+
+def _compare(image: np.ndarray) -> tuple[float, float, str]:
+    """Return overlap (Dice), likeness (correlation of the inside) and how to turn it, if so."""
+    share, inner, whole, inside = _reference()
+    mask, head = image > _DARK, share > 0.5
+    overlap = 2 * (mask & head).sum() / (mask.sum() + head.sum())
+    turns = {"": image, "upside down": image[::-1]}
+    turns |= {"by 90° to the left": np.rot90(image), "by 90° to the right": np.rot90(image, 3)}
+    everywhere = np.ones_like(inner)
+    fits = {turn: (whole @ _pattern(of, everywhere)).max() for turn, of in turns.items()}
+    likeness = (inside @ _pattern(image, inner)).max()
+    return float(overlap), float(likeness), max(fits, key=fits.get)
+
+
+def _from_parquet(path: Path, row: int) -> OneSlice:
+    files = parquet_files(path)
+    class_names, _, rows = check_files(files)
+    if not 0 <= row < rows:
+        raise DataError(f"{path}: has rows 0 to {rows - 1}. Received: row={row}")
+    for _, start, views, labels in arrow_batches(files, 1024):
+        if start <= row < start + len(views):
+            values, causes = check_labels(labels[row - start :][:1], class_names)
+            place = f"{path}, row {row}"
+            blob = b"" if views[row - start] is None else views[row - start].tobytes()
+            return OneSlice(_image(place, blob), None if causes else int(values[0]), place)
+    raise DataError(f"{path}: ends before row {row}; fetch it again")
+
+
+def _image(place: object, blob: bytes) -> np.ndarray:
+    try:
+        return dict_to_image(blob, size=(SIZE, SIZE))
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+
+
+def _from_volume(path: Path, plane: int | None) -> OneSlice:
+    nibabel = _extra("nibabel")
+    try:
+        loaded = nibabel.as_closest_canonical(nibabel.load(path))
+        volume = np.squeeze(np.asanyarray(loaded.dataobj).astype(np.float32))
+    except Exception as error:
+        raise DataError(f"{path}: nibabel cannot read it ({error})") from error
+    if volume.ndim != 3:
+        raise DataError(f"{path}: holds an array {volume.shape}, expected one volume (x, y, z)")
+    # Canonical axes go to the patient's right, front and top; here rows go to the front, columns
+    # to the left.
+    planes = volume[::-1].transpose(2, 1, 0)
+    frame = _frame(path, planes, 0.0)
+    if plane is None:
+        plane = int(np.argmax([_compare(frame.place(of))[1] for of in planes]))
+    if not 0 <= plane < len(planes):
+        raise DataError(f"{path}: has planes 0 to {len(planes) - 1}. Received: plane={plane}")
+    return OneSlice(frame.place(planes[plane]), None, f"{path}, plane {plane} of {len(planes)}")
+
+
+def _from_dicom(path: Path) -> OneSlice:
+    pydicom = _extra("pydicom")
+    try:
+        data = pydicom.dcmread(path)
+        image = data.pixel_array.astype(np.float32)
+        across, down = np.array(data.ImageOrientationPatient, float).reshape(2, 3)
+    except Exception as error:
+        raise DataError(f"{path}: not a DICOM image with an orientation ({error})") from error
+    if image.ndim != 2 or abs(np.cross(across, down)[2]) < 0.8:
+        raise DataError(f"{path}: expected one axial slice, found {image.shape}, {across}, {down}")
+    if data.PhotometricInterpretation == "MONOCHROME1":
+        image = image.max() - image
+    # Of DICOM's axes x goes to the patient's left, as columns do here, and y to the back.
+    if abs(across[1]) > abs(down[1]):
+        image, across, down = image.T, down, across
+    image = image[:: -int(np.sign(down[1])), :: int(np.sign(across[0]))]
+    return OneSlice(_frame(path, image, 0.5).place(image), None, str(path))
+
+
+class _Frame(NamedTuple):
+    """Where a brain lies, and the gray value of its bright tissue."""
+
+    zoom: np.ndarray
+    offset: np.ndarray
+    bright: float
+
+    def place(self, image: np.ndarray) -> np.ndarray:
+        """Return an image (h, w) of that brain as uint8 (128, 128), laid out as the data set."""
+        # Without smoothing, the finer pixels between the coarse ones would be left out.
+        smooth = ndimage.gaussian_filter(image, np.maximum(self.zoom - 1, 0) / 2)
+        placed = ndimage.affine_transform(smooth, self.zoom, self.offset, (SIZE, SIZE), order=1)
+        return np.rint(placed * (_BRIGHT / self.bright)).clip(0, 255).astype(np.uint8)
+
+
+def _frame(place: object, whole: np.ndarray, reached: float) -> _Frame:
+    """Return the frame in which the brain of `whole`, (h, w) or planes of it, fills its box.
+
+    Its box is that of the pixels that more than the share `reached` of the heads reach: with 0
+    that of a whole head, with 0.5 that of one slice.
+    """
+    if not whole.max() > 0:
+        raise DataError(f"{place}: is empty, no pixel is above 0")
+    bright = float(np.percentile(whole[whole > 0], 99))
+    brain = whole > 0.1 * bright
+    (top, left), (height, width) = _box(brain if brain.ndim == 2 else brain.any(0))
+    (to_top, to_left), (to_height, to_width) = _box(_reference()[0] > reached)
+    zoom = np.array([height / to_height, width / to_width])
+    return _Frame(zoom, np.array([top, left]) - zoom * (to_top, to_left) + (zoom - 1) / 2, bright)
+
+
+def _box(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (top, left), (height, width) of the True pixels."""
+    spans = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
+    return tuple(int(s[0]) for s in spans), tuple(int(s[-1] - s[0] + 1) for s in spans)
+
+
+def _extra(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{_EXTRAS[name]} are read by {name}: .venv/bin/python -m pip install {name}"
+        ) from error

@@ -21,6 +21,7 @@ run: .venv/ready  ## execute both notebooks; models go to models/, executed copi
 test: .venv/ready  ## run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow and not benchmark"
 
 test-all: .venv/ready  ## run the tests that take minutes too
@@ -29,9 +30,10 @@ test-all: .venv/ready  ## run the tests that take minutes too
 bench: .venv/ready  ## measure against peers, print ratios
 	$(BIN)/python -m pytest -m benchmark -s tests/benchmarks
 
-lint: .venv/ready  ## check and format the code
+lint: .venv/ready  ## check and format the code, check its types
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/mypy
 
 lab: .venv/ready  ## open JupyterLab
 	$(BIN)/jupyter lab main.ipynb

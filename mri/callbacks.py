@@ -135,7 +135,8 @@ class Checkpoint(keras.callbacks.Callback):
     def __init__(self, path: Path, stopper: keras.callbacks.EarlyStopping, signature: str) -> None:
         super().__init__()
         self.path, self.stopper, self.signature = path, stopper, signature
-        self.epochs_done, self.record, self.seconds, self.stopped = 0, [], 0.0, False
+        self.record: list[dict[str, float]] = []
+        self.epochs_done, self.seconds, self.stopped = 0, 0.0, False
 
     def _variables(self) -> list[keras.Variable]:
         return [*self.model.variables, *self.model.optimizer.variables]
@@ -179,7 +180,7 @@ class Checkpoint(keras.callbacks.Callback):
             "seconds": self.seconds,
             "stopping": {key: float(value) for key, value in stopping.items()},
         }
-        arrays = {f"v{i}": np.asarray(v) for i, v in enumerate(self._variables())}
+        arrays: dict[str, Any] = {f"v{i}": np.asarray(v) for i, v in enumerate(self._variables())}
         arrays |= {f"b{i}": value for i, value in enumerate(self.stopper.best_weights)}
         buffer = io.BytesIO()
         np.savez(buffer, meta=json.dumps(meta), **arrays)

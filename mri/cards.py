@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def save_model(model: Any, path: str | os.PathLike, card: Mapping[str, Any]) -> dict[str, Any]:
+def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]) -> dict[str, Any]:
     """Save a Keras model as ``<name>.keras`` with its card ``<name>.json`` beside it.
 
     Parameters
@@ -87,7 +87,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_card(path: str | os.PathLike) -> dict[str, Any] | None:
+def read_card(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Return the card beside the model file `path`, None where there is none.
 
     Raises
@@ -137,7 +137,7 @@ def describe(card: Mapping[str, Any]) -> str:
     )
 
 
-def load_model(path: str | os.PathLike) -> Any:
+def load_model(path: str | os.PathLike[str]) -> Any:
     """Load a ``.keras`` file after looking into it, without running any code that it brings.
 
     Parameters

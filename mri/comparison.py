@@ -73,7 +73,8 @@ class Comparison:
         """
         measured = self.table[self.table["protocol"].isin(PROTOCOLS)]
         measured = measured[~measured["model"].str.contains(_SEED)]
-        rows, leading = {}, self.leading()
+        rows: dict[str, dict[str, Any]] = {}
+        leading = self.leading()
         for of in measured.to_dict("records"):
             name = of["model"].removesuffix(f"-{of['protocol']}")
             row = rows.setdefault(name, {"leading": False})
@@ -201,7 +202,7 @@ class Comparison:
 def compare(
     scans: Scans | None = None,
     groups: np.ndarray | None = None,
-    folder: str | os.PathLike = "models",
+    folder: str | os.PathLike[str] = "models",
     *,
     by: str = RANKED_BY,
     seed: int = 0,
@@ -268,7 +269,8 @@ def compare(
         joblib.delayed(_measure)(name, files[name], found, fingerprint, seed)
         for name, found in kept.items()
     )
-    evaluations, boards = {}, {}
+    evaluations = {}
+    boards: dict[tuple[str, str, bytes], list[str]] = {}
     for row, figures in measured:
         rows.append(row)
         if figures is not None:
@@ -347,7 +349,7 @@ def _refused(name: str, path: Path, error: Exception) -> dict[str, Any]:
     return {"model": name, "other": False, "protocol": "–", "note": note}
 
 
-def _protocol(card: dict | None, other: bool) -> tuple[str, str]:
+def _protocol(card: dict[str, Any] | None, other: bool) -> tuple[str, str]:
     """Return (protocol, note)."""
     notes = ["logits kept from other slices than these"] if other else []
     if card is None:

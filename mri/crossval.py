@@ -29,6 +29,7 @@ from mri.leakage import shuffle_diagnoses
 from mri.subjects import subject_split
 
 if TYPE_CHECKING:
+    from mri.models import Builder
     from mri.training import Recipe
 
 _KEY = b"mri_crossval"
@@ -136,7 +137,7 @@ class CrossValidation:
             }
         return pd.DataFrame(rows).T
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the logits as parquet, so that every figure can be had again without training."""
         about = {"class_names": self.class_names, "origin": self.origin}
         frame = self.frame.astype(dict.fromkeys(self._logits, np.float32))
@@ -145,7 +146,7 @@ class CrossValidation:
         write_table(table, Path(path))
 
 
-def read_crossval(path: str | os.PathLike) -> CrossValidation:
+def read_crossval(path: str | os.PathLike[str]) -> CrossValidation:
     """Read what `CrossValidation.save` has written.
 
     Raises
@@ -169,7 +170,7 @@ def cross_validate(
     recipe: Recipe | None = None,
     folds: int = 5,
     seeds: Sequence[int] = (0,),
-    folder: str | os.PathLike = "models/crossval",
+    folder: str | os.PathLike[str] = "models/crossval",
     jobs: int | None = None,
 ) -> CrossValidation:
     """Train every builder on every fold with every seed, subject-wise, and keep all logits.
@@ -229,7 +230,17 @@ def cross_validate(
     return CrossValidation(frame, scans.class_names, scans.origin)
 
 
-def _run_cell(builder, scans, groups, recipe, fold, folds, seed, folder, threads) -> pa.Table:
+def _run_cell(
+    builder: Builder,
+    scans: Scans,
+    groups: np.ndarray,
+    recipe: Recipe | None,
+    fold: int,
+    folds: int,
+    seed: int,
+    folder: Path,
+    threads: int,
+) -> pa.Table:
     """Train one network, or find it trained, and return its logits on the parts held out."""
     from mri.backend import keras, tf
     from mri.models import predict_logits, register

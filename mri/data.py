@@ -114,8 +114,8 @@ class Scans:
     def fingerprint(self) -> str:
         """Return the SHA-256 of shape, pixels, labels and class names, in hexadecimal."""
         digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
-        digest.update(np.ascontiguousarray(self.images))
-        digest.update(np.ascontiguousarray(self.labels))
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
     def to_frame(self) -> pd.DataFrame:

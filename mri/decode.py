@@ -134,7 +134,8 @@ def decode_into(
     def part(start: int) -> dict[int, str]:
         causes = {}
         for i in range(start, len(views), threads):
-            image = "the image is null" if views[i] is None else _decode(views[i], size)
+            view = views[i]
+            image = "the image is null" if view is None else _decode(view, size)
             if isinstance(image, str):
                 causes[i] = image
             elif image.shape != out.shape[1:]:
@@ -172,10 +173,10 @@ def _decode(blob: np.ndarray, size: tuple[int, int] | None) -> np.ndarray | str:
 
 def _declared_size(blob: np.ndarray) -> tuple[int, int] | str:
     """Read (h, w) from the header, so that a bomb is refused before memory is set aside for it."""
-    head = memoryview(blob)
-    if head[:16] == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" and len(head) >= 24:
+    head = blob.data
+    if head[:16].tobytes() == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" and len(head) >= 24:
         return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
-    if head[:2] != b"\xff\xd8":
+    if head[:2].tobytes() != b"\xff\xd8":
         return f"not a JPEG or PNG image, it begins with {bytes(head[:8])!r}"
     at = 2
     while at + 9 <= len(head) and head[at] == 0xFF and head[at + 1] not in _BARE_MARKERS:

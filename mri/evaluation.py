@@ -120,7 +120,7 @@ class Evaluation:
         }
 
     def _table(self) -> pd.DataFrame:
-        cells = {unit: {} for unit in self.samples}
+        cells: dict[str, dict[str, str]] = {unit: {} for unit in self.samples}
         for unit, key, *values in self.to_frame().itertuples(index=False):
             text = "–" if np.isnan(values[0]) else str(Estimate(*values))
             if key.startswith("recall_"):
@@ -295,7 +295,7 @@ def reliability_bins(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
     return frame.join(means.astype(float).groupby(bins).mean())
 
 
-def _require(valid: bool, expected: str, **received: object) -> None:
+def _require(valid: bool | np.bool, expected: str, **received: object) -> None:
     if not valid:
         values = ", ".join(f"{name}={value!r}" for name, value in received.items())
         raise ValueError(f"{expected} Received: {values}")
@@ -338,7 +338,9 @@ def _log_odds(logits: np.ndarray, c: int) -> np.ndarray:
     return logits[:, c] - np.logaddexp.reduce(np.delete(logits, c, axis=1), axis=1)
 
 
-def _auc(positive, score, units, weights):
+def _auc(
+    positive: np.ndarray, score: np.ndarray, units: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     """Return the weighted share of (positive, negative) pairs in the right order, ties half."""
     negatives = np.flatnonzero(~positive)
     negatives = negatives[np.argsort(score[negatives])]
@@ -359,10 +361,10 @@ def _metrics(sample: Sample, weights: np.ndarray, names: tuple[str, ...]) -> dic
     k, predicted, (confidence, bins) = len(names), logits.argmax(1), _confidence(logits)
     loss = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
 
-    def total(cells, n_cells, values):
+    def total(cells: np.ndarray, n_cells: int, values: np.ndarray) -> np.ndarray:
         return csr_array((values, (cells, units)), shape=(n_cells, len(weights))) @ weights
 
-    def hits_support_guesses(truth, guess):
+    def hits_support_guesses(truth: np.ndarray, guess: np.ndarray) -> tuple[np.ndarray, ...]:
         confusion = total(truth * k + guess, k * k, np.ones(len(truth))).reshape(k, k, -1)
         return np.einsum("ccd->cd", confusion), confusion.sum(1), confusion.sum(0)
 
@@ -414,7 +416,9 @@ def _estimates(
     return estimates
 
 
-def _notes(samples, metrics, names) -> tuple[str, ...]:
+def _notes(
+    samples: dict[str, Sample], metrics: dict[str, dict[str, Estimate]], names: tuple[str, ...]
+) -> tuple[str, ...]:
     notes = []
     if "subject" not in samples:
         notes.append(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -170,18 +170,27 @@ def check_heatmaps(
     cam = GradCAM(model, layer, method=method)
     plain = cam(images)
     kinds = {"found": plain.maps, **control_maps(plain.maps, brain, seed=seed)}
-    rows, everything = {}, np.arange(n)
+    rows: dict[str, dict[str, Any]] = {}
+    everything = np.arange(n)
 
-    def interval(values, at=everything):
+    def interval(values: np.ndarray, at: np.ndarray = everything) -> Estimate:
         return _interval(np.where(plain.zero[at], np.nan, values), subjects[at], seed)
 
-    def add(name, criterion, figures, margins, at=everything):
+    def add(
+        name: str,
+        criterion: str,
+        figures: dict[str, np.ndarray],
+        margins: list[np.ndarray],
+        at: np.ndarray = everything,
+    ) -> None:
         estimates = {kind: interval(values, at) for kind, values in figures.items()}
         decided = [_decide(interval(margin, at)) for margin in margins]
         verdict = _worst(decided) if decided else "–"
         rows[name] = {**estimates, "criterion": criterion, "verdict": verdict}
 
-    def agreement(others, at=everything):
+    def agreement(
+        others: Sequence[np.ndarray] | np.ndarray, at: np.ndarray = everything
+    ) -> dict[str, np.ndarray]:
         return {
             kind: np.stack([_rank_correlation(maps[at], other, brain[at]) for other in others])
             for kind, maps in kinds.items()
@@ -264,7 +273,9 @@ def cascade(cam: GradCAM, images: np.ndarray, *, seed: int = 0) -> Cascade:
     images : number (n, h, w)
     seed : of the random weights
     """
-    plain, brain, seen, layers = cam(images), brain_mask(images), set(), []
+    plain, brain = cam(images), brain_mask(images)
+    seen: set[int] = set()
+    layers: list[tuple[str, list[keras.Variable]]] = []
     # Inner layers come first, so that what is new in an outer one is its own.
     for layer in cam.layers:
         own = [w for w in layer.weights if id(w) not in seen and np.prod(w.shape) > 1]

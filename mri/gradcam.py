@@ -7,13 +7,17 @@ logits and maps, and only the head behind the layer is differentiated.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from mri.backend import keras, tf
+
+Calls = list[tuple[keras.Layer, tf.Tensor]]
 
 _lock = Lock()
 
@@ -38,14 +42,14 @@ class Explanation:
     zero: np.ndarray
 
 
-def _grad_cam_pp(a, g):
+def _grad_cam_pp(a: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
     """Weight each channel by the sum of its positive gradients, each times its alpha."""
     # The paper's equation 19 divided through by g², which underflows when gradients are small.
     alpha = tf.math.divide_no_nan(1.0, 2.0 + tf.reduce_sum(a, (1, 2), keepdims=True) * g)
     return a * tf.reduce_sum(alpha * tf.nn.relu(g), (1, 2), keepdims=True)
 
 
-METHODS = {
+METHODS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "grad-cam": lambda a, g: a * tf.reduce_mean(g, (1, 2), keepdims=True),
     "grad-cam++": _grad_cam_pp,
     "hirescam": lambda a, g: a * g,
@@ -111,7 +115,7 @@ class GradCAM:
             raise ValueError(f"`method` must be one of {list(METHODS)}. Received: {method=}")
         self._images = _image_spec(model)
 
-        def explain(images, classes):
+        def explain(images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, ...]:
             outputs, calls = _run(model, images)
             self.layers = [layer for layer, _ in calls]
             logits = _logits(_one_output(model, outputs, output))
@@ -182,10 +186,12 @@ class GradCAM:
                 "Logits or gradients are NaN or infinite: check the pixels and the weights. "
                 f"Received: {np.sum(~finite)} such images, the first at index {finite.argmin()}"
             )
-        plain = Explanation(maps, raw, chosen.astype(np.int64), logits, ~maps.any((1, 2)))
+        plain = Explanation(maps, raw, chosen.astype(np.int64), logits, maps.max((1, 2)) == 0)
         return self._smoothed(x, plain, batch_size, smooth, seed) if smooth else plain
 
-    def _smoothed(self, x, plain, batch_size, smooth, seed):
+    def _smoothed(
+        self, x: np.ndarray, plain: Explanation, batch_size: int, smooth: int, seed: int
+    ) -> Explanation:
         """Return `plain` with its maps averaged with those of `smooth` shifted copies of `x`."""
         (_, h, w), r = plain.maps.shape, _REACH
         padded = np.pad(x, ((0, 0), (r, r), (r, r), (0, 0)), "edge")
@@ -200,10 +206,10 @@ class GradCAM:
         maps = total[:, r:-r, r:-r] / count[r:-r, r:-r]
         peaks = maps.max((1, 2), keepdims=True)
         maps = maps / np.where(peaks > 0, peaks, 1)
-        return replace(plain, maps=maps, zero=~maps.any((1, 2)))
+        return replace(plain, maps=maps, zero=peaks[:, 0, 0] == 0)
 
 
-def _image_spec(model):
+def _image_spec(model: keras.Model) -> tf.TensorSpec:
     """Shape (None, h, w, c) and dtype of the model's one input."""
     try:
         inputs = [(x.shape, x.dtype) for x in model.inputs]
@@ -218,11 +224,11 @@ def _image_spec(model):
     return tf.TensorSpec((None, *inputs[0][0][1:]), inputs[0][1])
 
 
-def _run(model, images):
+def _run(model: keras.Model, images: tf.Tensor) -> tuple[Any, Calls]:
     """Call the model; return its outputs and (layer, result) of each layer called, in order."""
-    calls = []
+    calls: Calls = []
 
-    def record(layer, *args, **kwargs):
+    def record(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
         result = call(layer, *args, **kwargs)
         calls.append((layer, result))
         return result
@@ -237,7 +243,7 @@ def _run(model, images):
             keras.Layer.__call__ = call
 
 
-def _one_output(model, outputs, output):
+def _one_output(model: keras.Model, outputs: Any, output: str | int | None) -> tf.Tensor:
     """Choose the output to explain: the only one, or one by name or index."""
     names = list(outputs) if isinstance(outputs, dict) else getattr(model, "output_names", [])
     outputs = list(outputs.values()) if isinstance(outputs, dict) else outputs
@@ -252,7 +258,7 @@ def _one_output(model, outputs, output):
     return outputs[index]
 
 
-def _logits(scores):
+def _logits(scores: tf.Tensor) -> tf.Tensor:
     """Float32 logits (n, k): what went into the softmax or sigmoid that gave the scores, if any."""
     if scores.shape.rank != 2 or scores.shape[1] is None:
         raise ValueError(f"The output must be class scores (n, k). Received: {scores.shape=}")
@@ -272,11 +278,11 @@ _CONVOLUTIONS = "Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "SeparableConv2D
 _FOLLOWERS = "BatchNormalization", "Activation", "ReLU", "LeakyReLU", "PReLU", "ELU"
 
 
-def _is(layer, kinds):
+def _is(layer: keras.Layer, kinds: tuple[str, ...]) -> bool:
     return isinstance(layer, tuple(getattr(keras.layers, kind) for kind in kinds))
 
 
-def _rectified(calls, at):
+def _rectified(calls: Calls, at: int) -> tuple[keras.Layer, tf.Tensor]:
     """Go from a convolution to the end of its normalisation and activation: the maps in use."""
     while at + 1 < len(calls) and _is(calls[at + 1][0], _FOLLOWERS):
         if calls[at + 1][1].shape != calls[at][1].shape:
@@ -285,7 +291,9 @@ def _rectified(calls, at):
     return calls[at]
 
 
-def _differentiate(logits, one_hot, calls, wanted):
+def _differentiate(
+    logits: tf.Tensor, one_hot: tf.Tensor, calls: Calls, wanted: str | keras.Layer | None
+) -> tuple[keras.Layer, tf.Tensor, tf.Tensor]:
     """Choose the layer; return it, its activations and the gradients of the chosen logits."""
     # A tensor of another graph lies in a tf.function of the model's own: out of reach.
     graph = logits.graph

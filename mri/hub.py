@@ -25,7 +25,7 @@ REMEDY = (
 )
 
 
-def download(folder: str | os.PathLike = "data") -> list[Path]:
+def download(folder: str | os.PathLike[str] = "data") -> list[Path]:
     """Fetch the public train and test files at the pinned revision.
 
     A file that is there already with the right SHA-256 is not fetched again; one that differs is

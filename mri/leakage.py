@@ -17,6 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from mri.data import Scans
 from mri.subjects import Split, Subjects, recover_subjects, subject_split
 
+Parts = list[tuple[np.ndarray, np.ndarray]]
+
 DUPLICATE = 0.99
 """Pixel correlation from which two slices count as near duplicates."""
 
@@ -100,8 +102,8 @@ def audit(
     pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
     shapes = _shapes(scans.images)
     everything = np.arange(len(scans))
-    published = [(everything[: len(train)], everything[len(train) :])]
-    apart = []
+    published: Parts = [(everything[: len(train)], everything[len(train) :])]
+    apart: Parts = []
     with warnings.catch_warnings():
         # Rare classes are named once, by the split that the caller makes.
         warnings.simplefilter("ignore", UserWarning)
@@ -232,7 +234,7 @@ def _scores(name: str, truth: list[np.ndarray], guess: list[np.ndarray]) -> dict
     }
 
 
-def _shared(groups: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]) -> float:
+def _shared(groups: np.ndarray, parts: Parts) -> float:
     seen = [np.isin(groups[test], groups[train]) for train, test in parts]
     return float(np.concatenate(seen).mean())
 
@@ -241,7 +243,7 @@ def _digests(images: np.ndarray) -> list[str]:
     return [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
 
 
-def _identical(images: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]) -> float:
+def _identical(images: np.ndarray, parts: Parts) -> float:
     keys = np.array(_digests(images))
     return float(sum(np.isin(keys[test], keys[train]).sum() for train, test in parts))
 

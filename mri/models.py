@@ -131,7 +131,7 @@ def initial_weights(model: keras.Model) -> str:
     return "ImageNet" if pretrained else "random"
 
 
-def augmentation() -> list[layers.Layer]:
+def augmentation() -> list[keras.Layer]:
     """Return layers that vary a slice as another head position or scanner setting would."""
     fill = {"fill_mode": "constant", "fill_value": 0.0}
     return [

@@ -36,7 +36,7 @@ PHANTOM_KEY = b"mri_phantom"
 """Schema metadata key that marks a file as synthetic."""
 
 
-Source = str | os.PathLike | Sequence[str | os.PathLike]
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 def parquet_files(source: Source, *, split: str | None = None) -> list[Path]:
@@ -57,7 +57,7 @@ def parquet_files(source: Source, *, split: str | None = None) -> list[Path]:
     DataError
         If there is no such file.
     """
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike[str]):
         files = [Path(name) for name in source]
     elif Path(source).is_dir():
         files = sorted(Path(source).glob("*.parquet"))
@@ -73,7 +73,7 @@ def parquet_files(source: Source, *, split: str | None = None) -> list[Path]:
     return files
 
 
-def find_data(folder: str | os.PathLike | None = None) -> Path | None:
+def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
     """Return the folder that holds a train and a test file, None where there is none.
 
     Parameters
@@ -164,7 +164,9 @@ def arrow_batches(
             ) from error
 
 
-def check_labels(labels: pa.Array, class_names: tuple[str, ...]) -> tuple[np.ndarray, dict]:
+def check_labels(
+    labels: pa.Array, class_names: tuple[str, ...]
+) -> tuple[np.ndarray, dict[int, str]]:
     """Return the labels as int64, and row to cause for those that are null or outside."""
     values = labels.fill_null(0).to_numpy(zero_copy_only=False)
     outside = (values < 0) | (values >= len(class_names))

@@ -328,7 +328,7 @@ class _Artist:
     def shape(self, name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Return the signed distance to a structure, negative inside."""
         balls = [[self.at(c.split()) for c in ball] for key, *ball in _ROWS if key.strip() == name]
-        result = np.float32(1e3)
+        result = np.array(1e3, np.float32)
         for (au, av, ar), (bu, bv, br) in pairwise(balls):
             du, dv, pu, pv = bu - au, bv - av, u - au, v - av
             unit = 1 / (du * du + dv * dv)

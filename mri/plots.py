@@ -22,6 +22,8 @@ from matplotlib.ticker import MaxNLocator
 from mri.evaluation import metric_label, reliability_bins
 
 if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
     from mri.evaluation import Evaluation
     from mri.gradcam import Explanation
 
@@ -49,7 +51,7 @@ _PARTS = [
     )
 ]
 
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "axes.edgecolor": "#555555",
     "axes.facecolor": "white",
     "axes.labelcolor": "black",
@@ -145,7 +147,7 @@ def anatomy(image: np.ndarray, *, title: str = "") -> Figure:
             va="center",
             arrowprops={"arrowstyle": "-", "color": PINK, "linewidth": 1.2, "shrinkA": 0},
         )
-    centred = {"color": "white", "ha": "center", "transform": ax.transAxes}
+    centred: dict[str, Any] = {"color": "white", "ha": "center", "transform": ax.transAxes}
     ax.text(0.5, 0.98, "back of the head", va="top", **centred)
     ax.text(0.5, 0.02, "forehead", **centred)
     ax.set_title(title)
@@ -238,10 +240,10 @@ def reliability(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None 
     ax.plot((0, 1), (0, 1), color="black", linestyle=":", linewidth=1)
     ax.vlines(x, x, y, color="#56B4E9", linewidth=0.6 + 2.4 * n / n.max())
     ax.scatter(x, y, s=6 + 120 * n / n.max(), color=BLUE, zorder=3)
-    options = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 7}
+    options: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center"}
     for confidence, accuracy, count in zip(x, y, n, strict=True):
         away = 11 if accuracy > confidence else -11
-        ax.annotate(f"{count}", (confidence, accuracy), (0, away), **options)
+        ax.annotate(f"{count}", (confidence, accuracy), (0, away), fontsize=7, **options)
     ece = f"ECE {evaluation.metrics[unit]['ece']}"
     ax.text(0.98, 0.02, f"{ece}\nnumbers and areas: {unit}s in the bin", ha="right", va="bottom")
     ax.set(xlabel="confidence (probability of the predicted class)", ylabel="accuracy")
@@ -382,7 +384,7 @@ def similarity_histogram(
     """Draw correlations (n,) with the nearest slice of the same and of any other subject."""
     ax = _panel(ax, 7, 3.2)
     found = np.concatenate([same, different, [1]])  # rounding may exceed 1
-    bins = np.linspace(found.min(), found.max(), 81)
+    bins = np.linspace(found.min(), found.max(), 81).tolist()
     for values, who, colour in ((different, "another", "#E69F00"), (same, "the same", BLUE)):
         label = f"nearest slice of {who} subject (n = {len(values)})"
         ax.hist(values, bins, color=colour, alpha=0.75, label=label)
@@ -427,7 +429,7 @@ def _bare(ax: Axes) -> None:
 def _show(ax: Axes, image: np.ndarray, **options: Any) -> AxesImage:
     """Draw an image, gray values 0 to 255 unless told, without ticks and frame."""
     _bare(ax)
-    return ax.imshow(image, **{"cmap": "gray", "vmin": 0, "vmax": 255} | options)
+    return ax.imshow(image, **{"cmap": "gray", "vmin": 0, "vmax": 255, **options})
 
 
 def _beside(ax: Axes, text: str, place: tuple[float, float], **options: Any) -> None:
@@ -437,5 +439,5 @@ def _beside(ax: Axes, text: str, place: tuple[float, float], **options: Any) -> 
 def _mark(ax: Axes, x: float, text: str) -> None:
     """Draw a vertical line with its name on top."""
     ax.axvline(x, color="black", linestyle=":", linewidth=1)
-    frame = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    frame: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
     ax.annotate(text, (x, 1), (0, 2), ha="center", **frame)

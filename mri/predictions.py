@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Predictions(NamedTuple):
 
 
 def keep_logits(
-    path: str | os.PathLike, scans: Scans | None, groups: np.ndarray | None
+    path: str | os.PathLike[str], scans: Scans | None, groups: np.ndarray | None
 ) -> Predictions:
     """Run a model on its test part and keep the logits beside it, as ``<name>.parquet``.
 
@@ -68,7 +69,7 @@ def keep_logits(
     """
     path = Path(path)
     inspect_model(path)
-    if scans is None:
+    if scans is None or groups is None:
         raise ModelFileError(f"{path}: no logits kept, and no slices to run it on")
     card = read_card(path)
     test = _test_rows(path, card, scans)
@@ -87,7 +88,7 @@ def keep_logits(
         "parameters": model.count_params(),
         "bytes": path.stat().st_size,
         "milliseconds": [
-            _milliseconds(lambda x=scans.images[test[:n], ..., None]: model.predict_on_batch(x))
+            _milliseconds(partial(model.predict_on_batch, scans.images[test[:n], ..., None]))
             for n in (1, 64)
         ],
     }
@@ -124,17 +125,14 @@ def find_logits(path: Path, fingerprint: str | None = None) -> Predictions | Non
     elif card is None:
         return None
     else:
-        sha256 = card.get("sha256")
+        sha256 = card.get("sha256", "")
     with suppress(OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
         table = pq.read_table(path.with_suffix(".parquet"))
         about = json.loads(table.schema.metadata[_KEY])
         frame = table.to_pandas()
         names = [f"logit_{name}" for name in about["class_names"]]
-        kept = Predictions(
-            *(frame[key].to_numpy() for key in ("row", "label", "subject")),
-            frame[names].to_numpy(),
-            about,
-        )
+        rows, labels, subjects = (frame[key].to_numpy() for key in ("row", "label", "subject"))
+        kept = Predictions(rows, labels, subjects, frame[names].to_numpy(), about)
         same = about["sha256"] == sha256
         if card is None:
             same &= fingerprint in (None, about["data"])
@@ -149,7 +147,7 @@ def find_logits(path: Path, fingerprint: str | None = None) -> Predictions | Non
 def _milliseconds(call: Callable[[], Any]) -> float:
     """Return the median time of a call, after one that compiles."""
     call()
-    times = []
+    times: list[float] = []
     while len(times) < 5 or (len(times) < 30 and sum(times) < 0.3):
         start = time.perf_counter()
         call()
@@ -166,7 +164,7 @@ def _check_fit(path: Path, model: object, scans: Scans) -> None:
         raise ModelFileError(f"{path}: gives {gives}, the data have classes {scans.class_names}")
 
 
-def _test_rows(path: Path, card: dict | None, scans: Scans) -> np.ndarray:
+def _test_rows(path: Path, card: dict[str, Any] | None, scans: Scans) -> np.ndarray:
     if card is None:
         return np.arange(len(scans))
     missing = {"class_names", "data", "split", "temperature", "test_rows"}.difference(card)

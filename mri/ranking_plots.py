@@ -9,8 +9,11 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
@@ -48,12 +51,12 @@ def ranking(comparison: Comparison, *, ax: Axes | None = None, title: str = "") 
                 ax.hlines(row + shift, low, high, color=colour, linewidth=1.6)
                 ax.plot(value, row + shift, mark, color=colour, markersize=5)
     shown = [protocol for protocol in _MARKS if board[protocol].notna().any()]
-    handles = [
-        plt.Line2D([], [], color=_MARKS[p][1], marker=_MARKS[p][0], label=_NAMES[p]) for p in shown
+    handles: list[Artist] = [
+        Line2D([], [], color=_MARKS[p][1], marker=_MARKS[p][0], label=_NAMES[p]) for p in shown
     ]
     if board["leading"].any():
         label = "cannot be told from the best"
-        handles.append(plt.Rectangle((0, 0), 1, 1, color=BLUE, alpha=0.1, label=label))
+        handles.append(Rectangle((0, 0), 1, 1, color=BLUE, alpha=0.1, label=label))
     ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(handles))
     ax.set_yticks(range(len(board)), board.index)
     ax.set_ylim(len(board) - 0.5, -0.5)
@@ -137,7 +140,9 @@ def side_by_side(
     return fig
 
 
-def _label(ax: Axes, text: str, point: tuple, taken: list[Bbox], **style: Any) -> None:
+def _label(
+    ax: Axes, text: str, point: tuple[float, float], taken: list[Bbox], **style: Any
+) -> None:
     """Write beside a point, at the first place where nothing is written yet."""
     places = [(6, 0), (0, 9), (0, -9), (6, 9), (6, -9), (-6, 9), (-6, -9), (6, 16), (6, -16)]
     for x, y in places:

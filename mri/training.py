@@ -160,7 +160,7 @@ def train(
     name: str | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
-    folder: str | os.PathLike = "models",
+    folder: str | os.PathLike[str] = "models",
     resume: bool = True,
     verbose: str | int = "auto",
 ) -> Trained:

@@ -43,7 +43,7 @@ def entries() -> dict[str, tuple[str, Recipe]]:
     return found | {f"baseline_{name}": ("baseline", RECIPES[name]) for name in sorted(others)}
 
 
-def table(folder: str | os.PathLike = "models/zoo") -> str:
+def table(folder: str | os.PathLike[str] = "models/zoo") -> str:
     """Return the networks of a folder as a Markdown table, best on people never seen first.
 
     Image-level accuracy as reported and as found, in percent, with its interval; then accuracy and

@@ -3,6 +3,7 @@
 The modules in the order of the work, each importing only from those before it:
 
 ============= ======================================================================================
+arguments     what is wrong with a call, said before work starts
 decode        one JPEG or PNG to pixels
 hub           fetch the public files
 parquet       the container: schema, rows as buffer views

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mri.arguments import require
 from mri.decode import DataError
 
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
@@ -26,6 +27,10 @@ _REFUSED = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"
             "__typespec__"}  # fmt: skip
 # An output of a layer may hold so many times the numbers of a slice: 1024 channels at full size.
 _MAX_GROWTH = 1024
+
+
+_DESCRIBED = {"split", "recipe", "versions", "validation", "builder", "synthetic", "data",
+              "parameters", "seed", "best_epoch", "seconds", "sha256", "temperature"}  # fmt: skip
 
 
 class ModelFileError(DataError):
@@ -108,7 +113,14 @@ def describe(card: Mapping[str, Any]) -> str:
     """Render a card that `mri.train` has written as a model card in Markdown.
 
     The headings are those of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
+
+    Raises
+    ------
+    ValueError
+        If the card lacks what `mri.train` writes, naming it.
     """
+    missing = sorted(_DESCRIBED.difference(card))
+    require(not missing, "Expected a card that mri.train has written.", missing=missing)
     split, recipe, versions = card["split"], card["recipe"], card["versions"]
     leaky = split["protocol"] != "subject"
     parts = zip(("train", "validation", "test"), split["slices"], strict=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from mri.arguments import integers
 from mri.cards import ModelFileError, read_card
 from mri.data import Scans
 from mri.evaluation import Evaluation, evaluate, metric_label
@@ -237,7 +238,8 @@ def compare(
     FileNotFoundError
         If the folder holds no model.
     ValueError
-        If the metric cannot be tested, or is of the part by which the models were chosen.
+        If the metric cannot be tested, or is of the part by which the models were chosen, or the
+        groups are not of these slices.
     """
     if by.startswith("val"):
         raise ValueError(
@@ -248,6 +250,8 @@ def compare(
         raise ValueError(f"by must be one of {ADDITIVE}. Received: {by!r}")
     if (scans is None) != (groups is None):
         raise ValueError("scans and groups belong together. Received only one of them")
+    if scans is not None:
+        integers("groups", groups, len(scans))
     files = _files(Path(folder))
     if not files:
         raise FileNotFoundError(

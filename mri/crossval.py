@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
+from mri.arguments import integers, require
 from mri.cards import write_atomically
 from mri.data import Scans
 from mri.decode import DataError
@@ -206,7 +207,8 @@ def cross_validate(
     Raises
     ------
     ValueError
-        If a builder is not registered, or there is nothing to do.
+        If a builder is not registered, there is nothing to do, the groups are not of these slices,
+        `folds` is below 2 or `jobs` below 1.
     """
     from mri.models import _BUILDERS, list_models
 
@@ -217,6 +219,9 @@ def cross_validate(
             f"builders must be some of {list_models()}, and seeds not empty. "
             f"Received: {builders}, seeds={list(seeds)}"
         )
+    groups = integers("groups", groups, len(scans))
+    require(folds >= 2, "folds must be at least 2.", folds=folds)
+    require(jobs is None or jobs >= 1, "jobs must be None or at least 1.", jobs=jobs)
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     cells = [(b, fold, seed) for b in builders for seed in seeds for fold in range(folds)]

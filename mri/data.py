@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mri.arguments import require
 from mri.decode import DataError, check_size, decode_into, dict_to_image, first_shape
 from mri.hub import download, main
 from mri.parquet import (
@@ -194,8 +195,7 @@ def iter_batches(
     images : ndarray of uint8, shape (m, h, w)
     labels : ndarray of int64, shape (m,)
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}")
+    require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
     _check_options(size, on_error, threads)
     files = parquet_files(source, split=split)
     class_names, _, total = check_files(files)
@@ -229,10 +229,9 @@ def as_dataset(source: Source, **options: Any) -> tf.data.Dataset:
 
 def _check_options(size: tuple[int, int] | None, on_error: str, threads: int | None) -> None:
     check_size(size)
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error must be 'raise' or 'skip'. Received: on_error={on_error!r}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1. Received: threads={threads!r}")
+    known = on_error in ("raise", "skip")
+    require(known, "on_error must be 'raise' or 'skip'.", on_error=on_error)
+    require(threads is None or threads >= 1, "threads must be at least 1.", threads=threads)
 
 
 def _decoded(

@@ -19,6 +19,7 @@ from scipy.special import log_softmax
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, roc_curve
 
+from mri.arguments import integers, require
 from mri.data import CLASS_NAMES
 
 METRICS = {
@@ -83,7 +84,7 @@ class Evaluation:
 
     def sample(self, unit: str = "slice") -> Sample:
         """Return labels and logits per 'slice' or, where subjects are known, per 'subject'."""
-        _require(unit in self.samples, f"unit must be one of {list(self.samples)}.", unit=unit)
+        require(unit in self.samples, f"unit must be one of {list(self.samples)}.", unit=unit)
         return self.samples[unit]
 
     def confusion(self, unit: str = "slice", *, normalize: bool = False) -> np.ndarray:
@@ -185,9 +186,9 @@ def evaluate(
     """
     labels, logits = _checked(labels, logits)
     k, names = logits.shape[1], tuple(class_names)
-    _require(len(set(names)) == len(names) == k, f"Expected {k} class names.", class_names=names)
-    _require(0 < temperature < np.inf, "temperature must be positive.", temperature=temperature)
-    _require(draws >= 1, "draws must be at least 1.", draws=draws)
+    require(len(set(names)) == len(names) == k, f"Expected {k} class names.", class_names=names)
+    require(0 < temperature < np.inf, "temperature must be positive.", temperature=temperature)
+    require(draws >= 1, "draws must be at least 1.", draws=draws)
     logits /= temperature
     units = np.arange(len(labels)) if subjects is None else _subject_index(subjects, labels)
     samples = {"slice": Sample(labels, logits, units)}
@@ -239,11 +240,19 @@ def pick_examples(
     -------
     ndarray of int64, at most (2 k,)
         Indices, class by class, the correct one first; what does not occur is left out.
+
+    Raises
+    ------
+    ValueError
+        If shapes, labels or names disagree, or a logit is not finite.
     """
+    labels, logits = _checked(labels, logits)
+    k = logits.shape[1]
+    require(len(class_names) == k, f"Expected {k} class names.", class_names=class_names)
     rng, right = np.random.default_rng(seed), logits.argmax(1) == labels
     found = [
         np.flatnonzero((labels == c) & (right == wanted))
-        for c in range(len(class_names))
+        for c in range(k)
         for wanted in (True, False)
     ]
     return np.array([rng.choice(rows) for rows in found if len(rows)], np.int64)
@@ -264,8 +273,8 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     >>> f"{low:.2f} to {high:.2f}"
     '0.34 to 1.00'
     """
-    _require(n >= 1 and 0 <= successes <= n, "Expected 0 to n successes.", successes=successes, n=n)
-    _require(0 < confidence < 1, "confidence must be between 0 and 1.", confidence=confidence)
+    require(n >= 1 and 0 <= successes <= n, "Expected 0 to n successes.", successes=successes, n=n)
+    require(0 < confidence < 1, "confidence must be between 0 and 1.", confidence=confidence)
     interval = binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -295,35 +304,26 @@ def reliability_bins(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
     return frame.join(means.astype(float).groupby(bins).mean())
 
 
-def _require(valid: bool | np.bool, expected: str, **received: object) -> None:
-    if not valid:
-        values = ", ".join(f"{name}={value!r}" for name, value in received.items())
-        raise ValueError(f"{expected} Received: {values}")
-
-
 def _checked(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return copies as int64 (n,) and float64 (n, k)."""
     labels, logits = np.array(labels), np.array(logits, dtype=np.float64)
     valid = logits.ndim == 2 and logits.shape[0] >= 1 and logits.shape[1] >= 2
-    _require(valid, "logits must be (n, k), n >= 1, k >= 2.", shape=logits.shape)
-    valid = labels.shape == logits.shape[:1] and labels.dtype.kind in "iu"
-    _require(valid, "labels must be n integers.", shape=labels.shape, dtype=labels.dtype)
+    require(valid, "logits must be (n, k), n >= 1, k >= 2.", shape=logits.shape)
+    integers("labels", labels, len(logits))
     valid = labels.min() >= 0 and labels.max() < logits.shape[1]
-    _require(valid, f"labels must be 0 to {logits.shape[1] - 1}.", labels=np.unique(labels))
+    require(valid, f"labels must be 0 to {logits.shape[1] - 1}.", labels=np.unique(labels))
     wrong = np.flatnonzero(~np.isfinite(logits).all(1))[:1]
-    _require(not len(wrong), "logits must be finite.", row=wrong, logits=logits[wrong])
+    require(not len(wrong), "logits must be finite.", row=wrong, logits=logits[wrong])
     return labels.astype(np.int64), logits
 
 
 def _subject_index(subjects: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return for every slice the rank of its subject, 0 to m - 1."""
-    subjects = np.asarray(subjects)
-    valid = subjects.shape == labels.shape and subjects.dtype.kind in "iu"
-    _require(valid, "subjects must be n integers.", shape=subjects.shape, dtype=subjects.dtype)
+    subjects = integers("subjects", subjects, len(labels))
     _, first, index = np.unique(subjects, return_index=True, return_inverse=True)
     wrong = np.flatnonzero(labels != labels[first][index])[:1]
     found = np.unique(labels[np.isin(subjects, subjects[wrong])])
-    _require(not len(wrong), "A subject has one label.", subject=subjects[wrong], labels=found)
+    require(not len(wrong), "A subject has one label.", subject=subjects[wrong], labels=found)
     return index
 
 

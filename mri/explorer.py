@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from scipy.special import softmax
 
 from mri import plots
+from mri.arguments import integers, row_numbers
 from mri.data import Scans
 from mri.subjects import order_slices
 
@@ -41,6 +42,8 @@ class Explorer:
                 "Expected at least one network and one slice. "
                 f"Received: {list(runs)} and {len(rows)} slices"
             )
+        n = len(scans.labels)
+        groups, rows = integers("groups", groups, n), row_numbers("rows", rows, n)
         self.runs, self.scans = dict(runs), scans
         self.people: dict[str, np.ndarray] = {}
         for subject in np.unique(groups[rows]):
@@ -124,7 +127,7 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
     Raises
     ------
     ValueError
-        If there is no network or no slice.
+        If there is no network or no slice, or groups or rows are not of these slices.
     """
     explorer = Explorer(runs, scans, groups, rows)
     first = next(iter(explorer.people))

@@ -21,7 +21,8 @@ from scipy.ndimage import binary_fill_holes, distance_transform_edt
 from scipy.special import logsumexp
 from scipy.stats import rankdata
 
-from mri.evaluation import Estimate, _require
+from mri.arguments import integers, require
+from mri.evaluation import Estimate
 
 if TYPE_CHECKING:
     from mri.backend import keras
@@ -164,9 +165,8 @@ def check_heatmaps(
 
     images = np.asarray(images)
     brain, n = brain_mask(images), len(images)
-    _require(brain.any((1, 2)).all(), "Every slice must show a brain.", empty=~brain.any((1, 2)))
-    subjects = np.arange(n) if subjects is None else np.asarray(subjects)
-    _require(subjects.shape == (n,), f"Expected {n} subjects.", shape=subjects.shape)
+    require(brain.any((1, 2)).all(), "Every slice must show a brain.", empty=~brain.any((1, 2)))
+    subjects = np.arange(n) if subjects is None else integers("subjects", subjects, n)
     cam = GradCAM(model, layer, method=method)
     plain = cam(images)
     kinds = {"found": plain.maps, **control_maps(plain.maps, brain, seed=seed)}
@@ -348,8 +348,8 @@ def deletion_insertion(
     images, maps, classes = np.asarray(images, np.float32), np.asarray(maps), np.asarray(classes)
     shapes = images.shape, maps.shape, classes.shape
     fits = images.ndim == 3 and shapes == (images.shape, images.shape, images.shape[:1])
-    _require(fits, "Expected images and maps (n, h, w) and classes (n,).", shapes=shapes)
-    _require(steps >= 1, "steps must be at least 1.", steps=steps)
+    require(fits, "Expected images and maps (n, h, w) and classes (n,).", shapes=shapes)
+    require(steps >= 1, "steps must be at least 1.", steps=steps)
     n, h, w = images.shape
     mixed = np.random.default_rng(seed).permutation(h * w)
     order = mixed[np.argsort(-maps.reshape(n, -1)[:, mixed], axis=1, kind="stable")]
@@ -394,19 +394,25 @@ def ground_truth(
     Raises
     ------
     ValueError
-        If no slice has a mask, or `GradCAM` refuses the model or the classes.
+        If no slice has a mask, the tolerance is negative, or `GradCAM` refuses the model or the
+        classes.
     """
     from mri.gradcam import METHODS, GradCAM
 
     chosen = phantoms.masks.any((1, 2))
-    _require(chosen.any(), "No slice has a mask.", labels=np.unique(phantoms.labels))
+    require(chosen.any(), "No slice has a mask.", labels=np.unique(phantoms.labels))
     images, masks, subjects = (
         values[chosen] for values in (phantoms.images, phantoms.masks, phantoms.subjects)
     )
-    classes = np.broadcast_to(phantoms.labels if classes is None else classes, chosen.shape)
+    classes = np.asarray(phantoms.labels if classes is None else classes)
+    fits = classes.shape in ((), chosen.shape) and classes.dtype.kind in "iu"
+    require(fits, f"classes must be one or {len(phantoms.labels)} integers.", classes=classes)
+    require(tolerance >= 0, "tolerance must not be negative.", tolerance=tolerance)
+    classes = np.broadcast_to(classes, chosen.shape)
     if region is not None:
         masks = np.zeros_like(masks)
         masks[:, *region] = True
+        require(masks.any(), f"region must hold pixels of {masks.shape[1:]}.", region=region)
     rows, brain = {}, brain_mask(images)
     for method in METHODS:
         maps = GradCAM(model, layer, method=method)(images, classes[chosen]).maps
@@ -440,10 +446,10 @@ def localisation(maps: np.ndarray, masks: np.ndarray, *, tolerance: int = 0) -> 
     """
     maps, masks = np.asarray(maps, np.float64), np.asarray(masks, bool)
     fits = maps.ndim == 3 and maps.shape == masks.shape
-    _require(fits, "Expected maps and masks (n, h, w).", shapes=(maps.shape, masks.shape))
-    _require(masks.any((1, 2)).all(), "No mask may be empty.", empty=~masks.any((1, 2)))
-    _require((maps >= 0).all(), "Maps must not be negative.", minimum=maps.min())
-    _require(tolerance >= 0, "tolerance must not be negative.", tolerance=tolerance)
+    require(fits, "Expected maps and masks (n, h, w).", shapes=(maps.shape, masks.shape))
+    require(masks.any((1, 2)).all(), "No mask may be empty.", empty=~masks.any((1, 2)))
+    require((maps >= 0).all(), "Maps must not be negative.", minimum=maps.min())
+    require(tolerance >= 0, "tolerance must not be negative.", tolerance=tolerance)
     figures = np.zeros((len(maps), 3))
     for values, mask, row in zip(maps, masks, figures, strict=True):
         if values.any():
@@ -497,7 +503,7 @@ def brain_mask(images: np.ndarray) -> np.ndarray:
     shapes.
     """
     images = np.asarray(images)
-    _require(images.ndim == 3, "Expected images (n, h, w).", shape=images.shape)
+    require(images.ndim == 3, "Expected images (n, h, w).", shape=images.shape)
     masks, width = np.zeros(images.shape, bool), 2 * max(1, images.shape[1] // 32) + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
     for image, mask in zip(images.astype(np.float32), masks, strict=True):

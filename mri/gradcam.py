@@ -211,6 +211,8 @@ class GradCAM:
 
 def _image_spec(model: keras.Model) -> tf.TensorSpec:
     """Shape (None, h, w, c) and dtype of the model's one input."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a Keras model. Received: {model=}")
     try:
         inputs = [(x.shape, x.dtype) for x in model.inputs]
     except AttributeError:

@@ -14,6 +14,7 @@ from sklearn.metrics import pairwise_distances_argmin, recall_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mri.arguments import integers, require, row_numbers
 from mri.data import Scans
 from mri.subjects import Split, Subjects, recover_subjects, subject_split
 
@@ -95,8 +96,19 @@ def audit(
     Returns
     -------
     Audit
+
+    Raises
+    ------
+    ValueError
+        If a part is empty, the two do not go together, the subjects are not of their slices, or
+        `folds` is below 2.
     """
+    sizes = len(train), len(test)
+    require(min(sizes) >= 1, "train and test must have slices.", sizes=sizes)
+    require(folds >= 2, "folds must be at least 2.", folds=folds)
     scans = train + test
+    if subjects is not None:
+        integers("subjects.groups", subjects.groups, len(scans))
     subjects = subjects or recover_subjects(scans.images, scans.labels)
     groups, labels = subjects.groups, scans.labels
     pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
@@ -265,8 +277,19 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray) -> pd.DataFrame:
     -------
     DataFrame
         One row a kind: the question, what was found, and whether it passes ('yes' or 'NO').
+
+    Raises
+    ------
+    ValueError
+        If the split or the groups are not of these slices, or a part is empty.
     """
-    parts = {side: getattr(split, side) for side in ("train", "validation", "test")}
+    groups = integers("groups", groups, len(scans))
+    parts = {
+        side: row_numbers(f"split.{side}", getattr(split, side), len(scans))
+        for side in ("train", "validation", "test")
+    }
+    sizes = [len(part) for part in parts.values()]
+    require(all(sizes), "Every part must have slices.", sizes=sizes)
     rows = np.concatenate(list(parts.values()))
     rest = np.concatenate([split.train, split.validation])
     people = {side: len(np.unique(groups[part])) for side, part in parts.items()}
@@ -277,10 +300,10 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray) -> pd.DataFrame:
     tested, first = np.unique(groups[split.test], return_index=True)
     counts = np.bincount(scans.labels[split.test][first], minlength=len(scans.class_names))
     few = [f"{n} {name}" for name, n in zip(scans.class_names, counts, strict=True) if n < 5]
-    sizes = "/".join(str(len(part)) for part in parts.values())
-    sizes += f" slices of {'/'.join(str(n) for n in people.values())} people"
+    size = "/".join(str(n) for n in sizes)
+    size += f" slices of {'/'.join(str(n) for n in people.values())} people"
     found = [
-        ("L1.1 a test part of its own", sizes, len(set(rows)) == len(rows)),
+        ("L1.1 a test part of its own", size, len(set(rows)) == len(rows)),
         ("L1.4 no duplicates across", f"{copies} identical, {near} with r ≥ {DUPLICATE}", not near),
         ("L3.2 independent of training", f"{shared} of {len(tested)} people on both sides",
          not shared),

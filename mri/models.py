@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from mri.arguments import require
 from mri.backend import keras
 
 layers = keras.layers
@@ -24,6 +25,8 @@ MOMENTUM = 0.95
 
 DOWNLOAD = True
 """Whether `resnet50` and `efficientnet_b3` may fetch ImageNet weights, once, into Keras' cache."""
+
+DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 IMAGENET = "imagenet"
 
@@ -45,7 +48,7 @@ def register(builder: Builder) -> Builder:
     Raises
     ------
     ValueError
-        If another builder has that name.
+        If it is not a function, or another builder has that name.
 
     Examples
     --------
@@ -58,6 +61,8 @@ def register(builder: Builder) -> Builder:
     116
     >>> del _BUILDERS["tiny"]
     """
+    named = callable(builder) and hasattr(builder, "__name__")
+    require(named, "A builder must be a function with a name.", builder=builder)
     name = builder.__name__
     if name in _BUILDERS and _BUILDERS[name].__module__ != builder.__module__:
         raise ValueError(f"a builder named {name!r} exists; choose another function name")
@@ -102,10 +107,16 @@ def build_model(
     Raises
     ------
     ValueError
-        If there is no builder of that name, or it does not return logits of that shape.
+        If there is no builder of that name, it does not return logits of that shape, or shape,
+        classes or dtype are none to build with.
     """
     if name not in _BUILDERS:
         raise ValueError(f"no model of that name, there are {list_models()}. Received: {name=}")
+    sides = tuple(input_shape)
+    fits = len(sides) == 3 and sides[2] == 1 and all(isinstance(n, int) and n > 0 for n in sides)
+    require(fits, "input_shape must be (h, w, 1).", input_shape=input_shape)
+    require(classes >= 2, "classes must be at least 2.", classes=classes)
+    require(dtype in DTYPES, f"dtype must be one of {DTYPES}.", dtype=dtype)
     outer = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:
@@ -155,7 +166,23 @@ def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 
     Returns
     -------
     ndarray of float32, shape (n, classes)
+
+    Raises
+    ------
+    ValueError
+        If the images are not of the size that the model takes, or `batch_size` is below 1.
     """
+    images, takes = np.asarray(images), model.input_shape[1:]
+    fits = images.ndim == 3 and len(images) >= 1 and images.dtype.kind in "uif"
+    for side, wanted in zip(images.shape[1:], takes, strict=False):
+        fits = fits and wanted in (None, side)
+    require(
+        fits,
+        f"images must be numbers (n, h, w) for a model of {takes}.",
+        shape=images.shape,
+        dtype=images.dtype,
+    )
+    require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
     return model.predict(images[..., None], batch_size=batch_size, verbose=0)
 
 

@@ -57,7 +57,7 @@ def parquet_files(source: Source, *, split: str | None = None) -> list[Path]:
     DataError
         If there is no such file.
     """
-    if not isinstance(source, str | os.PathLike[str]):
+    if not isinstance(source, str | os.PathLike):
         files = [Path(name) for name in source]
     elif Path(source).is_dir():
         files = sorted(Path(source).glob("*.parquet"))

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.special import log_softmax
 from scipy.stats import binomtest
 
+from mri.arguments import require
 from mri.evaluation import Evaluation, pooled_three
 
 ADDITIVE = ("accuracy", "balanced_accuracy", "balanced_accuracy_3", "log_loss")
@@ -114,8 +115,8 @@ def pairwise(
     ValueError
         If the metric is not additive, or the evaluations are not of the same slices.
     """
-    if metric not in ADDITIVE:
-        raise ValueError(f"metric must be one of {ADDITIVE}. Received: {metric!r}")
+    require(metric in ADDITIVE, f"metric must be one of {ADDITIVE}.", metric=metric)
+    require(draws >= 1, "draws must be at least 1.", draws=draws)
     names = list(evaluations)
     matrix = pd.DataFrame(np.nan, names, names)
     if len(names) < 2:

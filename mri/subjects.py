@@ -14,6 +14,8 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.neighbors import NearestNeighbors
 
+from mri.arguments import integers, require, row_numbers
+
 
 class DataLeakageError(ValueError):
     """A subject stands on both sides of a split that claims to keep subjects apart."""
@@ -97,15 +99,19 @@ def recover_subjects(
     Raises
     ------
     ValueError
-        If `images` is not (n, h, w) with n ≥ 3, or a slice is constant.
+        If `images` is not (n, h, w) with n ≥ 3, a pixel is not finite, a slice is constant, there
+        are not as many labels, or `min_margin` is not between 0 and 2.
     UnclearSubjectsError
         If there is no clear gap; pass known subject ids to the splits instead.
     """
     images = np.asarray(images)
-    if images.ndim != 3 or len(images) < 3:
-        raise ValueError(
-            f"images must be (n, h, w) with n of at least 3. Received: shape {images.shape}"
-        )
+    fits = images.ndim == 3 and len(images) >= 3 and images.dtype.kind in "uif"
+    expected = "images must be numbers (n, h, w) with n of at least 3."
+    require(fits, expected, shape=images.shape, dtype=images.dtype)
+    wrong = np.flatnonzero(~np.isfinite(images).all((1, 2)))[:5]
+    require(not len(wrong), "Pixels must be finite.", slices=wrong)
+    require(0 < min_margin < 2, "min_margin must be between 0 and 2.", min_margin=min_margin)
+    labels = None if labels is None else integers("labels", labels, len(images))
     features, components = _without_common_anatomy(_folding_pattern(images), seed)
     neighbours, most = min(40, len(images) - 1), min(640, len(images) - 1)
     while True:
@@ -191,8 +197,6 @@ def _candidate_pairs(
 def _contradictory(groups: np.ndarray, labels: np.ndarray | None) -> tuple[int, ...]:
     if labels is None:
         return ()
-    if len(labels) != len(groups):
-        raise ValueError(f"{len(groups)} slices need as many labels. Received: {len(labels)}")
     pairs = np.unique(np.stack([groups, labels]), axis=1)[0]
     return tuple(int(group) for group in np.flatnonzero(np.bincount(pairs) > 1))
 
@@ -272,7 +276,8 @@ def subject_split(
     Raises
     ------
     ValueError
-        If `fold` is not within `folds`, or there are fewer subjects than folds.
+        If labels and groups are not as many integers, `fold` is not within `folds`, these are
+        fewer than 2, or there are fewer subjects than folds.
     DataLeakageError
         If a subject ends up on two sides (it cannot, unless `groups` is not what it says).
 
@@ -281,9 +286,10 @@ def subject_split(
     UserWarning
         Names the classes that have fewer subjects than folds: some fold cannot test them.
     """
-    labels, groups = np.asarray(labels), np.asarray(groups)
-    if not 0 <= fold < folds:
-        raise ValueError(f"fold must be 0 to {folds - 1}. Received: fold={fold!r}")
+    labels = integers("labels", labels, np.size(labels))
+    groups = integers("groups", groups, len(labels))
+    require(folds >= 2, "folds must be at least 2.", folds=folds)
+    require(fold in range(folds), f"fold must be 0 to {folds - 1}.", fold=fold)
     subjects = np.unique(np.stack([groups, labels]), axis=1)
     if len(np.unique(groups)) < folds:
         raise ValueError(f"{len(np.unique(groups))} subjects cannot make {folds} folds")
@@ -323,13 +329,16 @@ def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: i
     Raises
     ------
     ValueError
-        If `test` is not made of different row numbers.
+        If `labels` are not integers (n,), or `test` is not made of different row numbers that
+        leave at least 10 others of some class.
     """
-    labels, test = np.asarray(labels), np.asarray(test)
-    rows = np.arange(len(labels))
-    if len(np.intersect1d(test, rows)) != len(test) or test.dtype == bool:
-        raise ValueError(f"test must be different rows from 0 to {rows[-1]}. Received: {test!r}")
-    rest = np.setdiff1d(rows, test)
+    labels = integers("labels", labels, np.size(labels))
+    test = row_numbers("test", test, len(labels))
+    repeats = len(test) - len(np.unique(test))
+    require(not repeats, "test must be different rows.", repeats=repeats)
+    rest = np.setdiff1d(np.arange(len(labels)), test)
+    most = int(np.unique_counts(labels[rest]).counts.max(initial=0))
+    require(most >= 10, "test must leave 10 rows of some class to train on.", most=most)
     inner = StratifiedKFold(10, shuffle=True, random_state=seed)
     train, validation = _nth_fold(inner, labels[rest], None, 0)
     return Split("image", rest[train], rest[validation], np.sort(test), seed=seed)

@@ -20,14 +20,19 @@ import numpy as np
 from sklearn.metrics import recall_score
 from sklearn.utils.class_weight import compute_class_weight
 
+from mri.arguments import require, row_numbers
 from mri.backend import keras, tf
 from mri.callbacks import BalancedAccuracy, Batches, Checkpoint, HardExamples
 from mri.cards import ModelFileError, load_model, read_card, save_model
 from mri.data import Scans, find_data, read_scans
 from mri.evaluation import fit_temperature
-from mri.models import build_model, initial_weights, list_models, predict_logits
+from mri.models import DTYPES, build_model, initial_weights, list_models, predict_logits
 from mri.phantom import write_phantom
 from mri.subjects import Split, image_split, recover_subjects, subject_split
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 @dataclass(frozen=True)
@@ -76,19 +81,21 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse values that would only fail in the middle of a run."""
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive. Received: {getattr(self, name)!r}")
-        if not 0 < self.hardest <= 1:
-            raise ValueError(f"hardest must be in (0, 1]. Received: {self.hardest!r}")
-        if self.balance not in ("none", "weights", "sampling"):
-            raise ValueError(
-                f"balance must be 'none', 'weights' or 'sampling'. Received: {self.balance!r}"
-            )
-        if self.monitor not in ("val_balanced_accuracy", "val_loss"):
-            raise ValueError(
-                f"monitor must be 'val_balanced_accuracy' or 'val_loss'. Received: {self.monitor!r}"
-            )
+        balances, monitors = ("none", "weights", "sampling"), ("val_balanced_accuracy", "val_loss")
+        dtypes = ("auto", *DTYPES)
+        for name, expected, valid in (
+            ("epochs", "a positive integer", _positive(self.epochs)),
+            ("batch_size", "a positive integer", _positive(self.batch_size)),
+            ("patience", "a positive integer", self.patience is None or _positive(self.patience)),
+            ("learning_rate", "positive", self.learning_rate > 0),
+            ("weight_decay", "at least 0", self.weight_decay >= 0),
+            ("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1),
+            ("hardest", "in (0, 1]", 0 < self.hardest <= 1),
+            ("balance", f"one of {balances}", self.balance in balances),
+            ("monitor", f"one of {monitors}", self.monitor in monitors),
+            ("dtype", f"one of {dtypes}", self.dtype in dtypes),
+        ):
+            require(valid, f"{name} must be {expected}.", **{name: getattr(self, name)})
 
 
 PLAIN = Recipe(epochs=10)
@@ -195,7 +202,8 @@ def train(
     Raises
     ------
     ValueError
-        If there is no such builder, or the split has an empty train or validation part.
+        If there is no such builder, or the split has an empty train or validation part or is not
+        of these slices.
     RuntimeError
         If the loss becomes NaN or infinite; lower the learning rate.
     """
@@ -205,6 +213,8 @@ def train(
             "train and validation parts must not be empty. "
             f"Received: {len(split.train)} and {len(split.validation)} slices"
         )
+    for side in ("train", "validation", "test"):
+        row_numbers(f"split.{side}", getattr(split, side), len(scans))
     dtype = native_dtype() if recipe.dtype == "auto" else recipe.dtype
     path = Path(folder) / f"{name or f'{builder}-{split.protocol}'}.keras"
     keras.utils.set_random_seed(seed)

@@ -433,12 +433,12 @@ GOOD = {"labels": [0, 1, 2, 3], "logits": np.zeros((4, 4)), "subjects": [0, 1, 2
         ({"logits": np.zeros((4, 1))}, r"k >= 2.*Received: shape=\(4, 1\)"),
         ({"logits": np.full((4, 4), np.nan)}, r"must be finite.*Received: row=array\(\[0\]\)"),
         ({"logits": np.diag([0, 0, np.inf, 0])}, r"must be finite.*row=array\(\[2\]\)"),
-        ({"labels": [0, 1, 2]}, r"labels must be n integers.*Received: shape=\(3,\)"),
-        ({"labels": [0.0, 1, 2, 3]}, r"labels must be n integers.*dtype\('float64'\)"),
+        ({"labels": [0, 1, 2]}, r"labels must be 4 integers.*Received: shape=\(3,\)"),
+        ({"labels": [0.0, 1, 2, 3]}, r"labels must be 4 integers.*dtype\('float64'\)"),
         ({"labels": [0, 1, 2, 4]}, r"labels must be 0 to 3.*Received: labels=array\(\[0, 1, 2, 4"),
         ({"labels": [0, 1, 2, -1]}, r"labels must be 0 to 3.*Received: labels=array\(\[-1"),
-        ({"subjects": [0, 1, 2]}, r"subjects must be n integers.*Received: shape=\(3,\)"),
-        ({"subjects": [0, 1, 2, np.nan]}, r"subjects must be n integers.*dtype\('float64'\)"),
+        ({"subjects": [0, 1, 2]}, r"subjects must be 4 integers.*Received: shape=\(3,\)"),
+        ({"subjects": [0, 1, 2, np.nan]}, r"subjects must be 4 integers.*dtype\('float64'\)"),
         ({"subjects": [7, 8, 9, 8]}, r"one label.*subject=array\(\[8\]\), labels=array\(\[1, 3"),
         ({"class_names": ("a", "b")}, r"Expected 4 class names.*Received: class_names=\('a', 'b'"),
         ({"class_names": ("a", "b", "c", "c")}, r"Expected 4 class names.*Received"),
@@ -458,7 +458,7 @@ def test_wrong_arguments_of_the_helpers():
             wilson_interval(hits, n)
     with pytest.raises(ValueError, match="Received: confidence=95"):
         wilson_interval(1, 2, 95)
-    with pytest.raises(ValueError, match="labels must be n integers"):
+    with pytest.raises(ValueError, match="labels must be 2 integers"):
         fit_temperature([0], np.zeros((2, 3)))
 
 

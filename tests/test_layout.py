@@ -14,7 +14,8 @@ import mri
 
 PACKAGE = Path(mri.__file__).parent
 ORDER = [
-    *("decode", "hub", "parquet", "data", "phantom", "slices", "subjects", "leakage", "evaluation"),
+    *("arguments", "decode", "hub", "parquet", "data", "phantom", "slices"),
+    *("subjects", "leakage", "evaluation"),
     "significance",
     *("backend", "models", "cards", "callbacks", "training", "crossval", "gradcam"),
     *("faithfulness", "predictions", "comparison", "zoo"),

@@ -218,7 +218,7 @@ def test_repr_says_the_sizes_and_the_gap(recovered):
 
 @pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8), (5, 8, 8, 1), (0, 8, 8)])
 def test_wrong_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=r"images must be \(n, h, w\).*Received: shape \("):
+    with pytest.raises(ValueError, match=r"images must be numbers \(n, h, w\).*Received: shape=\("):
         recover_subjects(np.zeros(shape))
 
 
@@ -232,7 +232,9 @@ def test_constant_slices_are_named(phantoms, value):
 
 def test_labels_of_another_length_are_refused(phantoms):
     images = phantoms.images[: 2 * SLICES]
-    with pytest.raises(ValueError, match=f"{2 * SLICES} slices need as many labels. Received: 3"):
+    with pytest.raises(
+        ValueError, match=rf"labels must be {2 * SLICES} integers. Received: shape=\(3,\)"
+    ):
         recover_subjects(images, np.zeros(3, int))
 
 
@@ -433,9 +435,18 @@ def test_an_image_level_split_keeps_the_published_test_rows_and_leaks(cohort):
     assert set(other.validation) != set(split.validation)
 
 
-@pytest.mark.parametrize("test", [[0, 1600], [-1, 2], [3, 3], np.ones(1600, bool)])
-def test_test_rows_that_are_none_are_refused(cohort, test):
-    with pytest.raises(ValueError, match=r"test must be different rows from 0 to 1599. Received"):
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ([0, 1600], r"test must be rows from 0 to 1599. Received: outside=array\(\[1600\]\)"),
+        ([-1, 2], r"test must be rows from 0 to 1599. Received: outside=array\(\[-1\]\)"),
+        ([3, 3], "test must be different rows. Received: repeats=1"),
+        (np.ones(1600, bool), r"test must be integers. Received: .*dtype\('bool'\)"),
+        (np.arange(1600), "test must leave 10 rows of some class to train on. Received: most=0"),
+    ],
+)
+def test_test_rows_that_are_none_are_refused(cohort, test, message):
+    with pytest.raises(ValueError, match=message):
         image_split(cohort[0], test)
 
 

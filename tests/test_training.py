@@ -637,14 +637,17 @@ def test_balanced_sampling_of_an_absent_class():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs must be positive. Received: 0"),
-        ({"batch_size": -1}, "batch_size must be positive. Received: -1"),
-        ({"learning_rate": 0.0}, r"learning_rate must be positive. Received: 0\.0"),
-        ({"learning_rate": math.nan}, "learning_rate must be positive. Received: nan"),
-        ({"balance": "both"}, "balance must be 'none', 'weights' or 'sampling'. Received: 'both'"),
-        ({"hardest": 0.0}, r"hardest must be in \(0, 1\]. Received: 0\.0"),
-        ({"hardest": 1.5}, r"hardest must be in \(0, 1\]. Received: 1\.5"),
-        ({"monitor": "loss"}, "monitor must be .*'val_loss'.*. Received: 'loss'"),
+        ({"epochs": 0}, "epochs must be a positive integer. Received: epochs=0"),
+        ({"batch_size": -1}, "batch_size must be a positive integer. Received: batch_size=-1"),
+        ({"learning_rate": 0.0}, r"learning_rate must be positive. Received: learning_rate=0\.0"),
+        (
+            {"learning_rate": math.nan},
+            "learning_rate must be positive. Received: learning_rate=nan",
+        ),
+        ({"balance": "both"}, r"balance must be one of .*'sampling'\). Received: balance='both'"),
+        ({"hardest": 0.0}, r"hardest must be in \(0, 1\]. Received: hardest=0\.0"),
+        ({"hardest": 1.5}, r"hardest must be in \(0, 1\]. Received: hardest=1\.5"),
+        ({"monitor": "loss"}, "monitor must be one of .*'val_loss'.*. Received: monitor='loss'"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(change, message):

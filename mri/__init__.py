@@ -20,6 +20,7 @@ callbacks     what a resumable run needs and Keras lacks
 training      one `train` for all
 crossval      models × folds × seeds, resumable, here or on a cluster
 gradcam       where the network looks
+map_measures  what a heatmap does when weights, pixels or the truth are known
 faithfulness  whether to believe it
 predictions   what a model says of its test part, kept beside it
 comparison    every file in ``models/``, ranked and told apart

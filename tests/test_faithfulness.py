@@ -17,17 +17,15 @@ from scipy.stats import spearmanr
 import mri.training
 from mri import faithfulness
 from mri.cards import save_model
-from mri.faithfulness import (
+from mri.faithfulness import check_heatmaps, ground_truth, main
+from mri.gradcam import METHODS, GradCAM
+from mri.map_measures import (
     brain_mask,
     cascade,
-    check_heatmaps,
     control_maps,
     deletion_insertion,
-    ground_truth,
     localisation,
-    main,
 )
-from mri.gradcam import METHODS, GradCAM
 from mri.models import build_model
 from mri.phantom import SHORTCUT, make_phantoms
 
@@ -529,7 +527,7 @@ def test_hirescam_is_the_reference_not_judged_by_the_other():
     [
         (np.where(np.arange(N)[:, None, None] == 3, 0, IMAGES), {}, "must show a brain"),
         (IMAGES[0], {}, r"images \(n, h, w\)"),
-        (IMAGES, {"subjects": [0, 1]}, r"Expected 12 subjects. Received: shape=\(2,\)"),
+        (IMAGES, {"subjects": [0, 1]}, r"subjects must be 12 integers. Received: shape=\(2,\)"),
         (IMAGES, {"method": "guided"}, "one of .*method='guided'"),
         (IMAGES, {"layer": "nowhere"}, "layer='nowhere'"),
     ],

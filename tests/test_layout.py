@@ -18,7 +18,7 @@ ORDER = [
     *("subjects", "leakage", "evaluation"),
     "significance",
     *("backend", "models", "cards", "callbacks", "training", "crossval", "gradcam"),
-    *("faithfulness", "predictions", "comparison", "zoo"),
+    *("map_measures", "faithfulness", "predictions", "comparison", "zoo"),
     *("plots", "ranking_plots", "map_plots", "explorer", "predict"),
 ]
 DRAWING = {"plots", "ranking_plots", "map_plots"}
@@ -74,7 +74,7 @@ def test_the_import_walker_sees_what_it_should():
 @pytest.mark.parametrize(
     ("root", "allowed"),
     [
-        ("cv2", {"decode", "phantom", "subjects", "faithfulness"}),
+        ("cv2", {"decode", "phantom", "subjects", "map_measures"}),
         ("matplotlib", {*DRAWING, "explorer", "predict"}),
         ("sklearn", set(ORDER) - DRAWING),
         ("scipy", set(ORDER) - DRAWING),

@@ -308,11 +308,19 @@ def compact(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     x = _block(x, 64)
     x = layers.MaxPooling2D()(x)
     x = _block(x, 128, name="last_conv")
-    x = layers.MaxPooling2D()(x)
-    x = layers.Dropout(0.2)(layers.Flatten()(x))
-    x = layers.Dense(64, use_bias=False)(x)
-    x = layers.Activation("relu")(layers.BatchNormalization(momentum=MOMENTUM)(x))
-    return layers.Dense(classes)(x)
+    return layers.Dense(classes)(_places(layers.MaxPooling2D()(x)))
+
+
+@register
+def fast(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """One convolution in large strides at half resolution: a sixtieth of the work of `baseline`.
+
+    What it takes to know a person's other slices again, and no more: 64 filters of 5 × 5, each
+    read at 16 × 16 places.
+    """
+    x = layers.AveragePooling2D(2)(x)
+    x = _block(x, 64, kernel=5, strides=4, name="last_conv")
+    return layers.Dense(classes)(_places(x))
 
 
 @register
@@ -346,6 +354,13 @@ def _block(
     x = layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=False)(x)
     x = layers.BatchNormalization(momentum=MOMENTUM)(x)
     return layers.Activation("relu", name=name)(x)
+
+
+def _places(x: keras.KerasTensor) -> keras.KerasTensor:
+    """Read what is where: a normalised dense layer on all places of the grid."""
+    x = layers.Dropout(0.2)(layers.Flatten()(x))
+    x = layers.Dense(64, use_bias=False)(x)
+    return layers.Activation("relu")(layers.BatchNormalization(momentum=MOMENTUM)(x))
 
 
 def _conv(

@@ -116,6 +116,7 @@ RECIPES = {
     "resnet50": Recipe(epochs=6, learning_rate=5e-4),
     # Depthwise convolutions are faster in float32.
     "efficientnet_b3": Recipe(epochs=6, dtype="float32"),
+    "fast": Recipe(epochs=8),
     "tissue": Recipe(epochs=10, learning_rate=1e-2, balance="weights"),
     "weighted_sampling": Recipe(epochs=10, balance="sampling"),
     "hard_mining_16": Recipe(epochs=20, batch_size=16, hardest=0.2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -175,6 +176,14 @@ def _declared_size(blob: np.ndarray) -> tuple[int, int] | str:
     """Read (h, w) from the header, so that a bomb is refused before memory is set aside for it."""
     head = blob.data
     if head[:16].tobytes() == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" and len(head) >= 24:
+        # OpenCV sets aside what a chunk declares, up to 2 GB, and of an animation checks no sums.
+        at = 8
+        while head[at + 4 : at + 8] != b"IEND":
+            end = at + 8 + int.from_bytes(head[at : at + 4], "big")
+            crc = int.from_bytes(head[end : end + 4], "big")
+            if end + 4 > len(head) or zlib.crc32(head[at + 4 : end]) != crc:
+                return f"the image is truncated or corrupt ({blob.size} bytes)"
+            at = end + 4
         return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
     if head[:2].tobytes() != b"\xff\xd8":
         return f"not a JPEG or PNG image, it begins with {bytes(head[:8])!r}"

@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
 PHANTOM_KEY = b"mri_phantom"
 """Schema metadata key that marks a file as synthetic."""
 
+_LONG = 1 << 23
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -90,11 +91,21 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
 
 def _open(file: Path) -> pq.ParquetFile:
     """Open `file`, or raise DataError saying why it is not parquet."""
+    # The default would hold all row groups in memory at once.
+    options = {"pre_buffer": False, "page_checksum_verification": True}
     try:
-        # Read page by page: the default would hold all row groups in memory at once.
-        return pq.ParquetFile(
-            file, pre_buffer=False, buffer_size=1 << 16, page_checksum_verification=True
-        )
+        opened = pq.ParquetFile(file, **options)
+        about = opened.metadata
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        sizes = [g.column(i).total_compressed_size for g in groups for i in range(g.num_columns)]
+        longest, whole = max(sizes, default=0), file.stat().st_size
+        if longest > whole:
+            raise OSError(f"a column of {longest} bytes in a file of {whole}")
+        # Page by page a long column takes less, but each page as much as its header declares.
+        if longest > _LONG:
+            opened.close()
+            opened = pq.ParquetFile(file, buffer_size=1 << 16, **options)
+        return opened
     except FileNotFoundError:
         raise DataError(f"{file}: no such file. {REMEDY}") from None
     except (pa.ArrowException, OSError, UnicodeError) as error:

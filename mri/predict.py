@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -211,7 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plane=options.plane,
             check=not options.unchecked,
         )
-        picture = options.output / f"{Path(options.file).name.split('.')[0]}-{found.model}.png"
+        stem = re.sub(r"\W+", "-", found.slice.place.removeprefix(str(Path(options.file).parent)))
+        picture = options.output / f"{stem.strip('-')}-{found.model}.png"
         options.output.mkdir(parents=True, exist_ok=True)
         found.draw().savefig(picture, dpi=150)
     except (DataError, ModuleNotFoundError, OSError) as error:

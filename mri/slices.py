@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -29,6 +29,12 @@ _DARK = 16  # Gray values up to here are background: JPEG leaves some ringing ar
 _BRIGHT = 237  # 99th percentile of the brain: the median over the public slices.
 # What 6400 real slices keep to and other pictures do not: tests/test_slices.py counts both.
 _LEAST_OVERLAP, _LEAST_LIKENESS = 0.95, 0.35
+_TURNS = {
+    "": np.asarray,
+    "upside down": np.flipud,
+    "by 90° to the left": np.rot90,
+    "by 90° to the right": partial(np.rot90, k=3),
+}
 _VOLUMES = (".nii", ".nii.gz", ".mgz", ".hdr", ".img")
 _EXTRAS = {"nibabel": "NIfTI and Analyze volumes", "pydicom": "DICOM files"}
 
@@ -133,29 +139,39 @@ def _reference() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     share = (phantoms.images > _DARK).mean(0)
     inner = ndimage.binary_erosion(share > 0.5, iterations=5)
     quarters = np.array_split(np.argsort(phantoms.z, kind="stable"), 4)
-    means = [phantoms.images[of].mean(0) for of in quarters]
-    everywhere = np.ones_like(inner)
-    return share, inner, *(np.stack([_pattern(m, of) for m in means]) for of in (everywhere, inner))
+    means = [_coarse(phantoms.images[of].mean(0)) for of in quarters]
+    whole, inside = ([_pattern(mean[where]) for mean in means] for where in (..., inner))
+    return share, inner, np.stack(whole), np.stack(inside)
 
 
-def _pattern(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Return the coarse pattern of the pixels `where`, of mean 0 and length 1."""
-    values = ndimage.gaussian_filter(image.astype(np.float64), 3)[where]
-    values -= values.mean()
-    return values / max(np.linalg.norm(values), 1e-9)
+def _coarse(image: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(image.astype(np.float64), 3)
+
+
+def _pattern(values: np.ndarray) -> np.ndarray:
+    """Return the values in one row, of mean 0 and length 1."""
+    values = values.ravel() - values.mean()
+    return values / max(np.sqrt(np.sum(values**2)), 1e-9)
+
+
+def _likeness(pattern: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest correlation of a pattern (n,) with those expected (k, n)."""
+    # Not a matrix product: for so few numbers BLAS spends its time in waking its threads.
+    return float((expected * pattern).sum(1).max())
 
 
 def _compare(image: np.ndarray) -> tuple[float, float, str]:
-    """Return overlap (Dice), likeness (correlation of the inside) and how to turn it, if so."""
+    """Return overlap (Dice), likeness (correlation of the inside) and how to turn it, if so.
+
+    The overlap is that of the image turned.
+    """
     share, inner, whole, inside = _reference()
-    mask, head = image > _DARK, share > 0.5
+    coarse = _coarse(image)
+    fits = {turn: _likeness(_pattern(of(coarse)), whole) for turn, of in _TURNS.items()}
+    best = max(fits, key=fits.get)
+    mask, head = _TURNS[best](image) > _DARK, share > 0.5
     overlap = 2 * (mask & head).sum() / (mask.sum() + head.sum())
-    turns = {"": image, "upside down": image[::-1]}
-    turns |= {"by 90° to the left": np.rot90(image), "by 90° to the right": np.rot90(image, 3)}
-    everywhere = np.ones_like(inner)
-    fits = {turn: (whole @ _pattern(of, everywhere)).max() for turn, of in turns.items()}
-    likeness = (inside @ _pattern(image, inner)).max()
-    return float(overlap), float(likeness), max(fits, key=fits.get)
+    return float(overlap), _likeness(_pattern(coarse[inner]), inside), best
 
 
 def _from_parquet(path: Path, row: int) -> OneSlice:
@@ -193,7 +209,7 @@ def _from_volume(path: Path, plane: int | None) -> OneSlice:
     planes = volume[::-1].transpose(2, 1, 0)
     frame = _frame(path, planes, 0.0)
     if plane is None:
-        plane = int(np.argmax([_compare(frame.place(of))[1] for of in planes]))
+        plane = int(np.argmax([sum(_compare(frame.place(of))[:2]) for of in planes]))
     if not 0 <= plane < len(planes):
         raise DataError(f"{path}: has planes 0 to {len(planes) - 1}. Received: plane={plane}")
     return OneSlice(frame.place(planes[plane]), None, f"{path}, plane {plane} of {len(planes)}")

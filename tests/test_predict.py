@@ -1,0 +1,138 @@
+"""One slice: its probabilities are the network's, its warnings fit the network."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from mri.cards import ModelFileError, load_model, save_model
+from mri.decode import DataError
+from mri.models import build_model, predict_logits
+from mri.phantom import make_phantoms, write_phantom
+from mri.predict import DEFAULT_MODEL, find_model, main, predict_slice
+
+ROOT = Path(__file__).resolve().parents[1]
+ZOO = ROOT / "models/zoo"
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def image():
+    return make_phantoms(4, 8, seed=11).images[5]
+
+
+@pytest.mark.parametrize("name", ["compact-subject", "tissue-subject", "compact-image"])
+def test_probabilities_are_those_of_the_calibrated_logits(image, name):
+    found = predict_slice(image, model=name)
+    card = json.loads((ZOO / f"{name}.json").read_text())
+    logits = predict_logits(load_model(ZOO / f"{name}.keras"), image[None])[0].astype(float)
+    assert card["temperature"] != 1
+    expected = np.exp(logits / card["temperature"])
+    expected /= expected.sum()
+    assert list(found.probabilities) == card["class_names"]
+    np.testing.assert_allclose(list(found.probabilities.values()), expected, rtol=1e-4)
+    assert found.answer == card["class_names"][int(expected.argmax())]
+    assert found.explanation.classes[0] == expected.argmax()
+    knows = "recognition of people" in " ".join(found.warnings)
+    assert knows == name.endswith("image")
+    assert ("chance is 25%" in str(found)) != knows
+
+
+def test_the_default_comes_with_the_repository_and_is_subject_wise():
+    found = find_model(DEFAULT_MODEL, ("models/zoo",))
+    assert json.loads(found.with_suffix(".json").read_text())["split"]["protocol"] == "subject"
+
+
+def test_models_are_looked_for_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_model("tissue-subject").resolve() == ZOO / "tissue-subject.keras"
+    for folder in ("models/zoo", "models"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(ZOO / "tissue-subject.keras", tmp_path / folder)
+        assert find_model("tissue-subject") == Path(folder) / "tissue-subject.keras"
+    assert find_model("elsewhere/a.keras") == Path("elsewhere/a.keras")
+    with pytest.raises(ModelFileError, match=r"no model 'gone' in models or models/zoo; there are"):
+        find_model("gone")
+
+
+def test_warnings_fit_the_card(tmp_path, image):
+    network = build_model("tissue")
+    card = json.loads((ZOO / "tissue-subject.json").read_text())
+    save_model(network, tmp_path / "made.keras", card | {"synthetic": True})
+    assert "phantoms" in predict_slice(image, model=tmp_path / "made.keras").warnings[1]
+    (tmp_path / "made.json").unlink()
+    found = predict_slice(image, model=tmp_path / "made.keras", check=False)
+    assert "no card" in found.warnings[1]
+    assert "was not checked" in found.warnings[2]
+    assert found.warnings[0].startswith("Not a diagnostic device")
+    assert found.warnings[-1].startswith("The heatmap says where")
+    logits = predict_logits(network, image[None])[0].astype(float)
+    expected = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(list(found.probabilities.values()), expected, rtol=1e-4)
+
+
+def test_a_model_of_another_size_is_named(tmp_path, image):
+    save_model(build_model("tissue", input_shape=(64, 64, 1)), tmp_path / "small.keras", {})
+    (tmp_path / "small.json").unlink()
+    with pytest.raises(ModelFileError, match=r"goes from \(None, 64, 64, 1\) to \(None, 4\)"):
+        predict_slice(image, model=tmp_path / "small.keras")
+
+
+def test_pixels_that_are_no_slice_are_refused(image):
+    with pytest.raises(DataError, match="the slice: it"):
+        predict_slice(image[::-1], model="tissue-subject")
+    with pytest.raises(DataError, match=r"Received: \(128, 128\), float64"):
+        predict_slice(image / 255, model="tissue-subject")
+
+
+def test_the_command_line(tmp_path, capsys):
+    folder = write_phantom(tmp_path / "data", subjects=8, slices=4)
+    arguments = ["--model", "tissue-subject", "--output", str(tmp_path / "new/out")]
+    assert main([str(folder / "test.parquet"), "--row", "2", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("test.parquet, row 2, by tissue-subject:")
+    printed = [float(line.split()[-1]) for line in lines[1:5]]
+    assert printed == sorted(printed, reverse=True)
+    assert abs(sum(printed) - 1) < 0.003
+    assert lines[5].startswith("The file itself says: ")
+    assert lines[6].startswith("Not a diagnostic device")
+    picture = Path(lines[-1].removeprefix("Picture: "))
+    assert picture.parent == tmp_path / "new/out"
+    drawn = cv2.imread(str(picture))
+    assert min(drawn.shape[:2]) > 300
+    assert (np.ptp(drawn.astype(int), axis=2) > 40).mean() > 0.01, "and the map is in colour"
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path, image, capsys):
+    cv2.imwrite(str(tmp_path / "turned.png"), image[::-1])
+    arguments = [str(tmp_path / "turned.png"), "--output", str(tmp_path)]
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert "turned.png: it" in err
+    assert main([*arguments, "--model", "tissue-subject", "--unchecked"]) == 0
+    assert "was not checked" in capsys.readouterr().out
+    assert main([str(tmp_path / "gone.png")]) == 1
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_the_drawing_says_what_is_known(image):
+    found = predict_slice(image, model="tissue-subject")
+
+    def text(of):
+        return " ".join(t.get_text() for t in of.draw().findobj(plt.Text))
+
+    assert "not a diagnostic device" in text(found)
+    assert f"predicted: {found.answer.replace('_', ' ')}" in text(found)
+    assert "true:" not in text(found)
+    known = found._replace(slice=found.slice._replace(label=2))
+    assert "true: Non Demented" in text(known)

@@ -211,7 +211,7 @@ def test_other_slices_or_people_cannot_be_compared(people, rng):
 def test_a_metric_that_is_no_sum_is_refused(people, rng):
     labels, subjects = people
     one = measured(labels, rng.normal(size=(len(labels), 4)), subjects)
-    with pytest.raises(ValueError, match=r"one of .*'log_loss'\)\. Received: 'macro_auc'"):
+    with pytest.raises(ValueError, match=r"one of .*'log_loss'\)\. Received: metric='macro_auc'"):
         pairwise({"a": one}, metric="macro_auc")
 
 

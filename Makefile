@@ -1,9 +1,10 @@
 # Every target does its own set-up into .venv; `make help` lists them.
 PYTHON ?= python3
+REQUIREMENTS ?= requirements.txt
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help run test test-all lint lab bench baseline crossval zoo outputs picture clean
+.PHONY: help run test test-all coverage lint lab bench baseline crossval zoo outputs picture clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,6 +27,9 @@ test: .venv/ready  ## run the tests
 
 test-all: .venv/ready  ## run the tests that take minutes too
 	$(BIN)/python -m pytest -m "not benchmark"
+
+coverage: .venv/ready  ## branches of mri/ that the tests go through; subprocesses do not count
+	$(BIN)/python -m pytest -m "not slow and not benchmark" --cov --cov-report=term-missing
 
 bench: .venv/ready  ## measure against peers, print ratios
 	$(BIN)/python -m pytest -m benchmark -s tests/benchmarks
@@ -62,10 +66,11 @@ clean:  ## remove .venv and runs; data and models stay
 
 # On a bare Debian, venv and OpenCV's system libraries may be missing: installed where one may
 # install, else named.
-.venv/ready: requirements.txt
+.venv/ready: $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	@$(PYTHON) -m venv .venv 2>/dev/null || { rm -rf .venv; $(call system,python3-venv) && $(PYTHON) -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  $(if $(filter %.lock,$(REQUIREMENTS)),--require-hashes) -r $(REQUIREMENTS)
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { $(call system,libgl1 libglib2.0-0 libsm6 libxext6) && $(BIN)/python -c 'import cv2'; }
 	@touch $@
 

@@ -178,7 +178,7 @@ def _declared_size(blob: np.ndarray) -> tuple[int, int] | str:
     if head[:16].tobytes() == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" and len(head) >= 24:
         # OpenCV sets aside what a chunk declares, up to 2 GB, and of an animation checks no sums.
         at = 8
-        while head[at + 4 : at + 8] != b"IEND":
+        while head[at + 4 : at + 8].tobytes() != b"IEND":
             end = at + 8 + int.from_bytes(head[at : at + 4], "big")
             crc = int.from_bytes(head[end : end + 4], "big")
             if end + 4 > len(head) or zlib.crc32(head[at + 4 : end]) != crc:

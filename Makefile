@@ -23,16 +23,16 @@ test: .venv/ready  ## run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not benchmark"
+	$(BIN)/python -m pytest -m "not slow"
 
 test-all: .venv/ready  ## run the tests that take minutes too
-	$(BIN)/python -m pytest -m "not benchmark"
+	$(BIN)/python -m pytest
 
 coverage: .venv/ready  ## branches of mri/ that the tests go through; subprocesses do not count
-	$(BIN)/python -m pytest -m "not slow and not benchmark" --cov --cov-report=term-missing
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term-missing
 
-bench: .venv/ready  ## measure against peers, print ratios
-	$(BIN)/python -m pytest -m benchmark -s tests/benchmarks
+bench: .peers/ready  ## measure against peers, write the README's table (15 minutes)
+	.peers/bin/python tests/benchmarks/report.py $(BENCH)
 
 lint: .venv/ready  ## check and format the code, check its types
 	$(BIN)/ruff check --fix .
@@ -61,8 +61,8 @@ picture: .venv/ready  ## take the README's picture out of main.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir runs main.ipynb
 	cp runs/main_files/main_61_0.png models/gradcam.png
 
-clean:  ## remove .venv and runs; data and models stay
-	rm -rf .venv runs
+clean:  ## remove .venv, .peers and runs; data and models stay
+	rm -rf .venv .peers runs
 
 # On a bare Debian, venv and OpenCV's system libraries may be missing: installed where one may
 # install, else named.
@@ -72,6 +72,18 @@ clean:  ## remove .venv and runs; data and models stay
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  $(if $(filter %.lock,$(REQUIREMENTS)),--require-hashes) -r $(REQUIREMENTS)
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { $(call system,libgl1 libglib2.0-0 libsm6 libxext6) && $(BIN)/python -c 'import cv2'; }
+	@touch $@
+
+# What the benchmarks measure against, apart from what the project needs. grad-cam asks for
+# torchvision, which only its examples use.
+.peers/ready: .venv/ready tests/benchmarks/requirements.txt
+	@$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	for peer in $$(sed 's/ *#.*//' tests/benchmarks/requirements.txt); do \
+	  .peers/bin/python -m pip install --quiet --disable-pip-version-check $$peer \
+	    || echo "$$peer cannot be installed: its lines will say so"; \
+	done
+	-.peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "grad-cam~=1.5.7"
 	@touch $@
 
 define system

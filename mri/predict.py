@@ -51,7 +51,7 @@ class Prediction(NamedTuple):
     @property
     def answer(self) -> str:
         """Name of the most probable class."""
-        return max(self.probabilities, key=self.probabilities.get)
+        return max(self.probabilities, key=self.probabilities.__getitem__)
 
     def __str__(self) -> str:
         """Return what the command line prints."""
@@ -81,9 +81,9 @@ class Prediction(NamedTuple):
 
 
 def predict_slice(
-    source: str | os.PathLike | np.ndarray,
+    source: str | os.PathLike[str] | np.ndarray,
     *,
-    model: str | os.PathLike = DEFAULT_MODEL,
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
     row: int = 0,
     plane: int | None = None,
     check: bool = True,
@@ -149,7 +149,7 @@ def predict_slice(
     return Prediction(found, path.stem, probabilities, explanation, _warnings(card, check))
 
 
-def find_model(name: str | os.PathLike, folders: Sequence[str] = FOLDERS) -> Path:
+def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -> Path:
     """Return the ``.keras`` file of that name, or path, looked for in `folders` in turn.
 
     Raises

@@ -1,6 +1,7 @@
 """One slice out of a JPEG, PNG, parquet, NIfTI or DICOM file, laid out as in the data set.
 
-There the back of the head is up and the patient's right is on the left; heads are skull-stripped,
+There the back of the head is up, the patient's right is taken to be on the left (no file says so),
+and heads are skull-stripped,
 registered to an atlas and so of one size. `check_slice` refuses what is not like that, by comparing
 it with the mean phantom, which was drawn in the same layout: nothing of a scan is stored for it.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +31,7 @@ _DARK = 16  # Gray values up to here are background: JPEG leaves some ringing ar
 _BRIGHT = 237  # 99th percentile of the brain: the median over the public slices.
 # What 6400 real slices keep to and other pictures do not: tests/test_slices.py counts both.
 _LEAST_OVERLAP, _LEAST_LIKENESS = 0.95, 0.35
-_TURNS = {
+_TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "": np.asarray,
     "upside down": np.flipud,
     "by 90° to the left": np.rot90,
@@ -48,7 +50,7 @@ class OneSlice(NamedTuple):
 
 
 def read_slice(
-    path: str | os.PathLike, *, row: int = 0, plane: int | None = None, check: bool = True
+    path: str | os.PathLike[str], *, row: int = 0, plane: int | None = None, check: bool = True
 ) -> OneSlice:
     """Read one slice and lay it out as those of the data set.
 
@@ -168,7 +170,7 @@ def _compare(image: np.ndarray) -> tuple[float, float, str]:
     share, inner, whole, inside = _reference()
     coarse = _coarse(image)
     fits = {turn: _likeness(_pattern(of(coarse)), whole) for turn, of in _TURNS.items()}
-    best = max(fits, key=fits.get)
+    best = max(fits, key=fits.__getitem__)
     mask, head = _TURNS[best](image) > _DARK, share > 0.5
     overlap = 2 * (mask & head).sum() / (mask.sum() + head.sum())
     return float(overlap), _likeness(_pattern(coarse[inner]), inside), best
@@ -183,7 +185,8 @@ def _from_parquet(path: Path, row: int) -> OneSlice:
         if start <= row < start + len(views):
             values, causes = check_labels(labels[row - start :][:1], class_names)
             place = f"{path}, row {row}"
-            blob = b"" if views[row - start] is None else views[row - start].tobytes()
+            view = views[row - start]
+            blob = b"" if view is None else view.tobytes()
             return OneSlice(_image(place, blob), None if causes else int(values[0]), place)
     raise DataError(f"{path}: ends before row {row}; fetch it again")
 
@@ -259,7 +262,7 @@ def _frame(place: object, whole: np.ndarray, reached: float) -> _Frame:
         raise DataError(f"{place}: is empty, no pixel is above 0")
     bright = float(np.percentile(whole[whole > 0], 99))
     brain = whole > 0.1 * bright
-    (top, left), (height, width) = _box(brain if brain.ndim == 2 else brain.any(0))
+    (top, left), (height, width) = _box(brain if brain.ndim == 2 else np.any(brain, axis=0))
     (to_top, to_left), (to_height, to_width) = _box(_reference()[0] > reached)
     zoom = np.array([height / to_height, width / to_width])
     return _Frame(zoom, np.array([top, left]) - zoom * (to_top, to_left) + (zoom - 1) / 2, bright)
@@ -267,8 +270,9 @@ def _frame(place: object, whole: np.ndarray, reached: float) -> _Frame:
 
 def _box(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return (top, left), (height, width) of the True pixels."""
-    spans = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
-    return tuple(int(s[0]) for s in spans), tuple(int(s[-1] - s[0] + 1) for s in spans)
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    sides = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
+    return (int(rows[0]), int(columns[0])), sides
 
 
 def _extra(name: str) -> ModuleType:

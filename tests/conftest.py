@@ -17,6 +17,9 @@ from mri.significance import pairwise
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+# Scripts of `make bench`, which import packages that the tests do without.
+collect_ignore = ["benchmarks"]
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

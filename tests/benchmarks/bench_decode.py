@@ -1,23 +1,26 @@
-"""Time from parquet file to uint8 array, beside pandas, Hugging Face `datasets` and a bare loop.
+"""From parquet file to uint8 array, beside pandas, Hugging Face `datasets` and a bare loop.
 
-``MRI_DATA=… pytest tests/benchmarks/bench_decode.py -m benchmark -s`` prints one line a
-contestant: the median over interleaved rounds of its time divided by that of `read_scans` in the
-same round. Without the real slices it draws as many phantoms first (about a minute).
+All results are compared pixel by pixel first. Peers that open or prepare the file once do so
+beforehand, at no cost.
 """
 
-import statistics
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-import pytest
+from harness import child, folder_of_slices, interleaved, main, optional, row, versus
 
-from mri.data import dict_to_image, find_data, iter_batches, parquet_files, read_scans
-from mri.phantom import write_phantom
+from mri.data import dict_to_image, iter_batches, parquet_files, read_scans
 
-ROUNDS, THREADS = 9, 2
+THREADS = 2
+MEMORY = """
+from mri.data import read_scans
+status = lambda key: int(open("/proc/self/status").read().split(key + ":")[1].split()[0]) * 1024
+before = status("VmRSS")
+images = read_scans({file!r}, threads={threads}).images
+print((status("VmHWM") - before) / ({size} + images.nbytes))
+"""
 
 
 def pandas_apply(file):
@@ -26,9 +29,10 @@ def pandas_apply(file):
 
 
 def hugging_face_datasets(file):
-    """Decode with `datasets`, which hands out Pillow images; prepared and opened beforehand."""
+    """Decode with `datasets`, which hands out Pillow images."""
     import datasets
 
+    datasets.disable_progress_bars()
     table = datasets.Dataset.from_parquet(str(file)).cast_column("image", datasets.Image())
     return lambda: np.stack([np.asarray(row["image"]) for row in table])
 
@@ -53,11 +57,8 @@ def bare_simplejpeg(file):
     return run
 
 
-@pytest.mark.benchmark
-def test_time_from_parquet_to_array(tmp_path):
-    (file,) = parquet_files(
-        find_data() or write_phantom(tmp_path, subjects=200, slices=32), split="train"
-    )
+def measure(quick: bool) -> list[dict]:
+    (file,) = parquet_files(folder_of_slices(), split="train")
     runs = {
         "read_scans": lambda: read_scans(file, threads=THREADS).images,
         "iter_batches": lambda: np.concatenate(
@@ -65,20 +66,32 @@ def test_time_from_parquet_to_array(tmp_path):
         ),
     }
     for peer in (pandas_apply, hugging_face_datasets, bare_simplejpeg):
-        try:
+        with optional(peer.__name__):
             runs[peer.__name__] = peer(file)
-        except ImportError as missing:
-            print(f"{peer.__name__:>22}: not installed ({missing.name})")
-
-    seconds = {name: [] for name in runs}
     expected = runs["read_scans"]()
     for run in runs.values():
         np.testing.assert_array_equal(run(), expected)
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    for name, times in seconds.items():
-        ratio = statistics.median(np.divide(times, seconds["read_scans"]))
-        print(f"{name:>22}: {ratio:5.2f} x read_scans ({statistics.median(times):.2f} s)")
+    seconds = interleaved(runs, 2 if quick else 11)
+    work = f"parquet to array, {len(expected):,} slices"
+    usual = "`pandas.read_parquet`, `apply(dict_to_image)`"
+    code = MEMORY.format(file=str(file), threads=THREADS, size=file.stat().st_size)
+    peaks = [float(child(code)) for _ in range(1 if quick else 3)]
+    return [
+        versus(seconds, work, "read_scans", "pandas_apply", usual, at_least=3),
+        versus(seconds, work, "read_scans", "hugging_face_datasets", "`datasets`", at_least=6.5),
+        versus(
+            *(seconds, work, "read_scans", "bare_simplejpeg"),
+            "the limit: bare `simplejpeg` loop, two threads, no checks",
+            at_most=1.1,
+        ),
+        versus(
+            *(seconds, "the same in batches of 256", "iter_batches", "read_scans"),
+            "`read_scans`",
+            at_most=1.1,
+        ),
+        row("its peak memory", "file + array", peaks, "of that", at_most=1.1),
+    ]
+
+
+if __name__ == "__main__":
+    main("decode", measure)

@@ -1,38 +1,20 @@
-"""Time of heatmaps beside `predict` of the same slices, and beside other packages.
+"""Heatmaps beside `predict` of the same slices, and beside other packages.
 
-``pytest tests/benchmarks/bench_gradcam.py -m benchmark -s`` prints one line a contestant: the
-median over interleaved rounds of its time divided by that of `predict` in the same round.
+All explain `baseline` with the same weights, in float32 and in batches of 64; each of the two
+others is held against its own forward pass too.
 """
 
-import statistics
-import time
+import sys
+from unittest.mock import MagicMock
 
-import keras
 import numpy as np
-import pytest
+from harness import folder_of_slices, interleaved, main, optional, versus
 
-from mri.gradcam import METHODS, GradCAM
+from mri.data import read_scans
+from mri.gradcam import GradCAM
+from mri.models import build_model
 
-SLICES, BATCH, ROUNDS = 256, 64, 5
-
-
-def baseline():
-    """Build the small baseline of this project's comparison: 8.4 million parameters, float32."""
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            keras.Input((128, 128, 1)),
-            layers.Rescaling(1 / 255),
-            layers.Conv2D(32, 3, padding="same", activation="relu", name="first"),
-            layers.MaxPooling2D(),
-            layers.BatchNormalization(),
-            layers.Conv2D(64, 3, padding="same", activation="relu", name="last"),
-            layers.MaxPooling2D(),
-            layers.Flatten(),
-            layers.Dense(128, activation="relu"),
-            layers.Dense(4),
-        ]
-    )
+BATCH = 64
 
 
 def tf_keras_vis(model, images):
@@ -45,58 +27,61 @@ def tf_keras_vis(model, images):
     def run():
         for start in range(0, len(images), BATCH):
             batch = images[start : start + BATCH, ..., None].astype(np.float32)
-            cam(CategoricalScore([1] * len(batch)), batch, penultimate_layer="last")
+            cam(CategoricalScore([1] * len(batch)), batch, penultimate_layer="last_conv")
 
-    return run
+    return {"tf_keras_vis": run}
 
 
-def pytorch_grad_cam(_, images):
-    """Explain the same network in PyTorch with pytorch-grad-cam."""
+def pytorch_grad_cam(model, images):
+    """Explain the same network, in PyTorch, with pytorch-grad-cam."""
     import torch
+
+    # It imports parts of torchvision for its examples, whether or not they are called.
+    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+        sys.modules.setdefault(name, MagicMock())
     from pytorch_grad_cam import GradCAM as TorchCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-    from torch import nn
+    from torch_baseline import baseline
 
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(32)),
-        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.Linear(64 * 32 * 32, 128), nn.ReLU(), nn.Linear(128, 4)),
-    ).eval()
-    cam = TorchCAM(model, [model[5]])
+    network = baseline(model).eval()
+    cam = TorchCAM(network, [network[5]])
+    slices = torch.from_numpy(images[:, None] / np.float32(255))
 
-    def run():
-        for start in range(0, len(images), BATCH):
-            batch = torch.from_numpy(images[start : start + BATCH, None] / np.float32(255))
+    def explain():
+        for batch in slices.split(BATCH):
             cam(batch, [ClassifierOutputTarget(1)] * len(batch))
 
-    return run
+    def forward():
+        with torch.inference_mode():
+            for batch in slices.split(BATCH):
+                network(batch)
+
+    return {"pytorch_grad_cam": explain, "pytorch": forward}
 
 
-@pytest.mark.benchmark
-@pytest.mark.filterwarnings("ignore")  # of the other packages
-def test_cost_of_heatmaps_beside_predict():
-    model = baseline()
-    images = np.random.default_rng(0).integers(0, 256, (SLICES, 128, 128), dtype=np.uint8)
-    runs = {"predict": lambda: model.predict(images[..., None], batch_size=BATCH, verbose=0)}
-    for method in METHODS:
-        cam = GradCAM(model, method=method)
-        runs[method] = lambda cam=cam: cam(images, 1, batch_size=BATCH)
-    first = GradCAM(model, "first")
-    runs["grad-cam, first layer"] = lambda: first(images, 1, batch_size=BATCH)
+def measure(quick: bool) -> list[dict]:
+    model = build_model("baseline")
+    images = read_scans(folder_of_slices(), split="test").images[: 128 if quick else 1280]
+    cam = GradCAM(model)
+    runs = {
+        "predict": lambda: model.predict(images[..., None], batch_size=BATCH, verbose=0),
+        "ours": lambda: cam(images, 1, batch_size=BATCH),
+    }
     for peer in (tf_keras_vis, pytorch_grad_cam):
-        try:
-            runs[peer.__name__] = peer(model, images)
-        except ImportError as missing:
-            print(f"{peer.__name__:>22}: not installed ({missing.name})")
+        with optional(peer.__name__):
+            runs |= peer(model, images)
+    seconds = interleaved(runs, 1 if quick else 3)
+    work = f"Grad-CAM of {len(images):,} slices"
+    found = [
+        versus(seconds, work, "ours", "predict", "`predict` of the same", at_most=1.2),
+        versus(seconds, work, "ours", "tf_keras_vis", "tf-keras-vis", at_least=3),
+        versus(seconds, work, "ours", "pytorch_grad_cam", "pytorch-grad-cam", at_least=1),
+    ]
+    if "pytorch" in seconds:
+        theirs = "pytorch-grad-cam, the same slices"
+        found.append(versus(seconds, theirs, "pytorch_grad_cam", "pytorch", "its forward pass"))
+    return found
 
-    seconds = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    for name, times in seconds.items():
-        ratio = statistics.median(np.divide(times, seconds["predict"]))
-        print(f"{name:>22}: {ratio:5.2f} x predict ({statistics.median(times):.2f} s)")
+
+if __name__ == "__main__":
+    main("gradcam", measure)

@@ -64,7 +64,7 @@ def torch_epoch(folder, scans, split):
 
 
 def time_to_accuracy(folder, seed, epochs):
-    """Return (seconds from the files' bytes to the saved network, its accuracy on the test part)."""
+    """Return the seconds from the files' bytes to the saved network, and its test accuracy."""
     with tempfile.TemporaryDirectory() as models:
         start = time.perf_counter()
         scans, split = read(folder)

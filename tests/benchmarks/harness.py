@@ -71,7 +71,7 @@ def versus(
     at_most: float | None = None,
     note: str = "",
 ) -> dict:
-    """Return the line of two contestants: with `at_least` how much faster ours is, else ours / peer.
+    """Return the line of two contestants: how much faster ours is, with `at_most` ours / peer.
 
     A peer that is not in `seconds` is not installed.
     """

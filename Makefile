@@ -4,7 +4,7 @@ REQUIREMENTS ?= requirements.txt
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help run test test-all coverage lint lab bench baseline crossval zoo outputs picture clean
+.PHONY: help run test test-all coverage lint lab bench baseline crossval zoo outputs report picture clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -12,12 +12,15 @@ help:  ## list the targets
 
 run: .venv/ready  ## execute both notebooks; models go to models/, executed copies to runs/
 	@mkdir -p runs
+	@$(BIN)/python -c 'from mri import find_data as f; print("Slices:", f() or "synthetic phantoms, since there are no parquet files in data/ (README, The data)")'
 	@for notebook in main models_compare; do \
-	  echo "$$notebook.ipynb: running (main takes some minutes: it trains two networks)"; \
+	  echo "$$notebook.ipynb: running (main takes about 8 minutes on two cores, 3 on phantoms: it" \
+	    "trains networks; models_compare about one)"; \
 	  $(BIN)/jupyter nbconvert --to notebook --execute --log-level WARN \
 	    --output-dir runs $$notebook.ipynb || exit 1; \
 	done
-	@echo "Done: open runs/main.ipynb and runs/models_compare.ipynb (make lab); models are in models/."
+	@echo "Done: open runs/main.ipynb and runs/models_compare.ipynb (make lab), or make report and"
+	@echo "runs/report.html; models are in models/."
 
 test: .venv/ready  ## run the tests
 	$(BIN)/ruff check .
@@ -56,6 +59,9 @@ zoo: .venv/ready  ## train every network under both protocols (hours; a killed r
 outputs: run  ## make the executed notebooks the committed ones, pictures in 256 colours
 	$(BIN)/python .ci/shrink.py runs/main.ipynb runs/models_compare.ipynb
 	cp runs/main.ipynb runs/models_compare.ipynb .
+
+report: .venv/ready  ## both notebooks and the model cards as HTML without network, in runs/
+	PYTHONPATH=. $(BIN)/python .ci/report.py
 
 picture: .venv/ready  ## take the README's picture out of main.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir runs main.ipynb

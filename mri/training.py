@@ -171,6 +171,7 @@ def train(
     folder: str | os.PathLike[str] = "models",
     resume: bool = True,
     verbose: str | int = "auto",
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Trained:
     """Train a registered network and save it with its card.
 
@@ -195,6 +196,9 @@ def train(
         one as it is. With False, start anew.
     verbose : 'auto', 0, 1 or 2
         Of Keras' progress bar.
+    callbacks : sequence of keras.callbacks.Callback
+        Further ones, such as ``keras.callbacks.TensorBoard(folder)`` or MLflow's; the result is the
+        same with them and without, as long as they only watch. A finished run calls none.
 
     Returns
     -------
@@ -272,7 +276,12 @@ def train(
         class_weight=_class_weights(scans.labels[split.train], recipe, classes),
         # Keras would shuffle the batches by Python's global random state, which no file keeps.
         shuffle=False,
-        callbacks=[keras.callbacks.TerminateOnNaN(raise_error=True), stopper, checkpoint],
+        callbacks=[
+            keras.callbacks.TerminateOnNaN(raise_error=True),
+            stopper,
+            checkpoint,
+            *callbacks,
+        ],
         verbose=verbose,
     )
     # Saved without optimiser and metrics: a third of the size, and any Keras can load it.
@@ -403,7 +412,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tensorboard", metavar="FOLDER", help="write TensorBoard's logs there")
     options = parser.parse_args(arguments)
+    callbacks = [keras.callbacks.TensorBoard(options.tensorboard)] if options.tensorboard else []
     scans, splits, _ = protocols()
     split = splits[options.protocol]
     names = ("epochs", "batch_size", "learning_rate")
@@ -412,7 +423,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = "_".join(filter(None, (options.name, options.recipe))) + f"-{split.protocol}"
     recipe = replace(recipe, **given)
     result = train(
-        options.name, scans, split, name=name, recipe=recipe, seed=options.seed, verbose=2
+        options.name,
+        scans,
+        split,
+        name=name,
+        recipe=recipe,
+        seed=options.seed,
+        verbose=2,
+        callbacks=callbacks,
     )
     print(f"{result.path}: validation {result.card['validation']}, {result.card['seconds']} s")
     return 0

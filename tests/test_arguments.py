@@ -208,6 +208,15 @@ WRONG = {
         (lambda c: mri.predict_logits(c.model, c.images.astype(str)), r"dtype=dtype\('<U3'\)"),
         (lambda c: mri.predict_logits(c.model, c.images, batch_size=0), "Received: batch_size=0"),
     ],
+    "predict_slice": [
+        (lambda c: mri.predict_slice(c.images[0]), r"Received: \(64, 64\), uint8"),
+        (lambda c: mri.predict_slice(c.images[0], model="none"), "no model 'none' in models or"),
+        (lambda c: mri.predict_slice(c.folder / "none.png"), "none.png: no such file"),
+        (
+            lambda c: mri.predict_slice(c.data / "test.parquet", row=-1),
+            "has rows 0 to .* Received: row=-1",
+        ),
+    ],
     "read_crossval": [
         (lambda c: mri.read_crossval(c.folder / "none"), "none: no logits of a cross-validation"),
         (lambda c: mri.read_crossval(c.data / "test.parquet"), "no logits of a cross-validation"),

@@ -1,5 +1,6 @@
 """The README tells the truth: its names exist, its code runs, its figures are in the notebooks."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -55,6 +56,20 @@ def test_figures_of_the_tables_stand_in_the_committed_notebooks():
 
 def test_the_table_of_the_zoo_is_that_of_its_command():
     assert table(ROOT / "models/zoo") in README
+
+
+def test_every_error_of_the_package_is_explained():
+    told = README.partition("## Errors and what they mean")[2].partition("\n## ")[0]
+    for name in (path.stem for path in (ROOT / "mri").glob("[!_]*.py")):
+        for found in vars(importlib.import_module(f"mri.{name}")).values():
+            if isinstance(found, type) and issubclass(found, Exception):
+                own = found.__module__.startswith("mri.")
+                assert not own or f"| `{found.__name__}` |" in told, found
+
+
+def test_the_table_of_speed_is_that_of_its_command():
+    table = (ROOT / "tests/benchmarks/results.md").read_text(encoding="utf-8")
+    assert f"<!-- speed: written by make bench -->\n\n{table}" in README
 
 
 def test_files_and_targets_it_names_exist():

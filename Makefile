@@ -4,7 +4,7 @@ REQUIREMENTS ?= requirements.txt
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help run test test-all coverage lint lab bench baseline crossval zoo outputs report picture clean
+.PHONY: help run test test-all coverage mutants lint lab bench baseline crossval zoo outputs report picture clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,6 +33,10 @@ test-all: .venv/ready  ## run the tests that take minutes too
 
 coverage: .venv/ready  ## branches of mri/ that the tests go through; subprocesses do not count
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term-missing
+
+mutants: .venv/ready  ## change lines one at a time: which changes do the tests notice (20 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mutmut~=3.8"
+	$(BIN)/python .ci/mutants.py evaluation
 
 bench: .peers/ready  ## measure against peers, write the README's table (15 minutes)
 	.peers/bin/python tests/benchmarks/report.py $(BENCH)

@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 PHANTOM_KEY = b"mri_phantom"
 """Schema metadata key that marks a file as synthetic."""
 
-_LONG = 1 << 23
+_LONG = 1 << 20
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 

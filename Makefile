@@ -65,7 +65,7 @@ outputs: run  ## make the executed notebooks the committed ones, pictures in 256
 	cp runs/main.ipynb runs/models_compare.ipynb .
 
 report: .venv/ready  ## both notebooks and the model cards as HTML without network, in runs/
-	PYTHONPATH=. $(BIN)/python .ci/report.py
+	$(BIN)/python -m mri.report
 
 picture: .venv/ready  ## take the README's picture out of main.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir runs main.ipynb

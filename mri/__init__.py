@@ -30,6 +30,7 @@ ranking_plots draws a comparison
 map_plots     draws heatmaps that belong together
 explorer      heatmaps to play with in a notebook
 predict       what a network says of one slice
+report        notebooks and cards as pages for a browser
 ============= ======================================================================================
 
 TensorFlow is loaded with the first of `models`, `training` or `gradcam` that is used.

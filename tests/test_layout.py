@@ -19,7 +19,7 @@ ORDER = [
     "significance",
     *("backend", "models", "cards", "callbacks", "training", "crossval", "gradcam"),
     *("map_measures", "faithfulness", "predictions", "comparison", "zoo"),
-    *("plots", "ranking_plots", "map_plots", "explorer", "predict"),
+    *("plots", "ranking_plots", "map_plots", "explorer", "predict", "report"),
 ]
 DRAWING = {"plots", "ranking_plots", "map_plots"}
 HEAVY = {"tensorflow", "keras"}
@@ -75,7 +75,7 @@ def test_the_import_walker_sees_what_it_should():
     ("root", "allowed"),
     [
         ("cv2", {"decode", "phantom", "subjects", "map_measures"}),
-        ("matplotlib", {*DRAWING, "explorer", "predict"}),
+        ("matplotlib", {*DRAWING, "explorer", "predict", "report"}),
         ("sklearn", set(ORDER) - DRAWING),
         ("scipy", set(ORDER) - DRAWING),
         ("PIL", set()),

@@ -1,0 +1,131 @@
+"""The notebooks and model cards as pages for a browser: ``python -m mri.report``.
+
+Each page is one file with its pictures inside and asks nothing of the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mri.cards import describe, read_card, write_atomically
+
+NOTEBOOKS = ("main", "models_compare")
+
+_STYLE = """
+body { font: 16px/1.5 sans-serif; color: #222; max-width: 52rem; margin: 0 auto; padding: 1rem }
+img { max-width: 100%; height: auto }
+pre { overflow-x: auto; background: #f5f5f5; padding: .5rem; font-size: .8rem; line-height: 1.35 }
+table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .85rem }
+td, th { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #ddd }
+p, li, code, h1, h2, h3 { overflow-wrap: anywhere }
+pre code { overflow-wrap: normal }
+.prompt, .anchor-link { display: none }
+.formula { height: 1.25em; vertical-align: -.3em }
+"""
+# Of an output with several forms, the one that a browser shows best.
+_SHOWN = ("image/png", "image/svg+xml", "text/html", "text/markdown", "text/plain")
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def write_report(
+    folder: str = "runs",
+    *,
+    notebooks: Sequence[str | Path] | None = None,
+    models: Sequence[str | Path] = ("models", "models/zoo"),
+) -> list[Path]:
+    """Render notebooks with the outputs they hold, and the cards of models, as HTML files.
+
+    Parameters
+    ----------
+    folder : path
+        Where the pages go, ``index.html`` first.
+    notebooks : sequence of path, optional
+        By default both of the project: as executed in `folder`, else as committed.
+    models : sequence of path
+        Folders of cards.
+
+    Returns
+    -------
+    list of Path
+        The pages.
+    """
+    import nbformat
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if notebooks is None:
+        executed = [folder / f"{name}.ipynb" for name in NOTEBOOKS]
+        notebooks = [path if path.is_file() else Path(path.name) for path in executed]
+    books = {Path(path).stem: nbformat.read(path, as_version=4) for path in notebooks}
+    paths = [path for home in models for path in sorted(Path(home).glob("[!.]*.json"))]
+    cards = [card for path in paths if "split" in (card := read_card(path) or {})]
+    books["models"] = _book("# Model cards", *map(describe, cards))
+    lines = [f"- [{_title(book)}]({name}.html)" for name, book in books.items()]
+    lines += ["", "**Not a diagnostic device.** The README says how the figures were made."]
+    books = {"index": _book("# Report", "\n".join(lines)), **books}
+    pages = []
+    for name, book in books.items():
+        pages.append(folder / f"{name}.html")
+        write_atomically(pages[-1], _render(book).encode())
+    return pages
+
+
+def _book(*texts: str) -> Any:
+    from nbformat.v4 import new_markdown_cell, new_notebook
+
+    return new_notebook(cells=[new_markdown_cell(text) for text in texts])
+
+
+def _title(book: Any) -> str:
+    return book.cells[0].source.splitlines()[0].lstrip("# ")
+
+
+def _render(book: Any) -> str:
+    from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter
+
+    # Widgets are dead without a kernel: what stands in their place is what they showed last.
+    book.metadata.pop("widgets", None)
+    for output in (output for cell in book.cells for output in cell.get("outputs", [])):
+        output.get("data", {}).pop(_WIDGET, None)
+    for cell in book.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\$([^$\n]+)\$", _formula, cell.source)
+    exporter = HTMLExporter(template_name="basic")
+    exporter.display_data_priority = list(_SHOWN)
+    body, _ = exporter.from_notebook_node(book)
+    style = _STYLE + HtmlFormatter().get_style_defs(".highlight")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<link rel="icon" href="data:,">\n<title>{_title(book)}</title>\n'
+        f"<style>{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _formula(found: re.Match[str]) -> str:
+    """Return a TeX formula as a picture: MathJax would be fetched from the network."""
+    from matplotlib.mathtext import math_to_image
+
+    drawn = io.BytesIO()
+    math_to_image(found[0], drawn, dpi=300)
+    data = base64.b64encode(drawn.getvalue()).decode()
+    return f'<img class="formula" alt="{html.escape(found[1])}" src="data:image/png;base64,{data}">'
+
+
+def main() -> int:
+    """Run the command line: ``python -m mri.report``."""
+    pages = write_report()
+    print(f"Open {pages[0]} in a browser; {len(pages)} pages, each one file.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

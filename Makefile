@@ -4,23 +4,24 @@ REQUIREMENTS ?= requirements.txt
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help run test test-all coverage mutants lint lab bench baseline crossval zoo outputs report picture clean
+.PHONY: help run test test-all coverage mutants lint lab bench baseline crossval zoo outputs report \
+  docs picture clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 run: .venv/ready  ## execute both notebooks; models go to models/, executed copies to runs/
+	@$(BIN)/python -m mri.ready
 	@mkdir -p runs
-	@$(BIN)/python -c 'from mri import find_data as f; print("Slices:", f() or "synthetic phantoms, since there are no parquet files in data/ (README, The data)")'
+	@echo "main.ipynb trains networks and takes some minutes, models_compare.ipynb evaluates them."
 	@for notebook in main models_compare; do \
-	  echo "$$notebook.ipynb: running (main takes about 8 minutes on two cores, 3 on phantoms: it" \
-	    "trains networks; models_compare about one)"; \
+	  echo "$$notebook.ipynb: running"; \
 	  $(BIN)/jupyter nbconvert --to notebook --execute --log-level WARN \
 	    --output-dir runs $$notebook.ipynb || exit 1; \
 	done
-	@echo "Done: open runs/main.ipynb and runs/models_compare.ipynb (make lab), or make report and"
-	@echo "runs/report.html; models are in models/."
+	@echo "Done. Models with their cards are in models/; open, with make lab or make report:"
+	@ls runs/main.ipynb runs/models_compare.ipynb
 
 test: .venv/ready  ## run the tests
 	$(BIN)/ruff check .
@@ -60,12 +61,17 @@ zoo: .venv/ready  ## train every network under both protocols (hours; a killed r
 	$(BIN)/python -m mri.zoo
 	$(BIN)/python -m mri.zoo --table
 
+report: .venv/ready  ## notebooks and model cards as pages for a browser, into runs/
+	$(BIN)/python -m mri.report
+
+docs: .venv/ready  ## the functions as pages for a browser, into runs/docs/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pdoc
+	$(BIN)/python -m pdoc --docformat numpy --output-directory runs/docs \
+	  $(patsubst mri/%.py,mri.%,$(wildcard mri/[a-z]*.py))
+
 outputs: run  ## make the executed notebooks the committed ones, pictures in 256 colours
 	$(BIN)/python .ci/shrink.py runs/main.ipynb runs/models_compare.ipynb
 	cp runs/main.ipynb runs/models_compare.ipynb .
-
-report: .venv/ready  ## both notebooks and the model cards as HTML without network, in runs/
-	$(BIN)/python -m mri.report
 
 picture: .venv/ready  ## take the README's picture out of main.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir runs main.ipynb

@@ -1,11 +1,12 @@
-"""Refuse files of 2 MB and more, the size above which a code host no longer shows a notebook."""
+"""Refuse notebooks of more than 2 MB: `make outputs` commits their pictures in 256 colours."""
 
 import sys
 from pathlib import Path
 
 LIMIT = 2 * 2**20
-large = [path for path in sys.argv[1:] if Path(path).stat().st_size >= LIMIT]
+
+large = [path for path in map(Path, sys.argv[1:]) if path.stat().st_size > LIMIT]
 for path in large:
-    size = Path(path).stat().st_size / 2**20
-    print(f"{path}: {size:.1f} MB, expected less than 2; make outputs reduces the pictures")
+    size = path.stat().st_size / 2**20
+    print(f"{path}: {size:.1f} MB, the limit is 2 MB; run: python .ci/shrink.py {path}")
 sys.exit(bool(large))

@@ -8,6 +8,7 @@ decode        one JPEG or PNG to pixels
 hub           fetch the public files
 parquet       the container: schema, rows as buffer views
 data          whole files to one array, or to a stream
+ready         what a first run will meet
 phantom       synthetic slices, with the truth included
 slices        one slice of any file, laid out as in the data set, or why not
 subjects      who is who from pixels; splits that keep subjects apart

@@ -158,6 +158,14 @@ def read_scans(
     DataError
         If a file is missing, is not parquet, has the wrong schema, mixes sizes without `size`,
         has no usable row or (with ``on_error="raise"``) has a bad one.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from mri.phantom import write_phantom
+    >>> with TemporaryDirectory() as folder:
+    ...     read_scans(write_phantom(folder, subjects=8, slices=5), split="train")
+    Scans(32 synthetic phantom slices of 128 × 128, 0 rows rejected)
     """
     _check_options(size, on_error, threads)
     files = parquet_files(source, split=split)

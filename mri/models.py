@@ -71,7 +71,13 @@ def register(builder: Builder) -> Builder:
 
 
 def list_models() -> list[str]:
-    """Return the names that `build_model` knows, sorted."""
+    """Return the names that `build_model` knows, sorted.
+
+    Examples
+    --------
+    >>> "tissue" in list_models()
+    True
+    """
     return sorted(_BUILDERS)
 
 
@@ -109,6 +115,11 @@ def build_model(
     ValueError
         If there is no builder of that name, it does not return logits of that shape, or shape,
         classes or dtype are none to build with.
+
+    Examples
+    --------
+    >>> build_model("tissue").output_shape
+    (None, 4)
     """
     if name not in _BUILDERS:
         raise ValueError(f"no model of that name, there are {list_models()}. Received: {name=}")
@@ -171,6 +182,11 @@ def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 
     ------
     ValueError
         If the images are not of the size that the model takes, or `batch_size` is below 1.
+
+    Examples
+    --------
+    >>> predict_logits(build_model("tissue"), np.zeros((3, 128, 128), np.uint8)).shape
+    (3, 4)
     """
     images, takes = np.asarray(images), model.input_shape[1:]
     fits = images.ndim == 3 and len(images) >= 1 and images.dtype.kind in "uif"

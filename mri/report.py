@@ -58,10 +58,10 @@ def write_report(
     """
     import nbformat
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    output = Path(folder)
+    output.mkdir(parents=True, exist_ok=True)
     if notebooks is None:
-        executed = [folder / f"{name}.ipynb" for name in NOTEBOOKS]
+        executed = [output / f"{name}.ipynb" for name in NOTEBOOKS]
         notebooks = [path if path.is_file() else Path(path.name) for path in executed]
     books = {Path(path).stem: nbformat.read(path, as_version=4) for path in notebooks}
     paths = [path for home in models for path in sorted(Path(home).glob("[!.]*.json"))]
@@ -72,7 +72,7 @@ def write_report(
     books = {"index": _book("# Report", "\n".join(lines)), **books}
     pages = []
     for name, book in books.items():
-        pages.append(folder / f"{name}.html")
+        pages.append(output / f"{name}.html")
         write_atomically(pages[-1], _render(book).encode())
     return pages
 

@@ -103,6 +103,14 @@ def recover_subjects(
         are not as many labels, or `min_margin` is not between 0 and 2.
     UnclearSubjectsError
         If there is no clear gap; pass known subject ids to the splits instead.
+
+    Examples
+    --------
+    >>> from mri.phantom import make_phantoms
+    >>> phantoms = make_phantoms(4, 16, size=64)
+    >>> found = recover_subjects(phantoms.images)
+    >>> len(set(found.groups)), len(set(zip(found.groups, phantoms.subjects)))
+    (4, 4)
     """
     images = np.asarray(images)
     fits = images.ndim == 3 and len(images) >= 3 and images.dtype.kind in "uif"
@@ -285,6 +293,15 @@ def subject_split(
     -----
     UserWarning
         Names the classes that have fewer subjects than folds: some fold cannot test them.
+
+    Examples
+    --------
+    >>> labels, groups = np.repeat([0, 1, 0, 1] * 5, 3), np.repeat(np.arange(20), 3)
+    >>> split = subject_split(labels, groups)
+    >>> len(split.train), len(split.validation), len(split.test)
+    (42, 6, 12)
+    >>> set(groups[split.train]) & set(groups[split.test])
+    set()
     """
     labels = integers("labels", labels, np.size(labels))
     groups = integers("groups", groups, len(labels))
@@ -331,6 +348,12 @@ def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: i
     ValueError
         If `labels` are not integers (n,), or `test` is not made of different row numbers that
         leave at least 10 others of some class.
+
+    Examples
+    --------
+    >>> split = image_split(np.repeat([0, 1], 40), test=range(60, 80))
+    >>> len(split.train), len(split.validation), len(split.test)
+    (54, 6, 20)
     """
     labels = integers("labels", labels, np.size(labels))
     test = row_numbers("test", test, len(labels))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +198,8 @@ def train(
     verbose : 'auto', 0, 1 or 2
         Of Keras' progress bar.
     callbacks : sequence of keras.callbacks.Callback
-        Further ones, such as ``keras.callbacks.TensorBoard(folder)`` or MLflow's; the result is the
-        same with them and without, as long as they only watch. A finished run calls none.
+        That watch the epochs trained in this call, such as TensorBoard's or MLflow's; the result
+        is the same with and without them, and a finished run calls none.
 
     Returns
     -------
@@ -412,9 +413,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tensorboard", metavar="FOLDER", help="write TensorBoard's logs there")
+    parser.add_argument("--tensorboard", metavar="DIR", type=Path, help="write the curves there")
     options = parser.parse_args(arguments)
-    callbacks = [keras.callbacks.TensorBoard(options.tensorboard)] if options.tensorboard else []
+    if options.tensorboard and not find_spec("tensorboard"):
+        parser.error("--tensorboard needs: .venv/bin/python -m pip install tensorboard")
+    folder = options.tensorboard
     scans, splits, _ = protocols()
     split = splits[options.protocol]
     names = ("epochs", "batch_size", "learning_rate")
@@ -430,7 +433,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe=recipe,
         seed=options.seed,
         verbose=2,
-        callbacks=callbacks,
+        callbacks=[keras.callbacks.TensorBoard(folder / name)] if folder else (),
     )
     print(f"{result.path}: validation {result.card['validation']}, {result.card['seconds']} s")
     return 0

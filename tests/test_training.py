@@ -168,15 +168,6 @@ def test_the_same_seed_gives_the_same_run_to_the_bit(unbroken, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.json", "m.keras"]
 
 
-def test_further_callbacks_watch_and_change_nothing(unbroken, tmp_path):
-    seen = []
-    watcher = keras.callbacks.LambdaCallback(on_epoch_end=lambda _, logs: seen.append(dict(logs)))
-    board = keras.callbacks.TensorBoard(tmp_path / "logs")
-    assert_same_run(run(tmp_path, callbacks=[watcher, board]), unbroken)
-    assert [logs["val_loss"] for logs in seen] == unbroken.history["val_loss"]
-    assert list((tmp_path / "logs").rglob("events.out.*"))
-
-
 def test_another_seed_gives_another_run(unbroken, tmp_path, monkeypatch, epochs_run):
     """And a state that was left by another recipe is not continued."""
     state = interrupt(monkeypatch, tmp_path, (2, 3))

@@ -764,6 +764,45 @@ def test_a_loss_that_is_not_finite_raises(tmp_path):
     assert not (tmp_path / "m.keras").exists()
 
 
+class Draws(keras.callbacks.Callback):
+    """Watches, and meddles with the global random states."""
+
+    epochs = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        keras.utils.set_random_seed(epoch + 77)
+        self.epochs += 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        np.random.default_rng().normal()
+        tf.random.normal((3,))
+
+
+def test_callbacks_are_called_and_change_nothing(unbroken, tmp_path):
+    pytest.importorskip("tensorboard")
+    watcher = Draws()
+    curves = keras.callbacks.TensorBoard(tmp_path / "curves")
+    assert_same_run(run(tmp_path, callbacks=[watcher, curves]), unbroken)
+    assert watcher.epochs == RECIPE.epochs
+    assert list((tmp_path / "curves/train").glob("events.*"))
+    assert list((tmp_path / "curves/validation").glob("events.*"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_follows_a_run_through_its_own_callback(unbroken, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    with mlflow.start_run() as started:
+        result = run(tmp_path, callbacks=[mlflow.keras.MlflowCallback()])
+    assert_same_run(result, unbroken)
+    found = mlflow.get_run(started.info.run_id).data.metrics
+    last = {key: values[-1] for key, values in result.history.items()}
+    assert last.keys() <= found.keys()
+    for key, value in last.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-5)
+
+
 def test_parts_without_slices_are_refused(tmp_path):
     empty = np.array([], np.int64)
     for part, counts in (("train", "0 and 40"), ("validation", "60 and 0")):
@@ -874,10 +913,29 @@ def test_the_command_line_takes_a_recipe_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MRI_DATA", str(write_phantom("data", subjects=10, slices=12)))
     assert main(["flat", "--recipe", "hard_mining_64", "--epochs", "1"]) == 0
+    assert not list(tmp_path.rglob("events.*"))
     recipe = read_card("models/flat_hard_mining_64-subject.keras")["recipe"]
     assert (recipe["hardest"], recipe["batch_size"], recipe["epochs"]) == (0.2, 64, 1)
     with pytest.raises(SystemExit):
         main(["flat", "--recipe", "none_such"])
+
+
+@pytest.mark.filterwarnings("ignore:fewer subjects than the 5 folds")
+def test_the_command_line_writes_curves_for_tensorboard(tmp_path, monkeypatch, capsys):
+    from mri.phantom import write_phantom
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MRI_DATA", str(write_phantom("data", subjects=10, slices=12)))
+    monkeypatch.setattr(mri.training, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["flat", "--tensorboard", "curves"])
+    assert "pip install tensorboard" in capsys.readouterr().err
+    monkeypatch.undo()
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MRI_DATA", "data")
+    assert main(["flat", "--epochs", "1", "--tensorboard", "curves"]) == 0
+    assert list((tmp_path / "curves/flat-subject/validation").glob("events.*"))
 
 
 if __name__ == "__main__":

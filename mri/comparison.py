@@ -270,7 +270,7 @@ def compare(
         kept[name] = found
         evaluated += [name] if anew else []
     measured = joblib.Parallel(n_jobs=-1, prefer="threads")(
-        joblib.delayed(_measure)(name, files[name], found, fingerprint, seed)
+        joblib.delayed(_measure)(name, files[name], found, fingerprint, by, seed)
         for name, found in kept.items()
     )
     evaluations = {}
@@ -282,9 +282,6 @@ def compare(
             evaluations[name] = figures
             same = (found.about["data"], row["protocol"], found.rows.tobytes())
             boards.setdefault(same, []).append(name)
-            per_slice = figures.metrics["slice"]
-            row |= {key: per_slice[key].value for key in (*_FIGURES, by)}
-            row |= {"low": per_slice[by].low, "high": per_slice[by].high}
     evaluated = [name for name in evaluated if name in evaluations]
     columns = ["model", "protocol", by, "low", "high", *(key for key in _FIGURES if key != by)]
     columns += ["parameters", "size_mb", "ms_1", "ms_64", "seconds", "data", "note"]
@@ -321,9 +318,9 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _measure(
-    name: str, path: Path, found: Predictions, fingerprint: str | None, seed: int
+    name: str, path: Path, found: Predictions, fingerprint: str | None, by: str, seed: int
 ) -> tuple[dict[str, Any], Evaluation | None]:
-    """Return the row of a model without figures, and these; None where its card is of no use."""
+    """Return the row of a model and its evaluation, None where its card is of no use."""
     about = found.about
     try:
         card = read_card(path)
@@ -338,7 +335,10 @@ def _measure(
             temperature=card["temperature"] if card is not None else 1.0,
             seed=seed,
         )
+        per_slice = figures.metrics["slice"]
         row = {"model": name, "protocol": protocol, "other": other, "note": note}
+        row |= {key: per_slice[key].value for key in (*_FIGURES, by)}
+        row |= {"low": per_slice[by].low, "high": per_slice[by].high}
         row |= {"parameters": int(about["parameters"]), "size_mb": about["bytes"] / 1e6}
         row["ms_1"], row["ms_64"] = map(float, about["milliseconds"])
         row["seconds"] = float((card or {}).get("seconds", np.nan))

@@ -91,21 +91,22 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
 
 def _open(file: Path) -> pq.ParquetFile:
     """Open `file`, or raise DataError saying why it is not parquet."""
-    # The default would hold all row groups in memory at once.
-    options = {"pre_buffer": False, "page_checksum_verification": True}
     try:
-        opened = pq.ParquetFile(file, **options)
-        about = opened.metadata
+        about = pq.read_metadata(file)
         groups = [about.row_group(i) for i in range(about.num_row_groups)]
         sizes = [g.column(i).total_compressed_size for g in groups for i in range(g.num_columns)]
         longest, whole = max(sizes, default=0), file.stat().st_size
         if longest > whole:
             raise OSError(f"a column of {longest} bytes in a file of {whole}")
-        # Page by page a long column takes less, but each page as much as its header declares.
-        if longest > _LONG:
-            opened.close()
-            opened = pq.ParquetFile(file, buffer_size=1 << 16, **options)
-        return opened
+        return pq.ParquetFile(
+            file,
+            metadata=about,
+            # The default would hold all row groups in memory at once.
+            pre_buffer=False,
+            # Page by page a long column takes less, but each page as much as its header declares.
+            buffer_size=1 << 16 if longest > _LONG else 0,
+            page_checksum_verification=True,
+        )
     except FileNotFoundError:
         raise DataError(f"{file}: no such file. {REMEDY}") from None
     except (pa.ArrowException, OSError, UnicodeError) as error:

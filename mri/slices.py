@@ -1,9 +1,9 @@
 """One slice out of a JPEG, PNG, parquet, NIfTI or DICOM file, laid out as in the data set.
 
 There the back of the head is up, the patient's right is taken to be on the left (no file says so),
-and heads are skull-stripped,
-registered to an atlas and so of one size. `check_slice` refuses what is not like that, by comparing
-it with the mean phantom, which was drawn in the same layout: nothing of a scan is stored for it.
+and heads are skull-stripped, registered to an atlas and so of one size. `check_slice` refuses what
+is not like that, by comparing it with the mean phantom, which was drawn in the same layout: nothing
+of a scan is stored for it.
 """
 
 from __future__ import annotations

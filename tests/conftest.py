@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,15 @@ def striped_scans() -> Callable[..., Scans]:
         return Scans(images, labels, names, rejected, synthetic=True)
 
     return make
+
+
+@pytest.fixture
+def closed() -> Iterator[None]:
+    """Close the figures of a test when it ends."""
+    yield
+    from matplotlib import pyplot as plt
+
+    plt.close("all")
 
 
 ROWS = (

@@ -12,11 +12,7 @@ from mri.explorer import MARKED, PREDICTED, Explorer, explore
 from mri.gradcam import GradCAM
 from mri.models import build_model
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Heatmaps beside each other: every cell is its own slice, map and answer."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -8,11 +7,7 @@ from mri import map_plots, plots
 from mri.data import CLASS_NAMES
 from mri.gradcam import Explanation
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed")
 
 
 def explanation(rng, answers, classes=None):

@@ -19,10 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT / "models/zoo"
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed")
 
 
 @pytest.fixture(scope="module")

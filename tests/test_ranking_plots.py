@@ -1,6 +1,5 @@
 """What the figures of a comparison say, read back from the artists."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,11 +7,7 @@ from matplotlib.colors import to_rgba
 
 from mri import plots, ranking_plots
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed")
 
 
 def ticks(axis):

@@ -4,6 +4,7 @@ The modules in the order of the work, each importing only from those before it:
 
 ============= ======================================================================================
 arguments     what is wrong with a call, said before work starts
+files         written whole or not at all, by one process at a time
 decode        one JPEG or PNG to pixels
 hub           fetch the public files
 parquet       the container: schema, rows as buffer views

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mri.backend import keras
-from mri.cards import write_atomically
+from mri.files import write_atomically
 
 
 @keras.saving.register_keras_serializable("mri")
@@ -160,6 +160,15 @@ class Checkpoint(keras.callbacks.Callback):
         self._stopping = {**meta["stopping"], "best_weights": best}
         self.stopped = self._stopping["wait"] >= self.stopper.patience
 
+    def kept(self) -> str:
+        """Say what a run that has ended too soon leaves behind."""
+        if not self.epochs_done:
+            return "No epoch was finished, so nothing is kept."
+        return (
+            f"Kept in {self.path}: {self.epochs_done} finished epochs, with the best weights so "
+            "far; the same call goes on from there."
+        )
+
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
         """Hand its state back to the early stopping, which has just cleared it."""
         if self.epochs_done:
@@ -168,14 +177,13 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Write the state; runs after the early stopping has judged the epoch."""
-        self.epochs_done = epoch + 1
         self.record.append({key: float(value) for key, value in (logs or {}).items()})
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         stopping = {key: getattr(self.stopper, key) for key in ("wait", "best", "best_epoch")}
         meta = {
             "signature": self.signature,
-            "epochs_done": self.epochs_done,
+            "epochs_done": epoch + 1,
             "history": self.record,
             "seconds": self.seconds,
             "stopping": {key: float(value) for key, value in stopping.items()},
@@ -185,3 +193,4 @@ class Checkpoint(keras.callbacks.Callback):
         buffer = io.BytesIO()
         np.savez(buffer, meta=json.dumps(meta), **arrays)
         write_atomically(self.path, buffer.getvalue())
+        self.epochs_done = epoch + 1

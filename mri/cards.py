@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -15,6 +14,7 @@ from typing import Any
 
 from mri.arguments import require
 from mri.decode import DataError
+from mri.files import file_sha256, replacing
 
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
 _MAX_CONFIG = 4 * 2**20
@@ -37,19 +37,6 @@ class ModelFileError(DataError):
     """A model file that is damaged, not what its card says, or not safe to load."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` under a temporary name, flush it to the disk, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]) -> dict[str, Any]:
     """Save a Keras model as ``<name>.keras`` with its card ``<name>.json`` beside it.
 
@@ -68,28 +55,14 @@ def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Keras wants the ending .keras, so the mark of a temporary file stands in front.
-    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
-    try:
+    # Both are on the disk before either is renamed; a kill between the two renamings leaves a hash
+    # that does not fit, which `load_model` reports.
+    with replacing(path.with_suffix(".json")) as temporary_card, replacing(path) as temporary:
         model.save(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         # A card that was read from a file carries the hash of that file.
-        card = {"sha256": "", **card} | {"sha256": sha256}
-        content = json.dumps(card, indent=1).encode()
-        # A kill between the two leaves a hash that does not fit, which `load_model` reports.
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_atomically(path.with_suffix(".json"), content)
+        card = {"sha256": "", **card} | {"sha256": file_sha256(temporary)}
+        temporary_card.write_text(json.dumps(card, indent=1), encoding="utf-8")
     return card
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file, read block by block."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_card(path: str | os.PathLike[str]) -> dict[str, Any] | None:

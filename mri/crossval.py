@@ -22,10 +22,10 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from mri.arguments import integers, require
-from mri.cards import write_atomically
 from mri.data import Scans
 from mri.decode import DataError
 from mri.evaluation import Evaluation, evaluate, metric_label
+from mri.files import write_atomically
 from mri.leakage import shuffle_diagnoses
 from mri.subjects import subject_split
 

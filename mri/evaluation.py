@@ -46,6 +46,8 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "undefined"
         return "{:.3f} [{:.3f}, {:.3f}]".format(*self)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mri.decode import DataError
+from mri.files import file_sha256
 
 HUB_REPOSITORY = "Falah/Alzheimer_MRI"
 HUB_REVISION = "daac24f"
@@ -69,7 +69,7 @@ def _download(folder: Path) -> list[Path]:
     paths = [folder / name for name in HUB_FILES]
     for path in paths:
         entry = entries[path.name]
-        if path.exists() and _sha256(path) == entry.lfs.sha256:
+        if path.exists() and file_sha256(path) == entry.lfs.sha256:
             continue
         # The hub keeps them in a folder of its own; here they stand at the top of `folder`.
         with TemporaryDirectory(prefix=".download-", dir=folder) as part:
@@ -78,7 +78,7 @@ def _download(folder: Path) -> list[Path]:
                     filename=entry.path, local_dir=part, revision=commit, **repository
                 )
             )
-            found = _sha256(fetched)
+            found = file_sha256(fetched)
             if found != entry.lfs.sha256:
                 raise DataError(
                     f"{path}: SHA-256 {found}, but the hub records {entry.lfs.sha256}; the "
@@ -86,11 +86,6 @@ def _download(folder: Path) -> list[Path]:
                 )
             fetched.replace(path)
     return paths
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -136,9 +136,12 @@ def build_model(
         for layer in augmentation() if augment else []:
             # By default these layers vary even where nobody speaks of training.
             x = layer(x, training=False)
-        logits = layers.Activation("linear", dtype="float32", name="logits")(
-            _BUILDERS[name](x, classes)
-        )
+        try:
+            x = _BUILDERS[name](x, classes)
+        except ValueError as error:
+            message = f"{name} cannot be built on slices of {sides[0]} × {sides[1]} pixels"
+            raise ValueError(f"{message}; it may pool small ones away ({error})") from error
+        logits = layers.Activation("linear", dtype="float32", name="logits")(x)
         if logits.shape != (None, classes):
             raise ValueError(f"{name} must return (batch, {classes}). Received: {logits.shape}")
         # Under the policy too: by the model's own, Keras scales the loss of float16.

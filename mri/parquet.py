@@ -61,7 +61,7 @@ def parquet_files(source: Source, *, split: str | None = None) -> list[Path]:
     if not isinstance(source, str | os.PathLike):
         files = [Path(name) for name in source]
     elif Path(source).is_dir():
-        files = sorted(Path(source).glob("*.parquet"))
+        files = sorted(Path(source).glob("[!.]*.parquet"))
     elif Path(source).exists():
         files = [Path(source)]
     else:

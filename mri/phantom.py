@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mri.data import CLASS_NAMES, SCHEMA, Scans
+from mri.files import replacing
 
 __all__ = ["SHORTCUT", "Phantoms", "make_phantoms", "write_phantom"]
 
@@ -216,9 +217,8 @@ def write_phantom(
     )
     for path, rows in zip(paths, (np.flatnonzero(~is_test), np.flatnonzero(is_test)), strict=True):
         images = [{"bytes": jpegs[order[i]], "path": f"phantom_{i:05d}.jpg"} for i in rows]
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        pq.write_table(pa.table({"image": images, "label": labels[rows]}, schema), temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            pq.write_table(pa.table({"image": images, "label": labels[rows]}, schema), temporary)
     return folder
 
 

@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mri.cards import ModelFileError, file_sha256, inspect_model, load_model, read_card
+from mri.cards import ModelFileError, inspect_model, load_model, read_card
 from mri.crossval import write_table
 from mri.data import Scans
+from mri.files import file_sha256
 
 _KEY = b"mri_logits"
 

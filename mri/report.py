@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mri.cards import describe, read_card, write_atomically
+from mri.cards import describe, read_card
+from mri.files import write_atomically
 
 NOTEBOOKS = ("main", "models_compare")
 

@@ -285,7 +285,7 @@ def subject_split(
     ------
     ValueError
         If labels and groups are not as many integers, `fold` is not within `folds`, these are
-        fewer than 2, or there are fewer subjects than folds.
+        fewer than 2, or there are fewer subjects than folds, or than 3.
     DataLeakageError
         If a subject ends up on two sides (it cannot, unless `groups` is not what it says).
 
@@ -308,8 +308,9 @@ def subject_split(
     require(folds >= 2, "folds must be at least 2.", folds=folds)
     require(fold in range(folds), f"fold must be 0 to {folds - 1}.", fold=fold)
     subjects = np.unique(np.stack([groups, labels]), axis=1)
-    if len(np.unique(groups)) < folds:
-        raise ValueError(f"{len(np.unique(groups))} subjects cannot make {folds} folds")
+    found, needed = len(np.unique(groups)), max(folds, 3)
+    wanted = f"{folds} folds and a part to validate on take at least {needed} subjects."
+    require(found >= needed, wanted, subjects=found)
     counts = np.unique_counts(subjects[1])
     rare = {int(v): int(c) for v, c in zip(*counts, strict=True) if c < folds}
     if rare:
@@ -320,7 +321,10 @@ def subject_split(
         rest, test = _nth_fold(
             StratifiedGroupKFold(folds, shuffle=True, random_state=seed), labels, groups, fold
         )
-        parts = min(8, len(np.unique(groups[rest])))
+        left = len(np.unique(groups[rest]))
+        require(left >= 2, f"Fold {fold} leaves too few subjects; take more folds.", left=left)
+        most = int(np.unique_counts(labels[rest]).counts.max())
+        parts = min(8, left, max(2, most))
         inner = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
         train, validation = _nth_fold(inner, labels[rest], groups[rest], 0)
     split = Split("subject", rest[train], rest[validation], test, fold, folds, seed)

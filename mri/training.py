@@ -27,6 +27,7 @@ from mri.callbacks import BalancedAccuracy, Batches, Checkpoint, HardExamples
 from mri.cards import ModelFileError, load_model, read_card, save_model
 from mri.data import Scans, find_data, read_scans
 from mri.evaluation import fit_temperature
+from mri.files import alone
 from mri.models import DTYPES, build_model, initial_weights, list_models, predict_logits
 from mri.phantom import write_phantom
 from mri.subjects import Split, image_split, recover_subjects, subject_split
@@ -194,7 +195,8 @@ def train(
         Where ``<name>.keras`` and ``<name>.json`` go.
     resume : bool
         Continue a killed run after its last whole epoch, to the same result; return a finished
-        one as it is. With False, start anew.
+        one as it is. With False, start anew. Where another process trains under the same name,
+        wait for it.
     verbose : 'auto', 0, 1 or 2
         Of Keras' progress bar.
     callbacks : sequence of keras.callbacks.Callback
@@ -212,6 +214,8 @@ def train(
         of these slices.
     RuntimeError
         If the loss becomes NaN or infinite; lower the learning rate.
+    OSError
+        If `folder` cannot be written, or its disk is full.
     """
     recipe = recipe or recipe_of(builder)
     if not len(split.train) or not len(split.validation):
@@ -237,66 +241,116 @@ def train(
     model = make()
     identity = _identity(model, scans, split, replace(recipe, dtype=dtype), seed)
     signature = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    state = path.with_name(f".{path.stem}.state.npz")
-    if not resume:
+    # Looked for again where another process had to be waited for.
+    if resume and (done := _finished(path, signature)):
+        return done
+    with alone(path):
+        if resume and (done := _finished(path, signature)):
+            return done
+        state = path.with_name(f".{path.stem}.state.npz")
+        if not resume:
+            state.unlink(missing_ok=True)
+        checkpoint = Checkpoint(state, _stopper(recipe), signature)
+        _compile(model, recipe, classes=classes, steps=recipe.epochs * _steps(split, recipe))
+        _fit(model, scans, split, recipe, seed, checkpoint, verbose, callbacks)
+        # Saved without optimiser and metrics: a third of the size, and any Keras can load it.
+        final = make()
+        final.set_weights(model.get_weights())
+        card = save_model(final, path, _card(final, scans, split, identity, signature, checkpoint))
         state.unlink(missing_ok=True)
-    with suppress(ModelFileError):  # What is damaged is trained again.
-        if resume and (card := read_card(path) or {}).get("signature") == signature:
-            return Trained(load_model(path), card, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return Trained(final, card, path)
 
-    steps = recipe.epochs * max(1, len(split.train) // recipe.batch_size)
-    _compile(model, recipe, classes=classes, steps=steps)
-    stopper = keras.callbacks.EarlyStopping(
+
+def _finished(path: Path, signature: str) -> Trained | None:
+    """Return the finished run of that signature; what is damaged is trained again."""
+    with suppress(ModelFileError):
+        if (card := read_card(path) or {}).get("signature") == signature:
+            return Trained(load_model(path), card, path)
+    return None
+
+
+def _steps(split: Split, recipe: Recipe) -> int:
+    return max(1, len(split.train) // recipe.batch_size)
+
+
+def _stopper(recipe: Recipe) -> keras.callbacks.EarlyStopping:
+    return keras.callbacks.EarlyStopping(
         monitor=recipe.monitor,
         mode="min" if recipe.monitor == "val_loss" else "max",
         patience=recipe.patience or recipe.epochs,
         restore_best_weights=True,
     )
-    checkpoint = Checkpoint(state, stopper, signature)
+
+
+def _fit(
+    model: keras.Model,
+    scans: Scans,
+    split: Split,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Checkpoint,
+    verbose: str | int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> None:
+    """Train what the checkpoint has not yet; an error says what is kept."""
+    classes = len(scans.class_names)
     checkpoint.restore(model)
     validation = (
         scans.images[split.validation][..., None],
         np.eye(classes, dtype=np.float32)[scans.labels[split.validation]],
     )
-    balanced = recipe.balance == "sampling"
-    model.fit(
-        Batches(
-            scans.images[split.train],
-            scans.labels[split.train],
-            classes=classes,
-            batch_size=recipe.batch_size,
-            balanced=balanced,
-            seed=seed,
-            epoch=checkpoint.epochs_done,
-        ),
-        epochs=checkpoint.epochs_done if checkpoint.stopped else recipe.epochs,
-        initial_epoch=checkpoint.epochs_done,
-        validation_data=validation,
-        validation_batch_size=256,
-        class_weight=_class_weights(scans.labels[split.train], recipe, classes),
-        # Keras would shuffle the batches by Python's global random state, which no file keeps.
-        shuffle=False,
-        callbacks=[
-            keras.callbacks.TerminateOnNaN(raise_error=True),
-            stopper,
-            checkpoint,
-            *callbacks,
-        ],
-        verbose=verbose,
+    batches = Batches(
+        scans.images[split.train],
+        scans.labels[split.train],
+        classes=classes,
+        batch_size=recipe.batch_size,
+        balanced=recipe.balance == "sampling",
+        seed=seed,
+        epoch=checkpoint.epochs_done,
     )
-    # Saved without optimiser and metrics: a third of the size, and any Keras can load it.
-    final = make()
-    final.set_weights(model.get_weights())
-    logits = predict_logits(final, scans.images[split.validation])
+    try:
+        model.fit(
+            batches,
+            epochs=checkpoint.epochs_done if checkpoint.stopped else recipe.epochs,
+            initial_epoch=checkpoint.epochs_done,
+            validation_data=validation,
+            validation_batch_size=256,
+            class_weight=_class_weights(scans.labels[split.train], recipe, classes),
+            # Keras would shuffle the batches by Python's global random state, which no file keeps.
+            shuffle=False,
+            callbacks=[
+                keras.callbacks.TerminateOnNaN(raise_error=True),
+                checkpoint.stopper,
+                checkpoint,
+                *callbacks,
+            ],
+            verbose=verbose,
+        )
+    except BaseException as error:  # Ctrl-C too.
+        if isinstance(error, RuntimeError) and "NaN or Inf" in str(error):
+            error.add_note(f"Lower the learning rate, it is {recipe.learning_rate}.")
+        error.add_note(checkpoint.kept())
+        raise
+
+
+def _card(
+    model: keras.Model,
+    scans: Scans,
+    split: Split,
+    identity: dict[str, Any],
+    signature: str,
+    checkpoint: Checkpoint,
+) -> dict[str, Any]:
+    """Return all that is known of a finished run, JSON-ready."""
+    logits = predict_logits(model, scans.images[split.validation])
     labels = scans.labels[split.validation]
-    card = {
+    return {
         **identity,
         "signature": signature,
         "class_names": list(scans.class_names),
         "synthetic": scans.synthetic,
-        "initial_weights": initial_weights(final),
-        "parameters": final.count_params(),
+        "initial_weights": initial_weights(model),
+        "parameters": model.count_params(),
         "validation": {
             "accuracy": float((logits.argmax(1) == labels).mean()),
             "balanced_accuracy": float(
@@ -304,7 +358,7 @@ def train(
             ),
         },
         "temperature": fit_temperature(labels, logits),
-        "best_epoch": int(stopper.best_epoch),
+        "best_epoch": int(checkpoint.stopper.best_epoch),
         "seconds": round(checkpoint.seconds, 1),
         "history": {key: [e[key] for e in checkpoint.record] for key in checkpoint.record[0]},
         "test_rows": split.test.tolist(),
@@ -315,9 +369,6 @@ def train(
             "numpy": np.__version__,
         },
     }
-    card = save_model(final, path, card)
-    state.unlink(missing_ok=True)
-    return Trained(final, card, path)
 
 
 def native_dtype() -> str:

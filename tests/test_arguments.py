@@ -243,7 +243,10 @@ WRONG = {
         (lambda c: mri.subject_split(c.labels / 2, c.groups), r"Received: .*dtype\('float64'\)"),
         (lambda c: mri.subject_split(c.labels, c.groups, fold=5), "Received: fold=5"),
         (lambda c: mri.subject_split(c.labels, c.groups, folds=1), "Received: folds=1"),
-        (lambda c: mri.subject_split(c.labels, c.groups, folds=9), "8 subjects cannot make 9"),
+        (
+            lambda c: mri.subject_split(c.labels, c.groups, folds=9),
+            "take at least 9 subjects. Received: subjects=8",
+        ),
     ],
     "train": [
         (lambda c: mri.train("nobody", c.scans, c.split), "Received: name='nobody'"),

@@ -14,7 +14,7 @@ import mri
 
 PACKAGE = Path(mri.__file__).parent
 ORDER = [
-    *("arguments", "decode", "hub", "parquet", "data", "ready", "phantom", "slices"),
+    *("arguments", "files", "decode", "hub", "parquet", "data", "ready", "phantom", "slices"),
     *("subjects", "leakage", "evaluation"),
     "significance",
     *("backend", "models", "cards", "callbacks", "training", "crossval", "gradcam"),

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, log_loss
 from sklearn.utils.class_weight import compute_class_weight
@@ -24,8 +23,19 @@ from mri.cards import load_model, read_card
 from mri.data import Scans
 from mri.evaluation import fit_temperature
 from mri.models import _BUILDERS, build_model, predict_logits, register
-from mri.subjects import Split
 from mri.training import Recipe, _class_weights, _compile, main, native_dtype, train
+from small_runs import (
+    PATIENT,
+    RECIPE,
+    SIZE,
+    assert_same_run,
+    flat,
+    make_scans,
+    make_split,
+    run,
+    speck,
+    steady,
+)
 
 pytestmark = [
     # Keras' saving and loading.
@@ -34,67 +44,6 @@ pytestmark = [
 
 layers = keras.layers
 ROOT = Path(__file__).parent.parent
-N, SIZE = 120, 16
-
-
-def speck(x, classes):
-    """All that a run may depend on: normalisation, dropout, a nonlinearity."""
-    x = layers.Conv2D(4, 3, strides=2, name="last_conv")(x)
-    x = layers.Activation("relu")(layers.BatchNormalization(momentum=0.8)(x))
-    x = layers.Dropout(0.3)(layers.Flatten()(x))
-    return layers.Dense(classes)(x)
-
-
-def steady(x, classes):
-    """Nothing but dropout: at a vanishing learning rate its validation figures stand still."""
-    return layers.Dense(classes)(layers.Dropout(0.5)(layers.Flatten()(x)))
-
-
-def flat(x, classes):
-    return layers.Dense(classes)(layers.Flatten()(x))
-
-
-# Classes drawn equally, slices varied, dropout: all the randomness there is.
-RECIPE = Recipe(
-    epochs=4,
-    batch_size=8,
-    learning_rate=0.02,
-    label_smoothing=0.1,
-    balance="sampling",
-    augment=True,
-    monitor="val_balanced_accuracy",
-    dtype="float32",
-)
-PATIENT = Recipe(
-    epochs=9,
-    batch_size=8,
-    learning_rate=1e-9,
-    monitor="val_balanced_accuracy",
-    patience=3,
-    dtype="float32",
-)
-
-
-def make_scans():
-    """Noise with a faint bar whose place tells the class; 6 : 1 : 3 : 2."""
-    rng = np.random.default_rng(0)
-    labels = rng.permutation(np.repeat(np.arange(4), [60, 10, 30, 20]))
-    images = rng.normal(110, 40, (N, SIZE, SIZE))
-    for image, label in zip(images, labels, strict=True):
-        image[4 * label : 4 * label + 2] += 45
-    rejected = pd.DataFrame(columns=["file", "row", "cause"])
-    names = ("Mild_Demented", "Moderate_Demented", "Non_Demented", "Very_Mild_Demented")
-    return Scans(images.clip(0, 255).astype(np.uint8), labels, names, rejected, synthetic=True)
-
-
-def make_split():
-    rows = np.random.default_rng(1).permutation(N)
-    return Split("subject", rows[:60], rows[60:100], rows[100:], fold=2, folds=6, seed=7)
-
-
-def run(folder, builder="speck", recipe=RECIPE, **options):
-    options = {"name": "m", "verbose": 0} | options
-    return train(builder, make_scans(), make_split(), recipe=recipe, folder=folder, **options)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,21 +72,6 @@ def epochs_run(monkeypatch):
 
     monkeypatch.setattr(Checkpoint, "on_epoch_end", on_epoch_end)
     return seen
-
-
-def assert_same_run(one, two):
-    for a, b in zip(one.model.get_weights(), two.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert one.history == two.history
-    assert one.best_epoch == two.best_epoch
-    varying = {"sha256", "seconds"}
-    assert {k: v for k, v in one.card.items() if k not in varying} == {
-        k: v for k, v in two.card.items() if k not in varying
-    }
-    images = make_scans().images
-    np.testing.assert_array_equal(
-        predict_logits(load_model(one.path), images), predict_logits(load_model(two.path), images)
-    )
 
 
 def interrupt(monkeypatch, folder, at, error=KeyboardInterrupt, **options):
@@ -230,7 +164,7 @@ def die(name, folder):
 def test_a_killed_run_resumes_to_the_same_bits(killed, unbroken, epochs_run, death, left):
     """Weights, dropout, augmentation, sampling, history and choice as if nothing had been."""
     folder = killed[death]
-    assert [entry.name for entry in folder.iterdir()] == [".m.state.npz"]
+    assert sorted(entry.name for entry in folder.iterdir()) == [".m.lock", ".m.state.npz"]
     resumed = run(folder)
     assert epochs_run == left, "only the missing epochs are trained"
     assert_same_run(resumed, unbroken)

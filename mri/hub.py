@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mri.decode import DataError
-from mri.files import file_sha256
+from mri.files import alone, file_sha256
 
 HUB_REPOSITORY = "Falah/Alzheimer_MRI"
 HUB_REVISION = "daac24f"
@@ -65,26 +65,26 @@ def _download(folder: Path) -> list[Path]:
         raise LookupError(f"revision {HUB_REVISION} is not in the history of {HUB_REPOSITORY}")
     tree = hub.list_repo_tree(recursive=True, revision=commit, **repository)
     entries = {Path(entry.path).name: entry for entry in tree}
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / name for name in HUB_FILES]
-    for path in paths:
-        entry = entries[path.name]
-        if path.exists() and file_sha256(path) == entry.lfs.sha256:
-            continue
-        # The hub keeps them in a folder of its own; here they stand at the top of `folder`.
-        with TemporaryDirectory(prefix=".download-", dir=folder) as part:
-            fetched = Path(
-                hub.hf_hub_download(
-                    filename=entry.path, local_dir=part, revision=commit, **repository
-                )
-            )
-            found = file_sha256(fetched)
-            if found != entry.lfs.sha256:
-                raise DataError(
-                    f"{path}: SHA-256 {found}, but the hub records {entry.lfs.sha256}; the "
-                    "download was removed, run it again"
-                )
-            fetched.replace(path)
+    paths, part = [folder / name for name in HUB_FILES], folder / ".download"
+    with alone(folder / "download"):
+        shutil.rmtree(part, ignore_errors=True)  # Of a killed process.
+        try:
+            for path in paths:
+                entry = entries[path.name]
+                if path.exists() and file_sha256(path) == entry.lfs.sha256:
+                    continue
+                # The hub keeps them in a folder of its own; here they stand at the top of `folder`.
+                options = {"local_dir": part, "revision": commit, **repository}
+                fetched = Path(hub.hf_hub_download(filename=entry.path, **options))
+                found = file_sha256(fetched)
+                if found != entry.lfs.sha256:
+                    raise DataError(
+                        f"{path}: SHA-256 {found}, but the hub records {entry.lfs.sha256}; the "
+                        "download was removed, run it again"
+                    )
+                fetched.replace(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return paths
 
 

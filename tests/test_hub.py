@@ -28,7 +28,8 @@ class Hub:
         self.files = {f"{folder}{name}": content for name, content in CONTENT.items()}
         self.sha256 = {path: hashlib.sha256(c).hexdigest() for path, c in self.files.items()}
         self.commits = ["f" * 40, COMMIT, "0" * 40]
-        self.fetched = []
+        self.fetched, self.ranges = [], []
+        self.cut = None  # Bytes after which the connection breaks.
 
     def answer(self, path, query):
         """Return (body, headers) or None."""
@@ -60,13 +61,22 @@ def served(request, tmp_path, monkeypatch):  # `tmp_path` is made before `use` t
         def do_GET(self):
             path, _, query = self.path.partition("?")
             body, headers = state.answer(path, query) or (b"", None)
-            self.send_response(404 if headers is None else 200)
+            begin = int(re.search(r"\d+", self.headers.get("Range") or "0")[0])
+            total, body = len(body), body[begin:]
+            self.send_response(404 if headers is None else 206 if begin else 200)
+            if begin:
+                headers |= {"Content-Range": f"bytes {begin}-{total - 1}/{total}"}
             for key, value in {"Content-Length": len(body), **(headers or {})}.items():
                 self.send_header(key, str(value))
             self.end_headers()
             if self.command == "GET":
                 if "/resolve/" in path:
                     state.fetched.append(Path(path).name)
+                    state.ranges.append(begin)
+                    if state.cut is not None:
+                        self.wfile.write(body[: state.cut])
+                        state.cut, self.close_connection = None, True
+                        return
                 self.wfile.write(body)
 
         do_HEAD = do_GET
@@ -143,6 +153,25 @@ def test_a_wrong_sha256_is_refused_and_nothing_is_left_of_it(served, tmp_path):
     served.fetched.clear()
     download(tmp_path)
     assert served.fetched == [HUB_FILES[1]]
+
+
+def test_a_broken_connection_is_taken_up_where_it_was(served, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    served.cut = 10_000
+    assert [path.read_bytes() for path in download(tmp_path)] == list(CONTENT.values())
+    assert served.ranges == [0, 10_000, 0]
+    assert listing(tmp_path) == sorted(HUB_FILES)
+
+
+def test_what_a_killed_download_left_is_removed_and_whole_files_stay(served, tmp_path):
+    second = download(tmp_path)[1]
+    served.fetched.clear()
+    second.unlink()
+    (tmp_path / ".download/data").mkdir(parents=True)
+    (tmp_path / ".download/data/half").write_bytes(b"half a file")
+    download(tmp_path)
+    assert served.fetched == [HUB_FILES[1]]
+    assert listing(tmp_path) == sorted(HUB_FILES)
 
 
 def test_a_revision_that_is_not_in_the_history(served, tmp_path):

@@ -4,7 +4,7 @@ REQUIREMENTS ?= requirements.txt
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help run test test-all coverage mutants lint lab bench baseline crossval zoo outputs report \
+.PHONY: help run test test-all coverage mutants advisories lint lab bench baseline crossval zoo outputs report \
   docs picture clean
 .DEFAULT_GOAL := help
 
@@ -35,9 +35,13 @@ test-all: .venv/ready  ## run the tests that take minutes too
 coverage: .venv/ready  ## branches of mri/ that the tests go through; subprocesses do not count
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term-missing
 
-mutants: .venv/ready  ## change lines one at a time: which changes do the tests notice (20 minutes)
+mutants: .venv/ready  ## change lines one at a time: which changes do the tests notice (an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mutmut~=3.8"
-	$(BIN)/python .ci/mutants.py evaluation
+	$(BIN)/python .ci/mutants.py evaluation subjects gradcam
+
+advisories: .venv/ready  ## ask pip-audit about the pinned versions; needs the internet
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit -r .ci/requirements.lock --require-hashes --disable-pip
 
 bench: .peers/ready  ## measure against peers, write the README's table (15 minutes)
 	.peers/bin/python tests/benchmarks/report.py $(BENCH)

@@ -1,0 +1,34 @@
+"""What is installed is newer than the last version of which something bad is known."""
+
+import re
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+FOLDER = Path(__file__).parents[1] / ".ci"
+ROWS = re.findall(
+    r"^\| ([a-z-]+) \| (.*?) \| .* \| ([\d.]+) \|$", (FOLDER / "advisories.md").read_text(), re.M
+)
+LOCKED = dict(
+    re.findall(r"^([a-z0-9-]+)==([^ ]+) \\$", (FOLDER / "requirements.lock").read_text(), re.M)
+)
+
+
+def test_the_tables_were_read():
+    assert len(ROWS) >= 12
+    assert len(LOCKED) > 100
+
+
+@pytest.mark.parametrize(("package", "advisory", "sound"), ROWS)
+def test_the_lock_is_past_every_advisory(package, advisory, sound):
+    assert Version(LOCKED[package]) >= Version(sound), advisory
+
+
+def test_requirements_leave_no_room_for_a_version_with_one():
+    """`requirements.txt` names ranges: their lower ends are sound too."""
+    text = (FOLDER.parent / "requirements.txt").read_text()
+    lowest = dict(re.findall(r"^([a-z0-9-]+)~=([\d.]+)", text, re.M))
+    for package, advisory, sound in ROWS:
+        if package in lowest:
+            assert Version(lowest[package]) >= Version(sound), advisory

@@ -91,6 +91,11 @@ def describe(card: Mapping[str, Any]) -> str:
     ------
     ValueError
         If the card lacks what `mri.train` writes, naming it.
+
+    Examples
+    --------
+    >>> print(describe(read_card("models/zoo/tissue-subject.keras")).splitlines()[0])
+    ### Model card: tissue, subject-level split
     """
     missing = sorted(_DESCRIBED.difference(card))
     require(not missing, "Expected a card that mri.train has written.", missing=missing)
@@ -139,6 +144,16 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     ModelFileError
         If the file is missing, not a Keras 3 archive, damaged, has unexpected members or layers
         that carry code, declares more weights than it holds, or differs from its card.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from mri.models import build_model
+    >>> with TemporaryDirectory() as folder:
+    ...     card = save_model(build_model("tissue"), Path(folder, "mine.keras"), {"who": "me"})
+    ...     load_model(Path(folder, "mine.keras")).count_params()
+    70
     """
     path = Path(path)
     inspect_model(path)

@@ -240,6 +240,12 @@ def compare(
     ValueError
         If the metric cannot be tested, or is of the part by which the models were chosen, or the
         groups are not of these slices.
+
+    Examples
+    --------
+    >>> found = compare(folder="models/zoo")  # By the logits that were kept: no slices are needed.
+    >>> "tissue-subject" in found.table["model"].tolist()
+    True
     """
     if by.startswith("val"):
         raise ValueError(

@@ -154,6 +154,11 @@ def read_crossval(path: str | os.PathLike[str]) -> CrossValidation:
     ------
     DataError
         If the file is not such a one.
+
+    Examples
+    --------
+    >>> read_crossval("models/crossval.parquet").models
+    ['tissue', 'compact', 'tissue, diagnoses shuffled']
     """
     try:
         table = pq.read_table(path)
@@ -209,6 +214,20 @@ def cross_validate(
     ValueError
         If a builder is not registered, there is nothing to do, the groups are not of these slices,
         `folds` is below 2 or `jobs` below 1.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from mri.phantom import make_phantoms
+    >>> from mri.training import Recipe
+    >>> phantoms, short = make_phantoms(16, 2, size=64), Recipe(epochs=1, batch_size=8)
+    >>> options = {"recipe": short, "folds": 2}
+    >>> with TemporaryDirectory() as folder:
+    ...     found = cross_validate(
+    ...         "tissue", phantoms.scans, phantoms.subjects, folder=folder, **options
+    ...     )
+    >>> len(found.pooled())  # Every slice has been in one test part.
+    32
     """
     from mri.models import _BUILDERS, list_models
 

@@ -202,6 +202,15 @@ def iter_batches(
     ------
     images : ndarray of uint8, shape (m, h, w)
     labels : ndarray of int64, shape (m,)
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from mri.phantom import write_phantom
+    >>> with TemporaryDirectory() as folder:
+    ...     parquet = write_phantom(folder, subjects=8, slices=5)
+    ...     [len(labels) for images, labels in iter_batches(parquet, batch_size=15)]
+    [8, 15, 15, 2]
     """
     require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
     _check_options(size, on_error, threads)

@@ -247,6 +247,12 @@ def pick_examples(
     ------
     ValueError
         If shapes, labels or names disagree, or a logit is not finite.
+
+    Examples
+    --------
+    >>> labels, logits = [0, 0, 1, 1], [[2, 0], [0, 2], [0, 2], [0, 2]]
+    >>> pick_examples(labels, logits, ("ill", "well")).tolist()
+    [0, 1, 3]
     """
     labels, logits = _checked(labels, logits)
     k = logits.shape[1]

@@ -128,6 +128,15 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
     ------
     ValueError
         If there is no network or no slice, or groups or rows are not of these slices.
+
+    Examples
+    --------
+    >>> from mri.models import build_model
+    >>> from mri.phantom import make_phantoms
+    >>> from mri.training import Trained
+    >>> phantoms = make_phantoms(4, 2, size=64)
+    >>> run = Trained(build_model("compact", input_shape=(64, 64, 1)), {"temperature": 1.0}, None)
+    >>> shown = explore({"compact": run}, phantoms.scans, phantoms.subjects, np.arange(8))
     """
     explorer = Explorer(runs, scans, groups, rows)
     first = next(iter(explorer.people))

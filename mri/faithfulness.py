@@ -112,6 +112,15 @@ def check_heatmaps(
     ValueError
         If shapes disagree, a slice shows no brain, or `GradCAM` refuses the model or the images.
 
+    Examples
+    --------
+    >>> from mri.models import build_model
+    >>> from mri.phantom import make_phantoms
+    >>> phantoms = make_phantoms(8, 1, size=64)
+    >>> model = build_model("compact", input_shape=(64, 64, 1))  # Untrained: its maps show nothing.
+    >>> check_heatmaps(model, phantoms.images, subjects=phantoms.subjects).verdict
+    'fails'
+
     References
     ----------
     .. [1] Adebayo et al., Sanity checks for saliency maps, 2018, arXiv:1810.03292.
@@ -245,6 +254,15 @@ def ground_truth(
     ValueError
         If no slice has a mask, the tolerance is negative, or `GradCAM` refuses the model or the
         classes.
+
+    Examples
+    --------
+    >>> from mri.models import build_model
+    >>> from mri.phantom import make_phantoms
+    >>> model = build_model("compact", input_shape=(64, 64, 1))
+    >>> table = ground_truth(model, make_phantoms(8, 1, size=64))
+    >>> table.index.get_level_values(0).unique().tolist()
+    ['grad-cam', 'grad-cam++', 'hirescam', 'layercam']
     """
     from mri.gradcam import METHODS, GradCAM
 

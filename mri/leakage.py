@@ -102,6 +102,13 @@ def audit(
     ValueError
         If a part is empty, the two do not go together, the subjects are not of their slices, or
         `folds` is below 2.
+
+    Examples
+    --------
+    >>> from mri.phantom import make_phantoms
+    >>> phantoms, odd = make_phantoms(12, 16, size=64), np.arange(192) % 2 == 1
+    >>> print(audit(phantoms.take(~odd).scans, phantoms.take(odd).scans).verdict.split(".")[0])
+    Leaky: 100% of the test slices show a subject of the train part
     """
     sizes = len(train), len(test)
     require(min(sizes) >= 1, "train and test must have slices.", sizes=sizes)
@@ -282,6 +289,16 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray) -> pd.DataFrame:
     ------
     ValueError
         If the split or the groups are not of these slices, or a part is empty.
+
+    Examples
+    --------
+    >>> from mri.phantom import make_phantoms
+    >>> from mri.subjects import image_split
+    >>> phantoms = make_phantoms(12, 8, size=64)
+    >>> split = image_split(phantoms.labels, test=range(0, 96, 5))
+    >>> table = checklist(phantoms.scans, split, phantoms.subjects)
+    >>> table.columns.tolist(), "NO" in table.iloc[:, -1].tolist()
+    (['leakage', 'found', 'passes'], True)
     """
     groups = integers("groups", groups, len(scans))
     parts = {

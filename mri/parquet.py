@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,14 @@ def parquet_files(source: Source, *, split: str | None = None) -> list[Path]:
     ------
     DataError
         If there is no such file.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from mri.phantom import write_phantom
+    >>> with TemporaryDirectory() as folder:
+    ...     [path.name for path in parquet_files(write_phantom(folder, subjects=4), split="test")]
+    ['test.parquet']
     """
     if not isinstance(source, str | os.PathLike):
         files = [Path(name) for name in source]
@@ -81,12 +90,27 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
     ----------
     folder : path, optional
         By default the environment variable ``MRI_DATA``, else ``data``.
+
+    Raises
+    ------
+    DataError
+        If one of the two is there without the other: phantoms in its stead would be a surprise.
+
+    Examples
+    --------
+    >>> print(find_data("no such folder"))
+    None
     """
     path = Path(folder if folder is not None else os.environ.get("MRI_DATA") or "data")
-    try:
-        return path if all(parquet_files(path, split=s) for s in ("train", "test")) else None
-    except DataError:
-        return None
+    found = {}
+    for split in ("train", "test"):
+        with suppress(DataError):
+            found[split] = parquet_files(path, split=split)
+    if len(found) == 1:
+        (here,), (missing,) = found, {"train", "test"}.difference(found)
+        name = found[here][0].name
+        raise DataError(f"{path}: {name} is there, but no {missing} file beside it. {REMEDY}")
+    return path if found else None
 
 
 def _open(file: Path) -> pq.ParquetFile:

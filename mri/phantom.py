@@ -198,6 +198,13 @@ def write_phantom(
         If a file of that name is no phantom: real data are never overwritten.
     ValueError
         If a number is not an integer within its range, as in `make_phantoms`.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     sorted(path.name for path in write_phantom(folder, subjects=4).iterdir())
+    ['test.parquet', 'train.parquet']
     """
     folder = Path(folder)
     stamp = {"seed": seed, "subjects": subjects, "slices": slices, "version": _VERSION}

@@ -42,13 +42,12 @@ def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
         As for `find_data`.
     """
     path = Path(folder if folder is not None else os.environ.get("MRI_DATA") or "data")
-    found = find_data(path)
-    if found is not None:
-        try:
+    try:
+        if found := find_data(path):
             _, synthetic, rows = check_files(parquet_files(found))
-        except DataError as error:
-            return f"No run will work: {error}"
-        return f"{found}: {rows} {'synthetic phantom' if synthetic else 'real'} slices."
+            return f"{found}: {rows} {'synthetic phantom' if synthetic else 'real'} slices."
+    except DataError as error:
+        return f"No run will work: {error}"
     here = sorted(p.name for p in path.iterdir() if p.is_file()) if path.is_dir() else []
     here = [name for name in here if name != "README.md" and not name.startswith(".")]
     what = "no such folder" if not path.is_dir() else "no slices there"

@@ -114,6 +114,18 @@ def pairwise(
     ------
     ValueError
         If the metric is not additive, or the evaluations are not of the same slices.
+
+    Examples
+    --------
+    >>> from mri.evaluation import evaluate
+    >>> labels, people = np.repeat([0, 1], 20), np.arange(40)
+    >>> right = np.eye(2)[labels]
+    >>> guesses = np.random.default_rng(0).normal(size=(40, 2))
+    >>> models = {"right": right, "guesses": guesses}
+    >>> names = ("ill", "well")
+    >>> found = {key: evaluate(labels, x, people, class_names=names) for key, x in models.items()}
+    >>> bool(pairwise(found).loc["right", "guesses"] < 0.001)
+    True
     """
     require(metric in ADDITIVE, f"metric must be one of {ADDITIVE}.", metric=metric)
     require(draws >= 1, "draws must be at least 1.", draws=draws)

@@ -67,6 +67,14 @@ class Recipe:
         Stop after so many epochs without a better one.
     dtype : str
         Layer policy; 'auto' takes mixed_bfloat16 where the processor computes in it.
+
+    Examples
+    --------
+    >>> Recipe(epochs=3, balance="weights").learning_rate
+    0.001
+    >>> Recipe(epochs=0)
+    Traceback (most recent call last):
+    ValueError: epochs must be a positive integer. Received: epochs=0
     """
 
     epochs: int = 15
@@ -219,6 +227,17 @@ def train(
         If the loss becomes NaN or infinite; lower the learning rate.
     OSError
         If `folder` cannot be written, or its disk is full.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from mri.phantom import make_phantoms
+    >>> phantoms, short = make_phantoms(24, 2, size=64), Recipe(epochs=2, batch_size=8)
+    >>> split = subject_split(phantoms.labels, phantoms.subjects, folds=2)
+    >>> with TemporaryDirectory() as folder:
+    ...     run = train("tissue", phantoms.scans, split, recipe=short, folder=folder, verbose=0)
+    >>> run.path.name, len(run.history["loss"])
+    ('tissue-subject.keras', 2)
     """
     recipe = recipe or recipe_of(builder)
     if not len(split.train) or not len(split.validation):

@@ -813,7 +813,9 @@ def test_find_data(tmp_path, monkeypatch):
     assert find_data() is None
     Path("data").mkdir()
     Path("data/train-00000-of-00001.parquet").touch()
-    assert find_data() is None, "a train file alone is not enough"
+    half = r"data: train-00000-of-00001.parquet is there, but no test file beside it\. Put"
+    with pytest.raises(DataError, match=half):
+        find_data()
     Path("data/test.parquet").touch()
     assert find_data() == Path("data")
     monkeypatch.setenv("MRI_DATA", "")

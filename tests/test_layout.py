@@ -172,3 +172,12 @@ def test_everything_public_has_a_docstring(name):
         and not ast.get_docstring(node)
     ]
     assert bare == []
+
+
+@pytest.mark.parametrize("name", [name for name in mri.__all__ if name not in mri._MODULES])
+def test_what_is_public_shows_an_example(name):
+    """Which the doctests run; errors and constants need none."""
+    thing = getattr(mri, name)
+    if callable(thing) and not (isinstance(thing, type) and issubclass(thing, Exception)):
+        assert "Examples\n" in thing.__doc__
+        assert ">>> " in thing.__doc__

@@ -49,6 +49,10 @@ def test_without_slices_it_says_what_is_used_and_how_to_get_them(tmp_path, monke
     assert "no slices there" in describe_data(tmp_path)
     (tmp_path / "archive.zip").touch()
     assert "no train and test parquet file among ['archive.zip']" in describe_data(tmp_path)
+    (tmp_path / "test.parquet").touch()
+    assert describe_data(tmp_path).startswith(
+        f"No run will work: {tmp_path}: test.parquet is there, but no train file beside it."
+    )
     monkeypatch.setenv("MRI_DATA", str(tmp_path / "elsewhere"))
     assert describe_data().startswith(f"{tmp_path / 'elsewhere'}: no such folder")
 
@@ -60,7 +64,7 @@ def test_with_slices_it_counts_them(tmp_path, monkeypatch):
     told = describe_data(folder)
     assert told.startswith("No run will work: ") and "test.parquet: not a readable parquet" in told
     (folder / "test.parquet").unlink()
-    assert "among ['train.parquet'], so synthetic phantoms are used" in describe_data(folder)
+    assert "train.parquet is there, but no test file beside it" in describe_data(folder)
 
 
 @pytest.mark.real_data

@@ -4,8 +4,8 @@ REQUIREMENTS ?= requirements.txt
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help run test test-all coverage mutants advisories lint lab bench baseline crossval zoo outputs report \
-  docs picture clean
+.PHONY: help run heatmap test test-all coverage mutants advisories lint lab bench baseline crossval \
+  zoo outputs report docs picture clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -22,6 +22,9 @@ run: .venv/ready  ## execute both notebooks; models go to models/, executed copi
 	done
 	@echo "Done. Models with their cards are in models/; open, with make lab or make report:"
 	@ls runs/main.ipynb runs/models_compare.ipynb
+
+heatmap: .venv/ready  ## ask a network that comes with the repository about one slice
+	@$(BIN)/python -m mri.predict
 
 test: .venv/ready  ## run the tests
 	$(BIN)/ruff check .

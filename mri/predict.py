@@ -14,7 +14,8 @@ import numpy as np
 from scipy.special import softmax
 
 from mri.cards import ModelFileError, load_model, read_card
-from mri.data import CLASS_NAMES, DataError
+from mri.data import CLASS_NAMES, DataError, find_data, parquet_files
+from mri.phantom import write_phantom
 from mri.slices import SIZE, OneSlice, check_slice, read_slice
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ def _warnings(card: Mapping[str, Any] | None, checked: bool) -> tuple[str, ...]:
         share = card["validation"]["balanced_accuracy"]
         said.append(
             f"Of people it had never seen this model named {share:.0%} of the slices rightly "
-            f"(balanced over the classes, validation part; chance is 25%)."
+            "(balanced over the classes, validation part; chance is 25%). A slice of the public "
+            "set may be of a person whom it does know."
         )
     if not checked:
         said.append("Whether this is such a slice at all was not checked.")
@@ -197,7 +199,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m mri.predict",
         description="Ask a trained network about one slice and draw where it looked.",
     )
-    parser.add_argument("file", help="JPEG, PNG, parquet, NIfTI (nibabel) or DICOM (pydicom)")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        help="JPEG, PNG, parquet, NIfTI (nibabel) or DICOM (pydicom); by default the test file of "
+        "the slices that are there, or of phantoms",
+    )
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"by default {DEFAULT_MODEL}")
     parser.add_argument("--row", type=int, default=0, help="of a parquet file, from 0")
     parser.add_argument("--plane", type=int, help="of a volume, from its lowest")
@@ -205,14 +212,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--unchecked", action="store_true", help="take what looks like no slice")
     options = parser.parse_args(arguments)
     try:
+        file = (
+            options.file
+            or parquet_files(find_data() or write_phantom("data/phantom"), split="test")[0]
+        )
         found = predict_slice(
-            options.file,
+            file,
             model=options.model,
             row=options.row,
             plane=options.plane,
             check=not options.unchecked,
         )
-        stem = re.sub(r"\W+", "-", found.slice.place.removeprefix(str(Path(options.file).parent)))
+        stem = re.sub(r"\W+", "-", found.slice.place.removeprefix(str(Path(file).parent)))
         picture = options.output / f"{stem.strip('-')}-{found.model}.png"
         options.output.mkdir(parents=True, exist_ok=True)
         found.draw().savefig(picture, dpi=150)

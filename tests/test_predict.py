@@ -109,6 +109,20 @@ def test_the_command_line(tmp_path, capsys):
     assert (np.ptp(drawn.astype(int), axis=2) > 40).mean() > 0.003, "and in colour"
 
 
+def test_without_a_file_it_takes_what_is_there(tmp_path, monkeypatch, capsys):
+    """So that a first heatmap needs no more than a clone."""
+    (tmp_path / "models").symlink_to(ZOO.parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MRI_DATA", raising=False)
+    assert main(["--model", "tissue-subject"]) == 0
+    assert capsys.readouterr().out.startswith("data/phantom/test.parquet, row 0, by tissue-subject")
+    write_phantom(tmp_path / "mine", subjects=8, slices=4, seed=3)
+    monkeypatch.setenv("MRI_DATA", "mine")
+    assert main(["--model", "tissue-subject"]) == 0
+    assert capsys.readouterr().out.startswith("mine/test.parquet, row 0, by tissue-subject")
+    assert len(list((tmp_path / "runs").glob("*.png"))) >= 1
+
+
 def test_the_command_line_refuses_in_one_line(tmp_path, image, capsys):
     cv2.imwrite(str(tmp_path / "turned.png"), image[::-1])
     arguments = [str(tmp_path / "turned.png"), "--output", str(tmp_path)]

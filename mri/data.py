@@ -266,8 +266,12 @@ def _decoded(
     """
     threads = threads or os.cpu_count() or 1
     shape, whole, kept = size, None, 0
-    with ThreadPoolExecutor(threads) as pool:
-        for file, start, views, labels in arrow_batches(files, rows or 64 * threads):
+    batches = arrow_batches(files, rows or 64 * threads)
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(next, batches, None)
+        while (batch := ahead.result()) is not None:
+            ahead = reader.submit(next, batches, None)  # Reads on while the others decode.
+            file, start, views, labels = batch
             shape = shape or first_shape(views)
             if rows is None and whole is None and shape is not None:
                 whole = np.empty((total, *shape), np.uint8)

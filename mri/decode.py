@@ -21,6 +21,9 @@ _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Without a length to skip by: behind one, a frame could hide from this reader but not from OpenCV.
 _BARE_MARKERS = frozenset([*range(0xC0), *range(0xD0, 0xDA)])
 
+# Up to the frame all JPEGs of one encoder are alike: the bytes of the last, and what they declare.
+_last_header: tuple[bytes, tuple[int, int]] = b"\xff\xd8none", (0, 0)
+
 
 class DataError(ValueError):
     """A file or a row that cannot be used; the message names both, the cause and the remedy."""
@@ -185,13 +188,18 @@ def _declared_size(blob: np.ndarray) -> tuple[int, int] | str:
                 return f"the image is truncated or corrupt ({blob.size} bytes)"
             at = end + 4
         return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+    global _last_header
+    same, sides = _last_header
+    if head[: len(same)].tobytes() == same:
+        return sides
     if head[:2].tobytes() != b"\xff\xd8":
         return f"not a JPEG or PNG image, it begins with {bytes(head[:8])!r}"
     at = 2
     while at + 9 <= len(head) and head[at] == 0xFF and head[at + 1] not in _BARE_MARKERS:
         if head[at + 1] in _FRAME_MARKERS:
-            sides = head[at + 5 : at + 9]
-            return sides[0] << 8 | sides[1], sides[2] << 8 | sides[3]
+            sides = int.from_bytes(head[at + 5 : at + 7]), int.from_bytes(head[at + 7 : at + 9])
+            _last_header = head[: at + 9].tobytes(), sides
+            return sides
         # Fill bytes may stand before a marker; every other one here is followed by its length.
         fill = head[at + 1] == 0xFF
         at += 1 if fill else 2 + (head[at + 2] << 8 | head[at + 3])

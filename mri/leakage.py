@@ -64,13 +64,17 @@ class Audit:
 
     def __repr__(self) -> str:
         tables = (self.table, self.within)
-        text = [t.to_string(float_format="{:.3f}".format, na_rep="–") for t in tables]
+        text = [t.to_string(float_format=_count_or_share, na_rep="–") for t in tables]
         return "\n\n".join([*text, self.verdict])
 
     def _repr_html_(self) -> str:
         tables = (self.table, self.within)
-        text = [t.to_html(float_format="{:.3f}".format, na_rep="–") for t in tables]
+        text = [t.to_html(float_format=_count_or_share, na_rep="–") for t in tables]
         return "".join([*text, f"<p><b>{self.verdict}</b></p>"])
+
+
+def _count_or_share(value: float) -> str:
+    return f"{value:.0f}" if value > 1 else f"{value:.3f}"
 
 
 def audit(

@@ -390,7 +390,8 @@ def similarity_histogram(
         ax.hist(values, bins, color=colour, alpha=0.75, label=label)
     if threshold is not None:
         _mark(ax, threshold, f"threshold {threshold:.3f}")
-    ax.legend(loc="upper left")
+    # Filled, so that the line of the threshold ends behind it.
+    ax.legend(loc="upper left", frameon=True, facecolor="w", edgecolor="none", framealpha=1)
     ax.set(xlabel="correlation of pixel values", ylabel="slices")
     ax.set_title(title, pad=18)
     return ax

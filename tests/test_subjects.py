@@ -91,6 +91,15 @@ def test_the_partition_does_not_depend_on_order_or_seed(phantoms, shuffled, reco
     assert again.threshold == pytest.approx(recovered.threshold, abs=1e-5)
 
 
+def test_the_same_seed_gives_the_same_correlations_to_the_bit(phantoms):
+    images = phantoms.images[: 8 * SLICES]
+    one, two = recover_subjects(images, seed=3), recover_subjects(images, seed=3)
+    np.testing.assert_array_equal(one.same, two.same)
+    np.testing.assert_array_equal(one.different, two.different)
+    other = recover_subjects(images, seed=4)
+    assert not np.array_equal(one.different, other.different), "the seed is of no use"
+
+
 def test_subjects_survive_jpeg_and_brightness(phantoms, shuffled):
     gain = np.random.default_rng(0).uniform(0.95, 1.05, len(shuffled))
     images = [

@@ -113,9 +113,8 @@ MINING = Recipe(epochs=20, learning_rate=3e-4, hardest=0.2)
 RECIPES = {
     "default": Recipe(),
     "baseline": PLAIN,
-    # Behind so much dropout a rate of 1e-3 stays at 65%, after 30 epochs too.
-    "baseline_dropout": Recipe(epochs=15, learning_rate=3e-4),
-    "baseline_dropout_reduced": Recipe(epochs=15, learning_rate=3e-4),
+    "baseline_dropout": PLAIN,
+    "baseline_dropout_reduced": PLAIN,
     "baseline_dropout_light": PLAIN,
     "baseline_deep": PLAIN,
     "baseline_deep_plain": PLAIN,

@@ -19,15 +19,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from joblib import Parallel, delayed
+from sklearn.metrics import pairwise_distances_argmin
 from tqdm.auto import tqdm
 
 from mri.arguments import integers, require
 from mri.data import Scans
 from mri.decode import DataError
-from mri.evaluation import Evaluation, evaluate, metric_label
+from mri.evaluation import Evaluation, evaluate, fit_temperature, metric_label
 from mri.files import write_atomically
-from mri.leakage import shuffle_diagnoses
-from mri.subjects import subject_split
+from mri.leakage import linear_probe, shuffle_diagnoses
+from mri.subjects import Split, subject_split
 
 if TYPE_CHECKING:
     from mri.models import Builder
@@ -274,9 +275,7 @@ def _run_cell(
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     register(builder)
     recipe = recipe or recipe_of(builder.__name__)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "fewer subjects than the")
-        split = subject_split(scans.labels, groups, fold=fold, folds=folds)
+    split = _split(scans.labels, groups, fold, folds)
     settings = json.dumps([asdict(recipe), scans.fingerprint(), folds], sort_keys=True)
     tag = hashlib.sha256(settings.encode()).hexdigest()[:8]
     name = f"{builder.__name__}-{tag}-fold{fold}-seed{seed}"
@@ -296,22 +295,68 @@ def _run_cell(
         table = pq.read_table(path)
         if (table.schema.metadata or {}).get(_KEY) == key:
             return table
-    rows = np.concatenate([split.validation, split.test])
-    sizes = [len(split.validation), len(split.test)]
+    rows = _held_out(split)
     logits = predict_logits(run.model, scans.images[rows]) / run.card["temperature"]
+    table = _table(builder.__name__, scans, groups, split, seed, logits)
+    table = table.replace_schema_metadata({_KEY: key})
+    write_table(table, path)
+    keras.backend.clear_session()
+    return table
+
+
+def cross_validate_probes(scans: Scans, groups: np.ndarray, *, folds: int = 5) -> pd.DataFrame:
+    """Judge everybody, as `cross_validate` does, by classifiers that know nothing of anatomy.
+
+    The nearest neighbour in pixels and a linear probe on principal components: what a network has
+    to be better than. Their temperature too is fitted on the validation part.
+
+    Returns
+    -------
+    DataFrame
+        As `CrossValidation.frame`.
+    """
+    pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
+    tables = []
+    for fold in range(folds):
+        split = _split(scans.labels, groups, fold, folds)
+        rows, train, known = _held_out(split), pixels[split.train], scans.labels[split.train]
+        nearest = known[pairwise_distances_argmin(pixels[rows], train)]
+        probe = linear_probe(train, known)
+        shares = np.zeros((len(rows), len(scans.class_names)))
+        shares[:, probe.classes_] = probe.predict_proba(pixels[rows])
+        linear, votes = np.log(shares.clip(1e-9)), np.eye(len(scans.class_names))[nearest]
+        for name, logits in (("1-nearest neighbour", votes), ("linear probe", linear)):
+            n = len(split.validation)
+            temperature = fit_temperature(scans.labels[split.validation], logits[:n])
+            tables.append(_table(name, scans, groups, split, 0, logits / temperature))
+    return pa.concat_tables(tables).to_pandas()
+
+
+def _split(labels: np.ndarray, groups: np.ndarray, fold: int, folds: int) -> Split:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fewer subjects than the")
+        return subject_split(labels, groups, fold=fold, folds=folds)
+
+
+def _held_out(split: Split) -> np.ndarray:
+    return np.concatenate([split.validation, split.test])
+
+
+def _table(
+    model: str, scans: Scans, groups: np.ndarray, split: Split, seed: int, logits: np.ndarray
+) -> pa.Table:
+    """Return the rows of `CrossValidation.frame` that one classifier gives, calibrated."""
+    rows, sizes = _held_out(split), [len(split.validation), len(split.test)]
     columns = {
-        "model": np.repeat(builder.__name__, len(rows)),
-        "fold": np.repeat(fold, len(rows)),
+        "model": np.repeat(model, len(rows)),
+        "fold": np.repeat(split.fold, len(rows)),
         "seed": np.repeat(seed, len(rows)),
         "part": np.repeat(["validation", "test"], sizes),
         "row": rows,
         "subject": groups[rows],
         "label": scans.labels[rows],
-    } | {f"logit_{c}": logits[:, i] for i, c in enumerate(scans.class_names)}
-    table = pa.table(columns).replace_schema_metadata({_KEY: key})
-    write_table(table, path)
-    keras.backend.clear_session()
-    return table
+    }
+    return pa.table(columns | {f"logit_{c}": logits[:, i] for i, c in enumerate(scans.class_names)})
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -324,7 +369,8 @@ def write_table(table: pa.Table, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: ``python -m mri.crossval tissue compact --seeds 3``.
 
-    The first network named is also trained on diagnoses shuffled among the subjects, as a control.
+    Two classifiers that know nothing of anatomy are added, and as a control the first network named
+    once more, trained on diagnoses shuffled among the subjects.
     """
     parser = argparse.ArgumentParser(
         prog="python -m mri.crossval", description="Train networks on all folds; keep the logits."
@@ -347,7 +393,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     control = replace(scans, labels=shuffle_diagnoses(scans.labels, groups))
     shuffled = cross_validate(options.builders[0], control, groups, **sweep).frame
     shuffled["model"] += ", diagnoses shuffled"
-    result = replace(found, frame=pd.concat([found.frame, shuffled], ignore_index=True))
+    probes = cross_validate_probes(scans, groups, folds=options.folds)
+    frames = [found.frame, probes, shuffled]
+    result = replace(found, frame=pd.concat(frames, ignore_index=True))
     result.save(output)
     with pd.option_context("display.width", 200, "display.max_columns", None):
         print(f"{len(scans)} {scans.origin}, subjects, test parts of all folds\n{result.table()}")

@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances_argmin, recall_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mri.arguments import integers, require, row_numbers
@@ -140,7 +140,8 @@ def audit(
         truth = [labels[test] for _, test in parts]
         nearest = [train[pairwise_distances_argmin(pixels[test], pixels[train])]
                    for train, test in parts]  # fmt: skip
-        linear = [_linear_probe(pixels, labels, *part, seed) for part in parts]
+        linear = [linear_probe(pixels[train], labels[train], seed=seed).predict(pixels[test])
+                  for train, test in parts]  # fmt: skip
         twins = [_closest(shapes, *part) for part in parts]
         found.append(twins)
         similar = np.concatenate([correlations for _, correlations in twins])
@@ -237,15 +238,14 @@ def _within(images: np.ndarray, shapes: np.ndarray, rows: np.ndarray) -> dict[st
     }
 
 
-def _linear_probe(
-    pixels: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int
-) -> np.ndarray:
+def linear_probe(pixels: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Pipeline:
+    """Fit a logistic regression on 50 principal components of pixels, float (n, h w)."""
     probe = make_pipeline(
-        PCA(min(50, len(train), pixels.shape[1]), svd_solver="randomized", random_state=seed),
+        PCA(min(50, *pixels.shape), svd_solver="randomized", random_state=seed),
         StandardScaler(),
         LogisticRegression(max_iter=1000),
     )
-    return probe.fit(pixels[train], labels[train]).predict(pixels[test])
+    return probe.fit(pixels, labels)
 
 
 def _scores(name: str, truth: list[np.ndarray], guess: list[np.ndarray]) -> dict[str, float]:

@@ -129,8 +129,6 @@ def recover_subjects(
             csr_matrix((2.0 - similarity, (rows, columns)), shape=(len(images),) * 2)
         ).tocoo()
         edges = np.sort(2.0 - tree.data)
-        if len(edges) < 2:
-            raise UnclearSubjectsError("fewer than two links between slices: nothing to compare")
         gaps = np.diff(edges)
         cut = int(gaps.argmax())
         threshold = float(edges[cut : cut + 2].mean())

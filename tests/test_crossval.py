@@ -1,5 +1,6 @@
 """The sweep: every slice judged by strangers, nothing computed twice, wherever it runs."""
 
+import warnings
 from pathlib import Path
 
 import joblib
@@ -10,12 +11,13 @@ from sklearn.metrics import balanced_accuracy_score
 
 from mri.backend import keras
 from mri.cards import load_model, read_card
-from mri.crossval import cross_validate, main, read_crossval
+from mri.crossval import cross_validate, cross_validate_probes, main, read_crossval
 from mri.data import Scans
 from mri.decode import DataError
-from mri.leakage import shuffle_diagnoses
+from mri.leakage import linear_probe, shuffle_diagnoses
 from mri.models import _BUILDERS, predict_logits, register
 from mri.phantom import write_phantom
+from mri.subjects import subject_split
 from mri.training import Recipe
 
 # Keras' saving and loading.
@@ -271,6 +273,34 @@ def test_what_holds_no_logits_is_named(tmp_path):
             read_crossval(wrong)
 
 
+def test_probes_judge_everybody_by_strangers_as_the_networks_do(case):
+    """The nearest neighbour by loops over the slices; the probe by its parts, fold by fold."""
+    scans, groups = case
+    frame = cross_validate_probes(scans, groups, folds=FOLDS)
+    assert frame["model"].unique().tolist() == ["1-nearest neighbour", "linear probe"]
+    flat = scans.images.reshape(len(scans), -1).astype(float)
+    for (model, fold), part in frame.groupby(["model", "fold"]):
+        tested = part[part["part"] == "test"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            split = subject_split(scans.labels, groups, fold=fold, folds=FOLDS)
+        assert tested["row"].tolist() == split.test.tolist()
+        assert tested["subject"].tolist() == groups[split.test].tolist()
+        assert not set(tested["subject"]) & set(groups[split.train])
+        answers = tested[LOGITS].to_numpy()
+        if model == "linear probe":
+            probe = linear_probe(flat[split.train].astype(np.float32), scans.labels[split.train])
+            assert answers.argmax(1).tolist() == probe.predict(flat[split.test]).tolist()
+            continue
+        for row, logits in zip(split.test, answers, strict=True):
+            distances = [np.sum((flat[row] - flat[other]) ** 2) for other in split.train]
+            label = scans.labels[split.train[np.argmin(distances)]]
+            assert logits.argmax() == label
+            assert np.count_nonzero(logits) == 1
+    per_row = frame[frame["part"] == "test"].groupby("model")["row"]
+    assert all(sorted(rows) == list(range(len(scans))) for _, rows in per_row)
+
+
 @pytest.mark.filterwarnings("ignore:fewer subjects than the")
 def test_command_line_adds_the_shuffled_control(tmp_path, monkeypatch, capsys):
     folder = write_phantom(tmp_path / "data")
@@ -279,8 +309,9 @@ def test_command_line_adds_the_shuffled_control(tmp_path, monkeypatch, capsys):
     assert main(["tissue", "--folds", "2", "--output", str(output)]) == 0
     assert "tissue, diagnoses shuffled" in capsys.readouterr().out
     found = read_crossval(output)
-    assert found.models == ["tissue", "tissue, diagnoses shuffled"]
-    true, dealt = (found.pooled(model).sort_values("row") for model in found.models)
+    control = "tissue, diagnoses shuffled"
+    assert found.models == ["tissue", "1-nearest neighbour", "linear probe", control]
+    true, dealt = (found.pooled(model).sort_values("row") for model in ("tissue", control))
     assert true["row"].tolist() == dealt["row"].tolist() == list(range(len(true)))
     expected = shuffle_diagnoses(true["label"].to_numpy(), true["subject"].to_numpy())
     assert dealt["label"].tolist() == expected.tolist()

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("kill.py")
     "kills", [4, pytest.param(50, marks=[pytest.mark.slow])], ids=["few", "many"]
 )
 @pytest.mark.parametrize("what", ["train", "sweep", "save"])
-def test_killed_anywhere_and_begun_again(what, kills):
+def test_killed_anywhere_and_begun_again(what, kills, keep_figures):
     """The checks are in the script: it ends with an error where one fails."""
     if not hasattr(os, "fork"):
         pytest.skip("needs fork, which this system has not")
@@ -25,5 +25,7 @@ def test_killed_anywhere_and_begun_again(what, kills):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kills"] == kills
+    if kills > 9:
+        keep_figures(f"killed: {what}", **found)
     if what == "save" and kills > 9:
         assert found["half-written, removed"], "no kill came while a file was being written"

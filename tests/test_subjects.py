@@ -247,6 +247,26 @@ def test_labels_of_another_length_are_refused(phantoms):
         recover_subjects(images, np.zeros(3, int))
 
 
+@pytest.mark.slow
+def test_a_hundred_thousand_slices_in_any_order():
+    """Each person's slices turn slowly from one random pattern into another, as folds do."""
+    people, slices, side = 3125, 32, 64
+    rng, angles = np.random.default_rng(0), 0.15 * np.arange(32)
+    images = np.empty((people, slices, side, side), np.uint8)
+    for person in images:
+        one, other = (
+            cv2.GaussianBlur(rng.standard_normal((side, side)).astype(np.float32), (0, 0), 1.5)
+            for _ in range(2)
+        )
+        turned = np.cos(angles)[:, None, None] * one + np.sin(angles)[:, None, None] * other
+        person[:] = (128 + 250 * turned).clip(0, 255)
+    order = rng.permutation(people * slices)
+    begin = time.perf_counter()
+    found = recover_subjects(images.reshape(-1, side, side)[order])
+    print(f"{len(order)} slices: {found}, {time.perf_counter() - begin:.0f} s")
+    assert same_partition(found.groups, order // slices)
+
+
 @pytest.mark.real_data
 def test_real_slices_are_200_subjects_of_32(real_data):
     from mri.data import read_scans

@@ -698,6 +698,29 @@ def test_a_loss_that_is_not_finite_raises(tmp_path):
     assert not (tmp_path / "m.keras").exists()
 
 
+class Poison(keras.callbacks.Callback):
+    """Spoils the weights in the third epoch, as a diverging run does."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            self.model.set_weights([np.full_like(w, np.nan) for w in self.model.get_weights()])
+
+
+def test_a_run_that_diverges_keeps_what_was_good(unbroken, tmp_path):
+    """Two whole epochs, from which the same call goes on to the result of an unspoilt run."""
+    with pytest.raises(RuntimeError, match="NaN or Inf loss encountered") as caught:
+        run(tmp_path, callbacks=[Poison()])
+    assert caught.value.__notes__ == [
+        "Lower the learning rate, it is 0.02.",
+        f"Kept in {tmp_path / '.m.state.npz'}: 2 finished epochs, with the best weights so far; "
+        "the same call goes on from there.",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == [".m.state.npz"]
+    with np.load(tmp_path / ".m.state.npz") as state:
+        assert all(np.isfinite(state[name]).all() for name in state if name.startswith("b"))
+    assert_same_run(run(tmp_path), unbroken)
+
+
 class Draws(keras.callbacks.Callback):
     """Watches, and meddles with the global random states."""
 

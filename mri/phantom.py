@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mri.data import CLASS_NAMES, SCHEMA, Scans
-from mri.files import replacing
+from mri.files import alone, replacing
 
 __all__ = ["SHORTCUT", "Phantoms", "make_phantoms", "write_phantom"]
 
@@ -224,7 +224,7 @@ def write_phantom(
     )
     for path, rows in zip(paths, (np.flatnonzero(~is_test), np.flatnonzero(is_test)), strict=True):
         images = [{"bytes": jpegs[order[i]], "path": f"phantom_{i:05d}.jpg"} for i in rows]
-        with replacing(path) as temporary:
+        with alone(path), replacing(path) as temporary:
             pq.write_table(pa.table({"image": images, "label": labels[rows]}, schema), temporary)
     return folder
 

@@ -31,7 +31,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None:  # As of a full disk.
+        if error.errno is None:  # Of Arrow or HDF5, which only have a text.
+            error.add_note(f"{path}: not written")
+        elif error.filename is None:  # As of a full disk.
             error.filename = os.fspath(path)
         raise
     finally:

@@ -69,6 +69,14 @@ def test_until_it_is_whole_the_old_file_stands(tmp_path):
     assert names(tmp_path) == ["file.txt"]
 
 
+def test_a_text_without_a_number_is_kept(tmp_path):
+    """Arrow's and HDF5's errors are such: a file name would take the place of the text."""
+    with pytest.raises(OSError, match="^cannot compress$") as caught:
+        with replacing(tmp_path / "a"):
+            raise OSError("cannot compress")
+    assert caught.value.__notes__ == [f"{tmp_path / 'a'}: not written"]
+
+
 def test_a_name_of_the_cause_is_not_replaced(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "a") as temporary:
         temporary.write_text("")

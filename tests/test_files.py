@@ -71,9 +71,10 @@ def test_until_it_is_whole_the_old_file_stands(tmp_path):
 
 def test_a_text_without_a_number_is_kept(tmp_path):
     """Arrow's and HDF5's errors are such: a file name would take the place of the text."""
-    with pytest.raises(OSError, match=r"^cannot compress$") as caught:
+    with pytest.raises(OSError) as caught:
         with replacing(tmp_path / "a"):
             raise OSError("cannot compress")
+    assert str(caught.value) == "cannot compress"
     assert caught.value.__notes__ == [f"{tmp_path / 'a'}: not written"]
 
 

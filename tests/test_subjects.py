@@ -100,6 +100,27 @@ def test_the_same_seed_gives_the_same_correlations_to_the_bit(phantoms):
     assert not np.array_equal(one.different, other.different), "the seed is of no use"
 
 
+def test_the_pattern_is_what_a_blur_takes_away_at_64_pixels(rng):
+    """With SciPy: means of 3 × 3 pixels, less their Gaussian, scaled to length one."""
+    images = rng.integers(0, 256, (4, 192, 192)).astype(np.uint8)
+    small = images.reshape(4, 64, 3, 64, 3).mean((2, 4))
+    sharp = [image - gaussian_filter(image, 2, mode="mirror", truncate=4) for image in small]
+    expected = np.stack(sharp).reshape(4, -1)
+    expected -= expected.mean(1, keepdims=True)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = _folding_pattern(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_slices_that_are_not_finite_are_listed(phantoms):
+    images = phantoms.images[:9].astype(float)
+    images[[3, 5], 7, 7] = np.nan, np.inf
+    message = r"^Pixels must be finite\. Received: slices=array\(\[3, 5\]\)$"
+    with pytest.raises(ValueError, match=message):
+        recover_subjects(images)
+
+
 def test_subjects_survive_jpeg_and_brightness(phantoms, shuffled):
     gain = np.random.default_rng(0).uniform(0.95, 1.05, len(shuffled))
     images = [
@@ -434,6 +455,11 @@ def test_few_subjects_still_make_three_parts(count):
 def test_folds_out_of_range_are_refused(cohort, fold):
     with pytest.raises(ValueError, match=f"fold must be 0 to 4. Received: fold={fold}"):
         subject_split(*cohort, fold=fold)
+
+
+def test_one_fold_is_none():
+    with pytest.raises(ValueError, match=r"^folds must be at least 2\. Received: folds=1$"):
+        subject_split(np.zeros(9, int), np.repeat([0, 1, 2], 3), folds=1)
 
 
 def test_fewer_subjects_than_folds_are_refused():

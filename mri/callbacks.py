@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mri.backend import keras
-from mri.files import write_atomically
+from mri.files import replacing
 
 
 @keras.saving.register_keras_serializable("mri")
@@ -190,7 +189,7 @@ class Checkpoint(keras.callbacks.Callback):
         }
         arrays: dict[str, Any] = {f"v{i}": np.asarray(v) for i, v in enumerate(self._variables())}
         arrays |= {f"b{i}": value for i, value in enumerate(self.stopper.best_weights)}
-        buffer = io.BytesIO()
-        np.savez(buffer, meta=json.dumps(meta), **arrays)
-        write_atomically(self.path, buffer.getvalue())
+        # A file and not its name, to which NumPy might add an ending.
+        with replacing(self.path) as temporary, temporary.open("wb") as file:
+            np.savez(file, meta=json.dumps(meta), **arrays)
         self.epochs_done = epoch + 1

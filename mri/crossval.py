@@ -26,7 +26,7 @@ from mri.arguments import integers, require
 from mri.data import Scans
 from mri.decode import DataError
 from mri.evaluation import Evaluation, evaluate, fit_temperature, metric_label
-from mri.files import write_atomically
+from mri.files import replacing
 from mri.leakage import linear_probe, shuffle_diagnoses
 from mri.subjects import Split, subject_split
 
@@ -325,9 +325,9 @@ def cross_validate_probes(scans: Scans, groups: np.ndarray, *, folds: int = 5) -
         shares = np.zeros((len(rows), len(scans.class_names)))
         shares[:, probe.classes_] = probe.predict_proba(pixels[rows])
         linear, votes = np.log(shares.clip(1e-9)), np.eye(len(scans.class_names))[nearest]
+        validation = scans.labels[split.validation]
         for name, logits in (("1-nearest neighbour", votes), ("linear probe", linear)):
-            n = len(split.validation)
-            temperature = fit_temperature(scans.labels[split.validation], logits[:n])
+            temperature = fit_temperature(validation, logits[: len(validation)])
             tables.append(_table(name, scans, groups, split, 0, logits / temperature))
     return pa.concat_tables(tables).to_pandas()
 
@@ -361,9 +361,8 @@ def _table(
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a parquet file whole or not at all."""
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    write_atomically(path, buffer.getvalue().to_pybytes())
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

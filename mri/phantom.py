@@ -212,7 +212,6 @@ def write_phantom(
     if [_read_stamp(path) for path in paths] == [stamp, stamp]:
         return folder
     phantoms, jpegs = _draw(subjects, slices, 128, seed, False)
-    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, subjects, slices])
     order = rng.permutation(len(jpegs))
     labels, is_test = phantoms.labels[order], np.zeros(len(order), bool)

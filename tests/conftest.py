@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from mri.comparison import Comparison
 from mri.data import Scans
@@ -113,9 +114,10 @@ def keep_figures() -> Callable[..., None]:
     """Return a function that puts counts into ``runs/faults.json``, where README's are from."""
 
     def keep(heading: str, **counts: float) -> None:
-        known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
         FIGURES.parent.mkdir(exist_ok=True)
-        FIGURES.write_text(json.dumps(known | {heading: counts}, indent=1))
+        with FileLock(FIGURES.with_suffix(".lock")):  # Two tests run at a time.
+            known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+            FIGURES.write_text(json.dumps(known | {heading: counts}, indent=1))
         print(f"{heading}: {counts}")
 
     return keep

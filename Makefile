@@ -83,7 +83,7 @@ outputs: run  ## make the executed notebooks the committed ones, pictures in 256
 
 picture: .venv/ready  ## take the README's picture out of main.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir runs main.ipynb
-	cp runs/main_files/main_63_0.png models/gradcam.png
+	cp runs/main_files/main_65_0.png models/gradcam.png
 
 clean:  ## remove .venv, .peers and runs; data and models stay
 	rm -rf .venv .peers runs

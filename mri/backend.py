@@ -8,6 +8,8 @@ as ever.
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Whatever a file in the home folder says.
+os.environ["KERAS_BACKEND"] = "tensorflow"
 _kept, _null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
 os.dup2(_null, 2)
 try:
@@ -15,7 +17,9 @@ try:
     import tensorflow as tf
 
     # The first look for a GPU complains where there is none.
-    tf.config.list_physical_devices("GPU")
+    for gpu in tf.config.list_physical_devices("GPU"):
+        # Else one process takes all of it, and the second of a sweep has none.
+        tf.config.experimental.set_memory_growth(gpu, True)
 finally:
     os.dup2(_kept, 2)
     os.close(_kept)

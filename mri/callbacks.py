@@ -14,7 +14,6 @@ from mri.backend import keras
 from mri.files import replacing
 
 
-@keras.saving.register_keras_serializable("mri")
 class BalancedAccuracy(keras.metrics.Metric):
     """Mean recall over the classes seen, from one-hot labels and logits."""
 
@@ -37,7 +36,6 @@ class BalancedAccuracy(keras.metrics.Metric):
         return keras.ops.sum(recall) / keras.ops.maximum(keras.ops.sum(present), 1)
 
 
-@keras.saving.register_keras_serializable("mri")
 class HardExamples(keras.losses.CategoricalCrossentropy):
     """Cross-entropy of the hardest share of each batch; with 1, of all of it.
 

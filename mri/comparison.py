@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,19 @@ from mri.arguments import integers
 from mri.cards import ModelFileError, read_card
 from mri.data import Scans
 from mri.evaluation import Evaluation, evaluate, metric_label
+from mri.parquet import CLASS_NAMES
 from mri.predictions import Predictions, find_logits, keep_logits
 from mri.significance import ADDITIVE, leading_group, pairwise
 
-RANKED_BY = "balanced_accuracy"
-_SEED = re.compile(r"-seed\d+(?=-|$)")
+RANKED_BY = "balanced_accuracy_3"
+"""Of three classes: the few people with moderate dementia are in one protocol's test part only."""
+
+_SEED = re.compile(r"-seed[1-9]\d*(?=-|$)")
+_INFLATED = "subjects in training too: inflated"
 _OTHER_FORMATS = (".h5", ".hdf5", ".pkl", ".pt", ".pth")
 PROTOCOLS = ("subject", "image", "unknown")
 _FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "log_loss", "ece")
+_COSTS = ("parameters", "size_mb", "ms_1", "ms_64", "seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,24 +75,38 @@ class Comparison:
     def leaderboard(self) -> pd.DataFrame:
         """Return a row a network, its figures under both protocols side by side.
 
-        The two files of a network are those named alike but for ``-subject`` and ``-image``;
-        repeats with other seeds are left to `seeds`.
+        What a network costs is that of its subject-wise file, where there is one; repeats with
+        other seeds are left to `seeds`.
+        """
+        rows, leading = {}, self.leading()
+        table = self.table.set_index("model")
+        for name, models in self.networks().items():
+            row = table.loc[next(iter(models.values())), list(_COSTS)].to_dict()
+            row["leading"] = any(model in leading for model in models.values())
+            for protocol, model in models.items():
+                estimate = self.evaluations[model].metrics["slice"][self.by]
+                row[protocol] = estimate.value
+                row[f"{protocol}_interval"] = f"[{estimate.low:.3f}, {estimate.high:.3f}]"
+            rows[name] = row
+        columns = [f"{p}{end}" for p in PROTOCOLS for end in ("", "_interval")]
+        columns = ["leading", *columns, *_COSTS]
+        return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
+
+    def networks(self) -> dict[str, dict[str, str]]:
+        """Return by network, best first, its model under each protocol.
+
+        Its files are those named alike but for ``-subject`` and ``-image``; where two of one
+        protocol would be called the same, each keeps its whole name. Without repeats by seed.
         """
         measured = self.table[self.table["protocol"].isin(PROTOCOLS)]
         measured = measured[~measured["model"].str.contains(_SEED)]
-        rows: dict[str, dict[str, Any]] = {}
-        leading = self.leading()
-        for of in measured.to_dict("records"):
-            name = of["model"].removesuffix(f"-{of['protocol']}")
-            row = rows.setdefault(name, {"leading": False})
-            row |= {key: of[key] for key in ("parameters", "size_mb", "ms_1", "ms_64", "seconds")}
-            row["leading"] |= of["model"] in leading
-            estimate = self.evaluations[of["model"]].metrics["slice"][self.by]
-            row[of["protocol"]] = estimate.value
-            row[f"{of['protocol']}_interval"] = f"[{estimate.low:.3f}, {estimate.high:.3f}]"
-        columns = [f"{p}{end}" for p in PROTOCOLS for end in ("", "_interval")]
-        columns = ["leading", *columns, "parameters", "size_mb", "ms_1", "ms_64", "seconds"]
-        return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
+        pairs = list(zip(measured["model"], measured["protocol"], strict=True))
+        short = [(model.removesuffix(f"-{protocol}"), protocol) for model, protocol in pairs]
+        found: dict[str, dict[str, str]] = {}
+        for (model, protocol), key in zip(pairs, short, strict=True):
+            name = model if short.count(key) > 1 else key[0]
+            found.setdefault(name, {})[protocol] = model
+        return found
 
     def best(self, protocol: str = "subject", n: int = 1) -> list[str]:
         """Return the names of the first `n` models of a protocol, without repeats by seed."""
@@ -156,7 +176,8 @@ class Comparison:
                     f"{alike} of the others cannot be told from it, {worse} "
                     f"{'are' if worse > 1 else 'is'} worse (p < 0.05 after Holm's correction)."
                     if alike
-                    else f"All {worse} others are worse (p < 0.05 after Holm's correction)."
+                    else f"{'All others are' if worse > 1 else 'The other is'} worse "
+                    "(p < 0.05 after Holm's correction)."
                 )
         board = self.leaderboard()[["subject", "image"]].dropna()
         if len(board) > 2:
@@ -191,7 +212,8 @@ class Comparison:
         digits |= {"parameters": "{:,.0f}", "size_mb": "{:.1f}", "ms_64": "{:.0f}"}
         digits["seconds"] = "{:.0f}"
         styled = board.style.format(digits, na_rep="–").apply(lambda _: shade, axis="index")
-        refused = self.table[self.table["note"] != ""][["model", "note"]]
+        said = ~self.table["note"].isin(["", _INFLATED])
+        refused = self.table.loc[said, ["model", "note"]]
         notes = "" if refused.empty else refused.to_html(index=False)
         caption = f"{metric_label(self.by)} per slice; shaded: not told from the best of strangers"
         return styled.set_caption(caption).to_html() + notes
@@ -205,7 +227,7 @@ def compare(
     groups: np.ndarray | None = None,
     folder: str | os.PathLike[str] = "models",
     *,
-    by: str = RANKED_BY,
+    by: str | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Evaluate every model of `folder` and of its subfolder ``zoo`` and rank them.
@@ -224,8 +246,10 @@ def compare(
     groups : ndarray of int, shape (n,)
         Subject of each slice; needed with `scans`.
     folder : path
-    by : str
-        Metric of the ranking, per slice of the test part; one of `mri.significance.ADDITIVE`.
+    by : str, optional
+        Metric of the ranking, per slice of the test part; one of `mri.significance.ADDITIVE`. By
+        default the balanced accuracy of three classes, mild and moderate dementia pooled; of all
+        classes where the data have others.
     seed : int
         Of the bootstrap over subjects and the tests.
 
@@ -247,17 +271,17 @@ def compare(
     >>> "tissue-subject" in found.table["model"].tolist()
     True
     """
-    if by.startswith("val"):
+    if by is not None and by.startswith("val"):
         raise ValueError(
             f"{by!r} is what the models were selected by, so it ranks luck; take a metric of the "
             f"test part: {ADDITIVE}"
         )
-    if by not in ADDITIVE:
+    if by not in (None, *ADDITIVE):
         raise ValueError(f"by must be one of {ADDITIVE}. Received: {by!r}")
     if (scans is None) != (groups is None):
         raise ValueError("scans and groups belong together. Received only one of them")
     if scans is not None:
-        integers("groups", groups, len(scans))
+        groups = integers("groups", groups, len(scans))
     files = _files(Path(folder))
     if not files:
         raise FileNotFoundError(
@@ -265,32 +289,36 @@ def compare(
         )
     fingerprint = scans.fingerprint() if scans is not None else None
     rows, kept, evaluated = [], {}, []
-    for name, path in tqdm(files.items(), desc="models", disable=None):
+    for name, path in tqdm(files.items(), desc="models", disable=None, leave=False):
         try:
             found = find_logits(path, fingerprint)
             if anew := found is None:
                 found = keep_logits(path, scans, groups)
+            elif groups is not None and found.about["data"] == fingerprint:
+                found = found._replace(subjects=groups[found.rows])
         except Exception as error:  # Whatever one file holds, the others are ranked.
             rows.append(_refused(name, path, error))
             continue
         kept[name] = found
         evaluated += [name] if anew else []
+    by = by or _ranked_by(kept)
     measured = joblib.Parallel(n_jobs=-1, prefer="threads")(
         joblib.delayed(_measure)(name, files[name], found, fingerprint, by, seed)
         for name, found in kept.items()
     )
     evaluations = {}
-    boards: dict[tuple[str, str, bytes], list[str]] = {}
+    boards: dict[tuple[str, str, bytes, bytes], list[str]] = {}
     for row, figures in measured:
         rows.append(row)
         if figures is not None:
             name, found = row["model"], kept[row["model"]]
             evaluations[name] = figures
-            same = (found.about["data"], row["protocol"], found.rows.tobytes())
+            people = np.unique(found.subjects, return_inverse=True)[1]
+            same = (found.about["data"], row["protocol"], found.rows.tobytes(), people.tobytes())
             boards.setdefault(same, []).append(name)
     evaluated = [name for name in evaluated if name in evaluations]
     columns = ["model", "protocol", by, "low", "high", *(key for key in _FIGURES if key != by)]
-    columns += ["parameters", "size_mb", "ms_1", "ms_64", "seconds", "data", "note"]
+    columns += [*_COSTS, "data", "note"]
     table = pd.DataFrame(rows).reindex(columns=[*columns, "other"])
     place = {protocol: i for i, protocol in enumerate(PROTOCOLS)}
     order = table["protocol"].map(place).fillna(len(place))
@@ -305,9 +333,17 @@ def compare(
             peers = next(names for names in boards.values() if best in names)
             ranked = {name: evaluations[name] for name in of["model"] if name in peers}
             p_values[protocol] = pairwise(ranked, metric=by, seed=seed)
+            alone = table["model"].isin(set(of["model"]) - set(peers)) & ~table["other"]
+            notes = table.loc[alone, "note"] + f"; not tested: other slices than those of {best}"
+            table.loc[alone, "note"] = notes.str.removeprefix("; ")
     table = table[columns].astype({"parameters": "Int64"})
     tested = {name: kept[name].rows for name in evaluations}
     return Comparison(table, evaluations, p_values, by, tested, files, tuple(evaluated))
+
+
+def _ranked_by(kept: Mapping[str, Predictions]) -> str:
+    public = all(set(found.about["class_names"]) == set(CLASS_NAMES) for found in kept.values())
+    return RANKED_BY if public else "balanced_accuracy"
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -354,7 +390,7 @@ def _measure(
 
 
 def _refused(name: str, path: Path, error: Exception) -> dict[str, Any]:
-    cause = f"{path}: cannot be measured ({type(error).__name__}: {error}); train it again"
+    cause = f"{path}: cannot be measured ({type(error).__name__}: {error})"
     note = str(error) if isinstance(error, ModelFileError) else cause
     return {"model": name, "other": False, "protocol": "–", "note": note}
 
@@ -369,5 +405,5 @@ def _protocol(card: dict[str, Any] | None, other: bool) -> tuple[str, str]:
     if protocol not in ("subject", "image"):
         raise ValueError(f"unknown protocol {protocol!r} in its card")
     if protocol == "image":
-        notes.append("subjects in training too: inflated")
+        notes.append(_INFLATED)
     return protocol, "; ".join(notes)

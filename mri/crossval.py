@@ -82,7 +82,12 @@ class CrossValidation:
                 f"no {part} logits of {wanted}; there are {self.models}, parts "
                 f"{sorted(self.frame['part'].unique())}"
             )
-        return chosen.groupby(["row", "subject", "label"], as_index=False)[self._logits].mean()
+        found = chosen.groupby(["row", "subject", "label"], as_index=False)[self._logits].mean()
+        alike = not found["row"].duplicated().any()
+        require(
+            alike, "Only models of the same labels and subjects can be averaged.", models=wanted
+        )
+        return found
 
     def evaluate(
         self,
@@ -91,12 +96,12 @@ class CrossValidation:
         part: str = "test",
         seed: int = 0,
     ) -> Evaluation:
-        """Measure the mean of the given models (by default all) over all seeds.
+        """Measure the mean of the logits of the given models (by default all) over all seeds.
 
         Parameters
         ----------
         models : str or sequence of str, optional
-            Several are an ensemble.
+            Several are an ensemble, as are the seeds of one.
         part : {'test', 'validation'}
             Choose recipes by 'validation', report 'test'.
         seed : int
@@ -105,6 +110,11 @@ class CrossValidation:
         Returns
         -------
         Evaluation
+
+        Raises
+        ------
+        ValueError
+            If there are none such, or they were judged by different labels or subjects.
         """
         frame = self.pooled(models, part)
         names = " + ".join(self._wanted(models))
@@ -118,7 +128,9 @@ class CrossValidation:
         )
 
     def table(self, *, unit: str = "subject", part: str = "test") -> pd.DataFrame:
-        """Return a row a network, all its seeds averaged, and a column a figure with its interval.
+        """Return a row a network, a column a figure with its interval.
+
+        Of a network with several seeds the logits are averaged: its row is that of an ensemble.
 
         Parameters
         ----------
@@ -138,6 +150,14 @@ class CrossValidation:
                 if key in found
             }
         return pd.DataFrame(rows).T
+
+    def per_fold(self, metric: str = "demented_auc", *, unit: str = "subject") -> pd.DataFrame:
+        """Return a row a network, a column a fold: its figure on the people of that fold."""
+        rows: dict[str, dict[str, float]] = {}
+        for (model, fold), of in self.frame.groupby(["model", "fold"], sort=False):
+            found = replace(self, frame=of).evaluate(model).metrics[unit][metric]
+            rows.setdefault(model, {})[f"fold {fold}"] = found.value
+        return pd.DataFrame.from_dict(rows, orient="index")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the logits as parquet, so that every figure can be had again without training."""
@@ -164,9 +184,9 @@ def read_crossval(path: str | os.PathLike[str]) -> CrossValidation:
     try:
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[_KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
+        return CrossValidation(table.to_pandas(), tuple(about["class_names"]), about["origin"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: no logits of a cross-validation ({error})") from error
-    return CrossValidation(table.to_pandas(), tuple(about["class_names"]), about["origin"])
 
 
 def cross_validate(
@@ -289,8 +309,9 @@ def _run_cell(
         folder=folder,
         verbose=0,
     )
-    path = folder / f"{name}.parquet"
-    key = run.card["signature"].encode()
+    path = folder / f"{name}.cell.parquet"
+    people = hashlib.sha256(groups.astype(np.int64).tobytes()).hexdigest()
+    key = f"{run.card['signature']} {people}".encode()
     with suppress(OSError, pa.ArrowInvalid):  # Absent or damaged: computed again.
         table = pq.read_table(path)
         if (table.schema.metadata or {}).get(_KEY) == key:

@@ -29,7 +29,7 @@ METRICS = {
     "macro_auc": "Macro AUC, one-vs-rest",
     "log_loss": "Log loss (lower is better)",
     "ece": "Calibration error, ECE (lower is better)",
-    "balanced_accuracy_3": "Balanced accuracy, mild and moderate pooled",
+    "balanced_accuracy_3": "Balanced accuracy (mild and moderate pooled)",
     "demented_auc": "AUC, demented against non-demented",
 }
 """Readable names by key; beside these every class has `recall_<class>` and `auc_<class>`."""

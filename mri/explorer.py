@@ -74,7 +74,7 @@ class Explorer:
         *,
         network: str | None = None,
         explained: str = PREDICTED,
-        method: str = "grad-cam",
+        method: str = "hirescam",
         layer: str = MARKED,
     ) -> Figure:
         """Return the figure of one slice, its heatmap and what the network says.
@@ -156,7 +156,7 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
         "person": dropdown("person", list(explorer.people)),
         "position": ipywidgets.IntSlider(middle, 0, count - 1, description="slice"),
         "explained": dropdown("explain", [PREDICTED, *scans.class_names]),
-        "method": dropdown("method", list(METHODS)),
+        "method": dropdown("method", sorted(METHODS, key="hirescam".__ne__)),
         "layer": dropdown("layer", explorer.layers(next(iter(runs)))),
     }
     picture = ipywidgets.Image(format="png")

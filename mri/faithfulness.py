@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -324,7 +325,8 @@ def _worst(verdicts: list[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: check the maps of model files on held-out slices, print Markdown."""
-    from mri.cards import load_model, read_card
+    from mri.cards import ModelFileError, load_model, read_card
+    from mri.predictions import held_out_rows
     from mri.training import protocols
 
     parser = argparse.ArgumentParser(
@@ -337,8 +339,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     scans, _, groups = protocols()
     for i, (path, method) in enumerate(product(options.models, options.methods)):
-        model, card = load_model(path), read_card(path) or {}
-        tested = card.get("test_rows", np.arange(len(scans)))
+        try:
+            tested = held_out_rows(Path(path), read_card(path), scans)
+            model = load_model(path)
+        except ModelFileError as error:
+            print(error, file=sys.stderr)
+            return 1
         few = np.random.default_rng(options.seed).choice(tested, options.slices, replace=False)
         found = check_heatmaps(
             model, scans.images[few], subjects=groups[few], method=method, seed=options.seed

@@ -68,9 +68,12 @@ class GradCAM:
     The gradient is that of the class's logit, also where the model ends in softmax or sigmoid,
     whose own gradient vanishes when the model is sure. Weights are read at every call: after more
     training the same object explains the new state. Dropout and the like are off. Maps are
-    stretched to the image bilinearly, with half-pixel centres: exact after layers with ``"same"``
-    padding, off by the trimmed rim after ``"valid"`` ones. The attribute `layers` holds the layers
-    in the order of their use, each inner one before the one that holds it.
+    stretched to the image bilinearly, with half-pixel centres: exact after layers that divide the
+    image evenly, such as pooling or strides as wide as the kernel. Other strided layers on an even
+    grid, and ``"valid"`` padding, shift what a cell sees: by half a pixel in `compact`, one in
+    `fast`, and in `resnet50` and `efficientnet_b3`, after five such layers, by half a cell of 32
+    pixels. The attribute `layers` holds the layers in the order of their use, each inner one before
+    the one that holds it.
 
     Parameters
     ----------

@@ -200,7 +200,9 @@ def _shapes(images: np.ndarray) -> np.ndarray:
     """Flatten and scale the slices so that their dot products are correlations."""
     shapes = images.reshape(len(images), -1).astype(np.float32)
     shapes -= shapes.mean(axis=1, keepdims=True)
-    shapes /= np.linalg.norm(shapes, axis=1, keepdims=True)
+    norms = np.linalg.norm(shapes, axis=1, keepdims=True)
+    # A slice of one gray value correlates with none.
+    shapes /= np.where(norms > 0, norms, 1)
     return shapes
 
 
@@ -209,7 +211,8 @@ def _closest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return for each of `rows` the most correlated of `pool`, and the correlation.
 
-    What has the same number in `barred` as the row itself is left out.
+    What has the same number in `barred` as the row itself is left out; the correlation is NaN
+    where that is all there is.
     """
     found, best = np.empty(len(rows), np.int64), np.empty(len(rows))
     candidates = shapes[pool]
@@ -221,9 +224,8 @@ def _closest(
         nearest = candidates[chosen := similar.argmax(axis=1)]
         found[start : start + 256] = pool[chosen]
         # Again in double precision: a long sum in single gives copies more than 1 on some machines.
-        best[start : start + 256] = np.einsum(
-            "ij,ij->i", shapes[block], nearest, dtype=np.float64, casting="safe"
-        )
+        exact = np.einsum("ij,ij->i", shapes[block], nearest, dtype=np.float64, casting="safe")
+        best[start : start + 256] = np.where(np.isinf(similar.max(axis=1)), np.nan, exact)
     return found, best
 
 
@@ -325,7 +327,8 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray) -> pd.DataFrame:
     size += f" slices of {'/'.join(str(n) for n in people.values())} people"
     found = [
         ("L1.1 a test part of its own", size, len(set(rows)) == len(rows)),
-        ("L1.4 no duplicates across", f"{copies} identical, {near} with r ≥ {DUPLICATE}", not near),
+        ("L1.4 no duplicates across", f"{copies} identical, {near} with r ≥ {DUPLICATE}",
+         not (near or copies)),
         ("L3.2 independent of training", f"{shared} of {len(tested)} people on both sides",
          not shared),
         ("L3.3 enough of every class", f"in test fewer than 5 people: {', '.join(few) or 'none'}",

@@ -23,11 +23,13 @@ def overlay_columns(
     labels: np.ndarray,
     class_names: Sequence[str],
     *,
+    bare: bool = False,
     title: str = "",
 ) -> Figure:
     """Draw a row a slice: itself, then what each method or model looked at and what it said.
 
     `images` are uint8 (n, h, w), `labels` (n,); the explanations, by name, are of these images.
+    Maps lie over the slice, or are shown `bare`, where what they mark is as bright as they are.
     """
     n, k = len(images), len(explanations)
     size = (1.75 * (k + 1) + 0.9, 2.0 * n + 0.7)
@@ -36,7 +38,11 @@ def overlay_columns(
         _show(row[0], image)
         row[0].set_xlabel(f"true: {_readable(class_names[labels[i]])}", fontsize=7)
         for ax, explanation in zip(row[1:], explanations.values(), strict=True):
-            _show(ax, overlay(image, explanation.maps[i]))
+            heatmap = explanation.maps[i]
+            if bare:
+                _show(ax, heatmap, cmap="magma", vmax=1)
+            else:
+                _show(ax, overlay(image, heatmap))
             if explanation.zero[i]:
                 frame = {"transform": ax.transAxes, "ha": "center", "va": "center"}
                 ax.text(0.5, 0.5, "no evidence", color="white", fontsize=7, **frame)

@@ -346,10 +346,9 @@ def fast(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
 def tissue(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """How much of each sixteenth of the slice has the tone of thinned gray matter: 68 weights.
 
-    Too small to recognise a person, which is why it is the best here at judging strangers. Each
-    slice is standardised, since its file was scaled to its brightest pixel; a fixed Gaussian band
-    of tones, the partial volume between cortex and fluid, is averaged over a 4 × 4 grid, and a
-    linear layer reads the sixteen numbers.
+    Too small to recognise a person. Each slice is standardised, since its file was scaled to its
+    brightest pixel; a fixed Gaussian band of tones, the partial volume between cortex and fluid, is
+    averaged over a 4 × 4 grid, and a linear layer reads the sixteen numbers.
     """
     # All in float32: the band is narrow, and there is nothing here to speed up.
     exact = {"dtype": "float32"}

@@ -35,7 +35,7 @@ COLOURS = {
 }
 """Colours of the four public classes, in order of severity."""
 
-BLUE, ORANGE, PINK, GREY = "#0072B2", "#D55E00", "#CC79A7", "#777777"
+BLUE, GREEN, PINK, GREY, BLACK = "#0072B2", "#009E73", "#CC79A7", "#777777", "#000000"
 
 # Part of the head, as shares of width and height: where it is, where its name stands, the name.
 _PARTS = [
@@ -43,11 +43,11 @@ _PARTS = [
     for at, place, name in (
         ((64, 26), (134, 18), "fissure between the hemispheres"),
         ((64, 52), (134, 46), "corpus callosum: white matter\nthat joins them"),
-        ((75, 66), (134, 76), "thalamus: gray matter"),
-        ((69, 83), (134, 106), "lateral ventricle, front horn: fluid"),
+        ((70, 66), (134, 76), "thalamus: gray matter"),
+        ((66, 84), (134, 106), "lateral ventricle, front horn: fluid"),
         ((47, 48), (-6, 32), "lateral ventricle, back horn: fluid"),
-        ((24, 70), (-6, 68), "sulci, the folds between\nturns of the cortex: fluid"),
-        ((43, 100), (-6, 104), "cortex, the gray rim, on\nwhite matter"),
+        ((24, 66), (-6, 68), "sulci, the grooves between\nturns of the cortex: fluid"),
+        ((36, 97), (-6, 104), "cortex, the gray rim, on\nwhite matter"),
     )
 ]
 
@@ -161,31 +161,24 @@ def training_curves(
     """Draw loss and accuracy by epoch from 1, training beside validation.
 
     `history` has lists under loss, val_loss, accuracy, val_accuracy, and perhaps
-    val_balanced_accuracy and learning_rate. `best_epoch`, from 1, is the one that was kept.
+    val_balanced_accuracy. `best_epoch`, from 1, is the one that was kept.
     """
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-    epochs, rates = np.arange(1, len(history["loss"]) + 1), history.get("learning_rate", ())
+    epochs = np.arange(1, len(history["loss"]) + 1)
     curves = {"": ("training", GREY), "val_": ("validation", BLUE)}
-    curves["val_balanced_"] = ("balanced validation", PINK)
+    curves["val_balanced_"] = ("validation, balanced over the classes", PINK)
     for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
-        ends = []
         for prefix, (name, colour) in curves.items():
             if prefix + quantity in history:
                 values = history[prefix + quantity]
                 ax.plot(epochs, values, color=colour, marker="o", markersize=2.5, label=name)
-                ends.append((values[-1], name, colour))
         ax.set_ylim(bottom=0 if quantity == "loss" else None)
-        floor, gap = -np.inf, 0.07 * np.ptp(ax.get_ylim())
-        for value, name, colour in sorted(ends):
-            floor = max(value, floor + gap)  # names of curves that end together move apart
-            _beside(ax, name, (epochs[-1], floor), color=colour)
         if best_epoch is not None:
             _mark(ax, best_epoch, f"best: {best_epoch}")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.set(xlabel="epoch", ylabel=quantity)
         ax.grid(axis="y")
-    if len(rates):
-        axes[0].set_xlabel(f"epoch (learning rate {rates[0]:.2g} to {rates[-1]:.2g})")
+    fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     fig.suptitle(title)
     return fig
 
@@ -262,8 +255,8 @@ def metric_intervals(
     """Draw a metric of several named evaluations with 95% intervals, per slice and per subject."""
     ax = _panel(ax, 7.5, 1 + 0.5 * len(evaluations))
     for unit, marker, colour, shift in (
-        ("slice", "o", BLUE, -0.17),
-        ("subject", "D", ORANGE, 0.17),
+        ("slice", "o", GREY, -0.17),
+        ("subject", "s", BLACK, 0.17),
     ):
         for i, evaluation in enumerate(evaluations.values()):
             if unit in evaluation.metrics:
@@ -381,18 +374,19 @@ def similarity_histogram(
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
-    """Draw correlations (n,) with the nearest slice of the same and of any other subject."""
+    """Draw correlations (n,) within a subject and between two; what is NaN is left out."""
     ax = _panel(ax, 7, 3.2)
+    same, different = (np.asarray(x)[np.isfinite(x)] for x in (same, different))
     found = np.concatenate([same, different, [1]])  # rounding may exceed 1
     bins = np.linspace(found.min(), found.max(), 81).tolist()
-    for values, who, colour in ((different, "another", "#E69F00"), (same, "the same", BLUE)):
-        label = f"nearest slice of {who} subject (n = {len(values)})"
+    for values, who, colour in ((different, "two subjects", PINK), (same, "one subject", GREEN)):
+        label = f"slices of {who} (n = {len(values)})"
         ax.hist(values, bins, color=colour, alpha=0.75, label=label)
     if threshold is not None:
         _mark(ax, threshold, f"threshold {threshold:.3f}")
     # Filled, so that the line of the threshold ends behind it.
     ax.legend(loc="upper left", frameon=True, facecolor="w", edgecolor="none", framealpha=1)
-    ax.set(xlabel="correlation of pixel values", ylabel="slices")
+    ax.set(xlabel="correlation", ylabel="number of correlations")
     ax.set_title(title, pad=18)
     return ax
 

@@ -176,6 +176,8 @@ def _warnings(card: Mapping[str, Any] | None, checked: bool) -> tuple[str, ...]:
         said.append("This model has no card: not calibrated, and its classes are guessed.")
     elif card.get("synthetic"):
         said.append("This model was trained on synthetic phantoms: it knows no real slice.")
+    elif not {"split", "validation"} <= card.keys():
+        said.append("The card of this model does not say what it was trained on, nor how well.")
     elif card["split"]["protocol"] == "image":
         said.append(
             "This model was judged image-level: its figures measure recognition of people it "
@@ -184,9 +186,9 @@ def _warnings(card: Mapping[str, Any] | None, checked: bool) -> tuple[str, ...]:
     else:
         share = card["validation"]["balanced_accuracy"]
         said.append(
-            f"Of people it had never seen this model named {share:.0%} of the slices rightly "
-            "(balanced over the classes, validation part; chance is 25%). A slice of the public "
-            "set may be of a person whom it does know."
+            f"Of people it had not been trained on, by whom its best epoch was chosen, this model "
+            f"named {share:.0%} of the slices rightly (balanced over the classes; chance is 25%). "
+            "A slice of the public set may be of a person whom it does know."
         )
     if not checked:
         said.append("Whether this is such a slice at all was not checked.")
@@ -227,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         picture = options.output / f"{stem.strip('-')}-{found.model}.png"
         options.output.mkdir(parents=True, exist_ok=True)
         found.draw().savefig(picture, dpi=150)
-    except (DataError, ModuleNotFoundError, OSError) as error:
+    except (ValueError, ModuleNotFoundError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{found}\nPicture: {picture}")

@@ -73,7 +73,7 @@ def keep_logits(
     if scans is None or groups is None:
         raise ModelFileError(f"{path}: no logits kept, and no slices to run it on")
     card = read_card(path)
-    test = _test_rows(path, card, scans)
+    test = held_out_rows(path, card, scans)
     model = load_model(path)
     _check_fit(path, model, scans)
     from mri.models import predict_logits
@@ -165,7 +165,14 @@ def _check_fit(path: Path, model: object, scans: Scans) -> None:
         raise ModelFileError(f"{path}: gives {gives}, the data have classes {scans.class_names}")
 
 
-def _test_rows(path: Path, card: dict[str, Any] | None, scans: Scans) -> np.ndarray:
+def held_out_rows(path: Path, card: dict[str, Any] | None, scans: Scans) -> np.ndarray:
+    """Return the test rows of a card, int (m,); without a card, all rows.
+
+    Raises
+    ------
+    ModelFileError
+        If the card does not say, or is of other slices than these.
+    """
     if card is None:
         return np.arange(len(scans))
     missing = {"class_names", "data", "split", "temperature", "test_rows"}.difference(card)

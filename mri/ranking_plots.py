@@ -18,13 +18,13 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
 from mri.evaluation import metric_label
-from mri.plots import BLUE, GREY, ORANGE, STYLE, _panel
+from mri.plots import BLUE, GREEN, GREY, PINK, STYLE, _panel
 
 if TYPE_CHECKING:
     from mri.comparison import Comparison
     from mri.evaluation import Evaluation
 
-_MARKS = {"subject": ("D", BLUE, -0.16), "image": ("o", ORANGE, 0.16), "unknown": ("x", GREY, 0)}
+_MARKS = {"subject": ("D", GREEN, -0.16), "image": ("o", PINK, 0.16), "unknown": ("x", GREY, 0)}
 _NAMES = {"subject": "subject-wise", "image": "image-level (inflated)", "unknown": "no card"}
 _COSTS = {
     "parameters": "number of weights",
@@ -38,18 +38,16 @@ _COSTS = {
 @mpl.rc_context(STYLE)
 def ranking(comparison: Comparison, *, ax: Axes | None = None, title: str = "") -> Axes:
     """Draw a row a network, its figure under each protocol with 95% intervals, leaders shaded."""
-    board = comparison.leaderboard()
+    board, networks = comparison.leaderboard(), comparison.networks()
     ax = _panel(ax, 7.5, 1 + 0.34 * len(board))
     for row, (name, leads) in enumerate(board["leading"].items()):
         if leads:
             ax.axhspan(row - 0.5, row + 0.5, color=BLUE, alpha=0.1, linewidth=0)
-        for protocol, (mark, colour, shift) in _MARKS.items():
-            found = {name, f"{name}-{protocol}"} & set(comparison.evaluations)
-            of = [n for n in found if n in comparison.best(protocol, len(comparison.table))]
-            if of:
-                value, low, high = comparison.evaluations[of[0]].metrics["slice"][comparison.by]
-                ax.hlines(row + shift, low, high, color=colour, linewidth=1.6)
-                ax.plot(value, row + shift, mark, color=colour, markersize=5)
+        for protocol, model in networks[name].items():
+            mark, colour, shift = _MARKS[protocol]
+            value, low, high = comparison.evaluations[model].metrics["slice"][comparison.by]
+            ax.hlines(row + shift, low, high, color=colour, linewidth=1.6)
+            ax.plot(value, row + shift, mark, color=colour, markersize=5)
     shown = [protocol for protocol in _MARKS if board[protocol].notna().any()]
     handles: list[Artist] = [
         Line2D([], [], color=_MARKS[p][1], marker=_MARKS[p][0], label=_NAMES[p]) for p in shown
@@ -73,11 +71,10 @@ def p_values(matrix: pd.DataFrame, *, ax: Axes | None = None, title: str = "") -
     n = len(matrix)
     ax = _panel(ax, 2.2 + 0.42 * n, 1.6 + 0.36 * n)
     values = matrix.to_numpy()
-    real = np.where(values < 0.05, 1.0, np.where(np.isnan(values), 0.25, 0.0))
-    ax.imshow(real, cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
+    ax.imshow(values < 0.05, cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
     for (i, j), p in np.ndenumerate(values):
         if i != j:
-            text = "<.001" if p < 0.001 else f"{p:.3f}"[1:] if p < 1 else "1"
+            text = "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
             colour = "white" if p < 0.05 else "black"
             ax.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
     ax.set_xticks(range(n), matrix.columns, rotation=45, ha="right", rotation_mode="anchor")
@@ -97,13 +94,19 @@ def cost(
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
-    """Draw the figure of the ranking against a cost, and the line of those that nobody beats."""
-    ax = _panel(ax, 7.5, 4)
+    """Draw the figure of the ranking, with its 95% interval, against a cost.
+
+    The line joins those that nobody beats in both, as far as the figures go.
+    """
+    ax = _panel(ax, 7.5, 4.4)
     of = comparison.table.set_index("model")
     of = of.loc[comparison.best(protocol, len(of))]
     of, front = of.dropna(subset=[by]), comparison.pareto(by, protocol)
     x, y = of[by].astype(float), of[comparison.by]
     ax.plot(x[front], y[front], color=GREY, linewidth=1, drawstyle="steps-post")
+    bounds = [comparison.evaluations[name].metrics["slice"][comparison.by] for name in of.index]
+    _, low, high = zip(*bounds, strict=True)
+    ax.vlines(x, low, high, color=GREY, alpha=0.35, linewidth=1, zorder=1)
     ax.scatter(x, y, color=[BLUE if name in front else GREY for name in of.index], zorder=3)
     ax.set_xscale("log")
     # Costs that span less than a power of ten would have one tick.
@@ -111,10 +114,11 @@ def cost(
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.12g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.margins(x=0.15, y=0.12)
+    ax.margins(x=0.15, y=0.05)
     ax.grid()
     ax.set(xlabel=_COSTS[by], ylabel=f"{metric_label(comparison.by)} per slice", title=title)
-    taken: list[Bbox] = []
+    points = ax.transData.transform(np.column_stack([x, y]))
+    taken = [Bbox([point - 4, point + 4]) for point in points]
     for name in [*front, *of.index.difference(front, sort=False)]:
         style = {"fontsize": 7.5, "color": BLUE} if name in front else {"fontsize": 6.5}
         _label(ax, name.removesuffix(f"-{protocol}"), (x[name], y[name]), taken, **style)
@@ -144,7 +148,8 @@ def _label(
     ax: Axes, text: str, point: tuple[float, float], taken: list[Bbox], **style: Any
 ) -> None:
     """Write beside a point, at the first place where nothing is written yet."""
-    places = [(6, 0), (0, 9), (0, -9), (6, 9), (6, -9), (-6, 9), (-6, -9), (6, 16), (6, -16)]
+    places = [(7, 6), (7, -6), (-7, 6), (-7, -6), (7, 14), (7, -14), (-7, 14), (-7, -14)]
+    places += [(7, 22), (7, -22), (-7, 22), (-7, -22)]
     for x, y in places:
         side = "left" if x > 0 else "right" if x < 0 else "center"
         note = ax.annotate(

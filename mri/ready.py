@@ -40,14 +40,16 @@ def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
     ----------
     folder : path, optional
         As for `find_data`.
+
+    Raises
+    ------
+    DataError
+        If there are files of which no run will work.
     """
     path = Path(folder if folder is not None else os.environ.get("MRI_DATA") or "data")
-    try:
-        if found := find_data(path):
-            _, synthetic, rows = check_files(parquet_files(found))
-            return f"{found}: {rows} {'synthetic phantom' if synthetic else 'real'} slices."
-    except DataError as error:
-        return f"No run will work: {error}"
+    if found := find_data(path):
+        _, synthetic, rows = check_files(parquet_files(found))
+        return f"{found}: {rows} {'synthetic phantom' if synthetic else 'real'} slices."
     here = sorted(p.name for p in path.iterdir() if p.is_file()) if path.is_dir() else []
     here = [name for name in here if name != "README.md" and not name.startswith(".")]
     what = "no such folder" if not path.is_dir() else "no slices there"
@@ -59,9 +61,12 @@ def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
 def main() -> int:
     """Run the command line: ``python -m mri.ready``; 1 where a run cannot work."""
     found = list(problems())
+    try:
+        print(describe_data())
+    except DataError as error:
+        found.append(str(error))
     for problem in found:
         print(problem, file=sys.stderr)
-    print(describe_data())
     return bool(found)
 
 

@@ -66,8 +66,7 @@ def write_report(
         notebooks = [path if path.is_file() else Path(path.name) for path in executed]
     books = {Path(path).stem: nbformat.read(path, as_version=4) for path in notebooks}
     paths = [path for home in models for path in sorted(Path(home).glob("[!.]*.json"))]
-    cards = [card for path in paths if "split" in (card := read_card(path) or {})]
-    books["models"] = _book("# Model cards", *map(describe, cards))
+    books["models"] = _book("# Model cards", *filter(None, map(_card, paths)))
     lines = [f"- [{_title(book)}]({name}.html)" for name, book in books.items()]
     lines += ["", "**Not a diagnostic device.** The README says how the figures were made."]
     books = {"index": _book("# Report", "\n".join(lines)), **books}
@@ -76,6 +75,14 @@ def write_report(
         pages.append(output / f"{name}.html")
         write_atomically(pages[-1], _render(book).encode())
     return pages
+
+
+def _card(path: Path) -> str:
+    """Return a card as Markdown, without what a stranger's could do in a browser."""
+    try:
+        return html.escape(describe(read_card(path) or {}), quote=False)
+    except (ValueError, KeyError, TypeError):
+        return ""  # Of a model that `train` has not made.
 
 
 def _book(*texts: str) -> Any:

@@ -113,7 +113,8 @@ def pairwise(
     Raises
     ------
     ValueError
-        If the metric is not additive, or the evaluations are not of the same slices.
+        If the metric is not additive, or the evaluations do not know their subjects, or are not of
+        the same labels and subjects in the same order.
 
     Examples
     --------
@@ -130,6 +131,8 @@ def pairwise(
     require(metric in ADDITIVE, f"metric must be one of {ADDITIVE}.", metric=metric)
     require(draws >= 1, "draws must be at least 1.", draws=draws)
     names = list(evaluations)
+    known = all("subject" in evaluation.metrics for evaluation in evaluations.values())
+    require(known, "Slices of a person are not independent: evaluate with subjects.", models=names)
     matrix = pd.DataFrame(np.nan, names, names)
     if len(names) < 2:
         return matrix

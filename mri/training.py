@@ -30,7 +30,15 @@ from mri.evaluation import fit_temperature
 from mri.files import alone
 from mri.models import DTYPES, build_model, initial_weights, list_models, predict_logits
 from mri.phantom import write_phantom
-from mri.subjects import Split, image_split, recover_subjects, subject_split
+from mri.subjects import (
+    DataLeakageError,
+    Split,
+    image_split,
+    recover_subjects,
+    subject_split,
+)
+
+PARTS = "train", "validation", "test"
 
 
 def _positive(value: object) -> bool:
@@ -130,9 +138,10 @@ RECIPES = {
     "tissue": Recipe(epochs=10, learning_rate=1e-2, balance="weights"),
     "weighted_sampling": Recipe(epochs=10, balance="sampling"),
     # From a rate of 1e-3 one run in two never left a quarter right: with nothing but what a network
-    # gets most wrong, it learns to say the same of every slice.
-    "hard_mining_16": replace(MINING, batch_size=16),
-    "hard_mining_32": MINING,
+    # gets most wrong, it learns to say the same of every slice. The fewer slices there are in a
+    # step, three of a batch of sixteen, the smaller a step it bears.
+    "hard_mining_16": replace(MINING, batch_size=16, learning_rate=7.5e-5),
+    "hard_mining_32": replace(MINING, learning_rate=1.5e-4),
     "hard_mining_64": replace(MINING, batch_size=64),
 }
 """Recipes by name; a network of `mri.models` is trained by the one that bears its name."""
@@ -221,7 +230,9 @@ def train(
     ------
     ValueError
         If there is no such builder, or the split has an empty train or validation part or is not
-        of these slices.
+        of these slices, or a network of real slices would be overwritten by one of phantoms.
+    DataLeakageError
+        If parts of the split share a slice.
     RuntimeError
         If the loss becomes NaN or infinite; lower the learning rate.
     OSError
@@ -239,29 +250,23 @@ def train(
     ('tissue-subject.keras', 2)
     """
     recipe = recipe or recipe_of(builder)
-    if not len(split.train) or not len(split.validation):
-        raise ValueError(
-            "train and validation parts must not be empty. "
-            f"Received: {len(split.train)} and {len(split.validation)} slices"
-        )
-    for side in ("train", "validation", "test"):
-        row_numbers(f"split.{side}", getattr(split, side), len(scans))
-    dtype = native_dtype() if recipe.dtype == "auto" else recipe.dtype
+    _check_split(split, len(scans))
     path = Path(folder) / f"{name or f'{builder}-{split.protocol}'}.keras"
-    keras.utils.set_random_seed(seed)
-    h, w = scans.images.shape[1:]
-    classes = len(scans.class_names)
-    make = partial(
-        build_model,
-        builder,
-        input_shape=(h, w, 1),
-        classes=classes,
-        augment=recipe.augment,
-        dtype=dtype,
+    card = _card_of(path)
+    require(
+        not scans.synthetic or card.get("synthetic", True),
+        "A network of real slices is not overwritten by one of phantoms; take another folder.",
+        path=str(path),
     )
+    if recipe.dtype == "auto":
+        done_before = is_trained(builder, scans, split, path, recipe=recipe, seed=seed)
+        recipe = replace(recipe, dtype=card["recipe"]["dtype"] if done_before else native_dtype())
+    keras.utils.set_random_seed(seed)
+    classes = len(scans.class_names)
+    make = _maker(builder, scans, recipe)
     model = make()
-    identity = _identity(model, scans, split, replace(recipe, dtype=dtype), seed)
-    signature = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    identity = _identity(model, scans, split, recipe, seed)
+    signature = _signature(identity)
     # Looked for again where another process had to be waited for.
     if resume and (done := _finished(path, signature)):
         return done
@@ -280,6 +285,56 @@ def train(
         card = save_model(final, path, _card(final, scans, split, identity, signature, checkpoint))
         state.unlink(missing_ok=True)
     return Trained(final, card, path)
+
+
+def is_trained(
+    builder: str, scans: Scans, split: Split, path: Path, *, recipe: Recipe, seed: int = 0
+) -> bool:
+    """Whether the card at `path` is of this very run, with its model file or without.
+
+    A recipe that leaves the arithmetic to the machine fits a run on any.
+    """
+    card = _card_of(path)
+    dtype = card.get("recipe", {}).get("dtype")
+    if recipe.dtype not in ("auto", dtype) or dtype not in DTYPES:
+        return False
+    recipe = replace(recipe, dtype=dtype)
+    model = _maker(builder, scans, recipe)()
+    return card.get("signature") == _signature(_identity(model, scans, split, recipe, seed))
+
+
+def _check_split(split: Split, n: int) -> None:
+    sizes = len(split.train), len(split.validation)
+    require(all(sizes), "train and validation parts must not be empty.", slices=sizes)
+    parts = [row_numbers(f"split.{x}", getattr(split, x), n) for x in PARTS]
+    rows, times = np.unique(np.concatenate(parts), return_counts=True)
+    if len(twice := rows[times > 1]):
+        raise DataLeakageError(
+            f"{len(twice)} rows stand twice in the split, such as {twice[0]}; divide the slices "
+            "with subject_split"
+        )
+
+
+def _maker(builder: str, scans: Scans, recipe: Recipe) -> partial[keras.Model]:
+    return partial(
+        build_model,
+        builder,
+        input_shape=(*scans.images.shape[1:], 1),
+        classes=len(scans.class_names),
+        augment=recipe.augment,
+        dtype=recipe.dtype,
+    )
+
+
+def _card_of(path: Path) -> dict[str, Any]:
+    """Return the card at `path`, empty where it is absent or damaged."""
+    with suppress(ModelFileError):
+        return read_card(path) or {}
+    return {}
+
+
+def _signature(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _finished(path: Path, signature: str) -> Trained | None:
@@ -410,8 +465,8 @@ def _identity(
 ) -> dict[str, Any]:
     """Return all that determines the result of a run, JSON-ready."""
     rows = hashlib.sha256()
-    for part in (split.train, split.validation, split.test):
-        rows.update(np.ascontiguousarray(part, np.int64).tobytes() + b"|")
+    for part in PARTS:
+        rows.update(np.ascontiguousarray(getattr(split, part), np.int64).tobytes() + b"|")
     # A builder may be edited between two runs; Keras numbers layers on from one to the next.
     network = re.sub(r'_\d+(?=")', "", model.to_json())
     return {

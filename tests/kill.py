@@ -153,7 +153,7 @@ def kill_sweep(kills, rng, place):
         """Identity of every finished network and of its logits."""
         found = {}
         for card in folder.glob("[!.]*.json"):
-            for path in (card, card.with_suffix(".keras"), card.with_suffix(".parquet")):
+            for path in (card, card.with_suffix(".keras"), card.with_suffix(".cell.parquet")):
                 if path.exists():
                     found[path.name] = (path.stat().st_ino, path.stat().st_mtime_ns)
         return found

@@ -129,7 +129,13 @@ def test_figures_are_those_of_the_models_own_test_part(found, case, name):
     assert row["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, guesses))
     assert row["macro_f1"] == pytest.approx(f1_score(labels, guesses, average="macro"))
     assert row["macro_auc"] == pytest.approx(roc_auc_score(labels, scores, multi_class="ovr"))
-    assert row["low"] <= row["balanced_accuracy"] <= row["high"]
+    pooled, three = np.where(labels == 1, 0, labels), scores.copy()
+    three[:, 0] += three[:, 1]
+    three[:, 1] = 0
+    expected = balanced_accuracy_score(pooled, three.argmax(1))
+    assert found.by == "balanced_accuracy_3"
+    assert row["balanced_accuracy_3"] == pytest.approx(expected)
+    assert row["low"] <= row["balanced_accuracy_3"] <= row["high"]
     assert row["parameters"] == load_model(folder / f"{name}.keras").count_params()
     assert row["size_mb"] == pytest.approx((folder / f"{name}.keras").stat().st_size / 1e6)
     assert found.evaluations[name].metrics["slice"]["accuracy"].value == row["accuracy"]
@@ -331,7 +337,7 @@ def test_a_folder_of_broken_files_alone_is_still_a_table(case, tmp_path):
 def test_it_shows_as_a_table(found):
     for shown in (found._repr_html_(), repr(found)):
         assert "nan" not in shown.lower()
-        assert f"{found.table['balanced_accuracy'][0]:.3f}" in shown
+        assert f"{found.table['balanced_accuracy_3'][0]:.3f}" in shown
 
 
 # --- what is read off a comparison ---
@@ -413,9 +419,46 @@ def test_the_conclusion_is_made_of_the_figures(made_up):
     assert "On people never seen, a-subject is first of 4 with a balanced accuracy of 0." in text
     assert "1 of the others cannot be told from it, 2 are worse" in text
     assert "Image-level, c-image is first of 3" in text
-    assert "All 2 others are worse" in text
+    assert "All others are worse" in text
     assert "Over 3 networks" in text
     assert "1 file could not be measured." in text
     alike = made_up([("a-subject", "subject", 0.5, 1), ("b-subject", "subject", 0.5, 1)])
     assert "None of the others can be told from it." in alike.conclusion()
     assert "Over" not in alike.conclusion()
+
+
+def test_kept_logits_are_judged_by_the_people_that_one_passes(case, tmp_path):
+    """Two slices a person instead of four: more people, other intervals, and a new model beside."""
+    folder, scans, subjects, _ = case
+    copy(folder, tmp_path, "honest")
+    before = compare(scans, subjects, tmp_path, by="accuracy").evaluations["honest"]
+    halves = 2 * subjects + np.arange(len(subjects)) % SLICES // 2
+    copy(folder, tmp_path, "leaky")
+    for file in tmp_path.glob("leaky.parquet"):
+        file.unlink()
+    after = compare(scans, halves.tolist(), tmp_path, by="accuracy").evaluations
+    n = len(np.unique(before.sample("subject").units))
+    assert len(np.unique(after["honest"].sample("subject").units)) == 2 * n
+    assert after["honest"].metrics["slice"]["accuracy"][0] == before.metrics["slice"]["accuracy"][0]
+
+
+def test_two_files_that_would_be_called_the_same_keep_their_names(made_up):
+    rows = [("a-subject", "subject", 0.9, 300), ("a", "subject", 0.2, 100)]
+    found = made_up([*rows, ("a-image", "image", 0.7, 300)])
+    assert found.networks() == {
+        "a-subject": {"subject": "a-subject"},
+        "a": {"subject": "a", "image": "a-image"},
+    }
+    board = found.leaderboard()
+    assert board["leading"].tolist() == [True, False]
+    assert (board["subject"].diff().dropna() < 0).all()
+
+
+def test_what_a_network_costs_is_that_of_its_subject_wise_file(made_up):
+    found = made_up([("a-subject", "subject", 0.9, 300), ("a-image", "image", 0.7, 301)])
+    assert found.leaderboard()["parameters"].tolist() == [300]
+
+
+def test_the_first_seed_is_no_repeat(made_up):
+    found = made_up([("x-fold0-seed0", "subject", 0.9, 1), ("x-fold0-seed10", "subject", 0.8, 1)])
+    assert list(found.networks()) == ["x-fold0-seed0"]

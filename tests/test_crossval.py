@@ -1,6 +1,7 @@
 """The sweep: every slice judged by strangers, nothing computed twice, wherever it runs."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -180,7 +181,7 @@ def test_lost_logits_are_computed_again_without_training(done, case, fits, damag
 
 def test_logits_of_another_network_under_that_name_are_not_taken(done, case, fits):
     """Files from two sweeps that were mixed up by hand."""
-    one, other = sorted(done[0].glob("flat-*seed0.parquet"))[:2]
+    one, other = sorted(done[0].glob("flat-*seed0.cell.parquet"))[:2]
     kept = one.read_bytes()
     one.write_bytes(other.read_bytes())
     pd.testing.assert_frame_equal(sweep(case, done[0]).frame, done[1].frame)
@@ -315,3 +316,22 @@ def test_command_line_adds_the_shuffled_control(tmp_path, monkeypatch, capsys):
     assert true["row"].tolist() == dealt["row"].tolist() == list(range(len(true)))
     expected = shuffle_diagnoses(true["label"].to_numpy(), true["subject"].to_numpy())
     assert dealt["label"].tolist() == expected.tolist()
+
+
+def test_figures_by_fold_are_those_of_its_people(done):
+    found = done[1]
+    table = found.per_fold("accuracy", unit="slice")
+    assert list(table.index) == found.models
+    for model, fold in [(m, f) for m in table.index for f in (0, 1)]:
+        of = found.frame.query(f"model == '{model}' and fold == {fold} and part == 'test'")
+        mean = of.groupby("row")[LOGITS].mean()
+        labels = of.groupby("row")["label"].first()
+        expected = (mean.to_numpy().argmax(1) == labels.to_numpy()).mean()
+        assert table.loc[model, f"fold {fold}"] == pytest.approx(expected)
+
+
+def test_models_of_other_labels_are_not_averaged(done):
+    other = done[1].frame.assign(model="other", label=lambda of: (of["label"] + 1) % 4)
+    both = replace(done[1], frame=pd.concat([done[1].frame, other]))
+    with pytest.raises(ValueError, match="same labels and subjects"):
+        both.evaluate()

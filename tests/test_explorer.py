@@ -54,18 +54,18 @@ def test_a_drawing_is_of_what_was_chosen(case, monkeypatch):
     explorer = Explorer(*case[:4])
     person = list(explorer.people)[1]
     explorer.draw(
-        person, 4, network="tissue", explained="Non_Demented", method="hirescam", layer="distance"
+        person, 4, network="tissue", explained="Non_Demented", method="layercam", layer="distance"
     )
     images, found, labels, shares, names = drawn[0]
     row = explorer.people[person][4]
     np.testing.assert_array_equal(images, scans.images[[row]])
-    expected = GradCAM(runs["tissue"].model, "distance", method="hirescam")(images, 2)
+    expected = GradCAM(runs["tissue"].model, "distance", method="layercam")(images, 2)
     np.testing.assert_array_equal(found.maps, expected.maps)
     scaled = np.exp(expected.logits / 2)
     np.testing.assert_allclose(shares, scaled / scaled.sum(), rtol=1e-5)
     assert (labels[0], names) == (scans.labels[row], scans.class_names)
     explorer.draw(person, 4)
-    plain = GradCAM(runs["compact"].model)(images)
+    plain = GradCAM(runs["compact"].model, method="hirescam")(images)
     np.testing.assert_array_equal(drawn[1][1].maps, plain.maps)
     assert drawn[1][1].classes == plain.logits.argmax()
 
@@ -89,7 +89,7 @@ def test_every_control_changes_the_picture(case):
     said = int(case[0]["compact"].model(case[1].images[first][..., None]).numpy().argmax())
     changes = {
         "slice": 0,
-        "method": "hirescam",
+        "method": "grad-cam",
         "explain": case[1].class_names[(said + 1) % 4],
         "layer": controls["layer"].options[3],
         "network": "tissue",

@@ -657,7 +657,9 @@ def test_the_command_line_prints_a_row_a_model_and_method(tmp_path, monkeypatch,
     monkeypatch.setattr(mri.training, "protocols", lambda: (phantoms.scans, {}, phantoms.subjects))
     keras.utils.set_random_seed(0)
     model = build_model("tissue", input_shape=(64, 64, 1))
-    save_model(model, tmp_path / "m.keras", {"test_rows": list(range(16))})
+    card = {"class_names": list(phantoms.scans.class_names), "temperature": 1.0}
+    card |= {"data": phantoms.scans.fingerprint(), "split": {}, "test_rows": list(range(16))}
+    save_model(model, tmp_path / "m.keras", card)
     options = [str(tmp_path / "m.keras"), "--slices", "10", "--methods", "hirescam"]
     assert main(options) == 0
     head, _, row = capsys.readouterr().out.splitlines()
@@ -672,3 +674,7 @@ def test_the_command_line_prints_a_row_a_model_and_method(tmp_path, monkeypatch,
     assert float(value) == pytest.approx(found.table["found"].iloc[0].value, abs=0.005)
     assert verdict == found.table["verdict"].iloc[0]
     assert len(head.split("|")) == len(row.split("|")) == len(found.table) + 5
+    # On other slices nobody knows what was held out.
+    save_model(model, tmp_path / "m.keras", card | {"data": "0" * 64})
+    assert main(options) == 1
+    assert "trained on other slices" in capsys.readouterr().err

@@ -1,13 +1,15 @@
 """The audit against explicit loops, and the leak that the phantoms have on purpose."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from mri.data import Scans, read_scans
-from mri.leakage import audit, checklist, shuffle_diagnoses
+from mri.leakage import _closest, audit, checklist, shuffle_diagnoses
 from mri.phantom import make_phantoms
-from mri.subjects import image_split, recover_subjects, subject_split
+from mri.subjects import Split, image_split, recover_subjects, subject_split
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +179,36 @@ def test_real_split_is_leaky_in_every_subject(real_data):
     assert balanced["as published"] > 0.99
     assert balanced["subjects kept apart"] == pytest.approx(0.37, abs=0.02)
     assert table.loc["1-NN, diagnoses shuffled: accuracy", "as published"] > 0.99
+
+
+def test_one_black_slice_hides_no_duplicate(parts):
+    train, test, _ = parts
+    scans = train + test
+    images = scans.images.copy()
+    images[len(train) : len(train) + 5] = images[:5]
+    groups = np.arange(len(scans))
+    split = Split(
+        "image", np.arange(len(train) - 4), np.arange(len(train) - 4, len(train)),
+        np.arange(len(train), len(scans)),
+    )  # fmt: skip
+    rows = []
+    for black in (False, True):
+        if black:
+            images[len(train) - 5] = 0
+        table = checklist(replace(scans, images=images), split, groups).set_index("leakage")
+        rows.append(table.loc["L1.4 no duplicates across"].tolist())
+    assert rows[0] == rows[1]
+    assert rows[0][0].startswith("5 identical") and rows[0][1] == "NO"
+
+
+def test_a_slice_without_a_stranger_has_no_correlation_with_one():
+    found, best = _closest(np.eye(3, dtype=np.float32), np.array([0]), np.arange(2), np.zeros(3))
+    assert np.isnan(best).all() and found.tolist() == [0, 0]
+
+
+def test_a_row_on_two_sides_fails_the_checklist(parts):
+    scans = parts[0] + parts[1]
+    rows = np.arange(len(scans))
+    split = Split("image", rows[:50], rows[49:60], rows[60:])
+    table = checklist(scans, split, rows).set_index("leakage")
+    assert table.loc["L1.1 a test part of its own", "passes"] == "NO"

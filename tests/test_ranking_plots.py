@@ -40,7 +40,7 @@ def test_the_ranking_shows_both_figures_and_shades_the_leaders(made_up):
 def test_p_values_are_written_and_the_small_ones_filled():
     names = ["one", "two", "three"]
     matrix = pd.DataFrame(
-        [[np.nan, 0.2, 0.0004], [0.2, np.nan, 1.0], [0.0004, 1.0, np.nan]], names, names
+        [[np.nan, 0.2, 0.0004], [0.2, np.nan, 0.9997], [0.0004, 0.9997, np.nan]], names, names
     )
     ax = ranking_plots.p_values(matrix, title="pairs")
     assert ticks(ax.xaxis) == ticks(ax.yaxis) == names
@@ -51,8 +51,8 @@ def test_p_values_are_written_and_the_small_ones_filled():
         (1, 0): ".200",
         (0, 2): "<.001",
         (2, 0): "<.001",
-        (1, 2): "1",
-        (2, 1): "1",
+        (1, 2): "1.000",
+        (2, 1): "1.000",
     }
     (image,) = ax.get_images()
     shade = np.asarray(image.get_array())
@@ -68,8 +68,14 @@ def test_cost_draws_the_front_and_names_every_model_once(made_up):
     assert ax.get_xlabel() == "number of weights"
     (front,) = ax.lines
     np.testing.assert_array_equal(front.get_xdata(), [50, 100, 300])
-    points = {tuple(point) for point in ax.collections[0].get_offsets()}
+    intervals, scatter = ax.collections
+    points = {tuple(point) for point in scatter.get_offsets()}
     assert points == {(300, 0.9), (100, 0.88), (200, 0.2), (50, 0.1)}
+    drawn = {segment[0, 0]: tuple(segment[:, 1]) for segment in intervals.get_segments()}
+    named = {300: "a-subject", 100: "b-subject", 200: "c-subject", 50: "d-subject"}
+    for weights, name in named.items():
+        of = comparison.evaluations[name].metrics["slice"]["balanced_accuracy"]
+        assert drawn[weights] == (of.low, of.high)
     assert sorted(text.get_text() for text in ax.texts) == ["a", "b", "c", "d"]
 
 

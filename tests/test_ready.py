@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mri import ready
+from mri.decode import DataError
 from mri.hub import REMEDY
 from mri.phantom import write_phantom
 from mri.ready import describe_data, main, problems
@@ -50,9 +51,8 @@ def test_without_slices_it_says_what_is_used_and_how_to_get_them(tmp_path, monke
     (tmp_path / "archive.zip").touch()
     assert "no train and test parquet file among ['archive.zip']" in describe_data(tmp_path)
     (tmp_path / "test.parquet").touch()
-    assert describe_data(tmp_path).startswith(
-        f"No run will work: {tmp_path}: test.parquet is there, but no train file beside it."
-    )
+    with pytest.raises(DataError, match=r"test\.parquet is there, but no train file beside it"):
+        describe_data(tmp_path)
     monkeypatch.setenv("MRI_DATA", str(tmp_path / "elsewhere"))
     assert describe_data().startswith(f"{tmp_path / 'elsewhere'}: no such folder")
 
@@ -61,10 +61,11 @@ def test_with_slices_it_counts_them(tmp_path, monkeypatch):
     folder = write_phantom(tmp_path / "data", subjects=8, slices=2)
     assert describe_data(folder) == f"{folder}: 16 synthetic phantom slices."
     (folder / "test.parquet").write_bytes(b"<html>not found</html>")
-    told = describe_data(folder)
-    assert told.startswith("No run will work: ") and "test.parquet: not a readable parquet" in told
+    with pytest.raises(DataError, match=r"test\.parquet: not a readable parquet"):
+        describe_data(folder)
     (folder / "test.parquet").unlink()
-    assert "train.parquet is there, but no test file beside it" in describe_data(folder)
+    with pytest.raises(DataError, match=r"train\.parquet is there, but no test file beside it"):
+        describe_data(folder)
 
 
 @pytest.mark.real_data
@@ -81,6 +82,14 @@ def test_the_command_line(monkeypatch, capsys, tmp_path, wrong):
     out, err = capsys.readouterr()
     assert out.startswith("data: no such folder, so synthetic phantoms")
     assert err.splitlines() == list(wrong)
+
+
+def test_a_damaged_data_set_stops_the_run_before_it_begins(monkeypatch, capsys, tmp_path):
+    folder = write_phantom(tmp_path / "data", subjects=8, slices=2)
+    (folder / "test.parquet").write_bytes(b"<html>not found</html>")
+    monkeypatch.setenv("MRI_DATA", str(folder))
+    assert main() == 1
+    assert "test.parquet: not a readable parquet" in capsys.readouterr().err
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -123,3 +123,14 @@ def test_the_pages_in_a_browser(tmp_path):
         outputs = [o for cell in book.cells for o in cell.get("outputs", [])]
         drawn = sum("image/png" in o.get("data", {}) for o in outputs)
         assert found[name]["pictures"] >= drawn > 5
+
+
+def test_a_strangers_card_is_text(tmp_path):
+    card = json.loads((ROOT / "models/zoo/tissue-subject.json").read_text())
+    (tmp_path / "bad.json").write_text(json.dumps(card | {"builder": "<script>alert(1)</script>"}))
+    (tmp_path / "odd.json").write_text(json.dumps({"split": {}}))
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# A")]), tmp_path / "own.ipynb")
+    options = {"notebooks": [tmp_path / "own.ipynb"], "models": [tmp_path]}
+    page = write_report(tmp_path / "out", **options)[-1].read_text()
+    assert page.count("Model card:") == 1
+    assert "<script" not in page and "&lt;script" in page

@@ -247,3 +247,10 @@ def test_the_true_best_is_in_the_leading_group_where_slices_alone_would_lose_it(
         naive.append(best == "m0" or adjusted["m0"] > 0.05)
     assert np.mean(kept) >= 0.95
     assert np.mean(naive) < 0.9
+
+
+def test_slices_whose_people_are_unknown_are_not_taken_for_people(people, rng):
+    labels = np.arange(40) % 4
+    found = {name: evaluate(labels, rng.normal(size=(40, 4))) for name in "ab"}
+    with pytest.raises(ValueError, match="evaluate with subjects"):
+        pairwise(found)

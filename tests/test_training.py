@@ -19,10 +19,11 @@ from sklearn.utils.class_weight import compute_class_weight
 import mri.training
 from mri.backend import keras, tf
 from mri.callbacks import BalancedAccuracy, Batches, Checkpoint, HardExamples
-from mri.cards import load_model, read_card
+from mri.cards import load_model, read_card, save_model
 from mri.data import Scans
 from mri.evaluation import fit_temperature
 from mri.models import _BUILDERS, build_model, predict_logits, register
+from mri.subjects import DataLeakageError
 from mri.training import Recipe, _class_weights, _compile, main, native_dtype, train
 from small_runs import (
     PATIENT,
@@ -762,9 +763,9 @@ def test_mlflow_follows_a_run_through_its_own_callback(unbroken, tmp_path, monke
 
 def test_parts_without_slices_are_refused(tmp_path):
     empty = np.array([], np.int64)
-    for part, counts in (("train", "0 and 40"), ("validation", "60 and 0")):
+    for part, counts in (("train", "0, 40"), ("validation", "60, 0")):
         split = replace(make_split(), **{part: empty})
-        message = f"train and validation parts must not be empty. Received: {counts} slices"
+        message = rf"must not be empty. Received: slices=\({counts}\)"
         with pytest.raises(ValueError, match=message):
             train("flat", make_scans(), split, folder=tmp_path)
 
@@ -897,3 +898,28 @@ def test_the_command_line_writes_curves_for_tensorboard(tmp_path, monkeypatch, c
 
 if __name__ == "__main__":
     die(*sys.argv[1:])
+
+
+def test_a_network_of_real_slices_is_not_overwritten_by_one_of_phantoms(tmp_path):
+    done = run(tmp_path)
+    save_model(done.model, done.path, done.card | {"synthetic": False})
+    before = done.path.read_bytes()
+    with pytest.raises(ValueError, match="not overwritten by one of phantoms"):
+        run(tmp_path, recipe=replace(RECIPE, epochs=1))
+    assert done.path.read_bytes() == before
+
+
+def test_a_slice_on_two_sides_of_a_split_is_refused(tmp_path):
+    split = replace(make_split(), validation=make_split().train[-5:])
+    with pytest.raises(DataLeakageError, match="5 rows stand twice"):
+        train("speck", make_scans(), split, recipe=RECIPE, folder=tmp_path)
+
+
+def test_a_finished_run_keeps_its_arithmetic_on_another_machine(tmp_path, monkeypatch):
+    recipe = replace(RECIPE, dtype="auto", epochs=1)
+    monkeypatch.setattr(mri.training, "native_dtype", lambda: "mixed_bfloat16")
+    done = run(tmp_path, recipe=recipe)
+    monkeypatch.setattr(mri.training, "native_dtype", lambda: "float32")
+    monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("trained again"))
+    again = run(tmp_path, recipe=recipe)
+    assert again.card == done.card and again.card["recipe"]["dtype"] == "mixed_bfloat16"

@@ -100,3 +100,25 @@ def test_an_unknown_name_lists_what_there_is(capsys):
     with pytest.raises(SystemExit):
         main(["compakt"])
     assert "there are baseline, " in capsys.readouterr().err
+
+
+def test_a_run_whose_model_file_is_not_in_the_repository_is_not_done_again(
+    registry, tmp_path, monkeypatch, capsys
+):
+    """Card and logits are enough, also those of a machine with another arithmetic."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MRI_DATA", str(write_phantom("data", subjects=12, slices=10)))
+    monkeypatch.setitem(RECIPES, "flat", Recipe(epochs=1))
+    monkeypatch.setattr(mri.training, "native_dtype", lambda: "mixed_bfloat16")
+    assert main(["flat"]) == 0
+    monkeypatch.setattr(mri.training, "native_dtype", lambda: "float32")
+    home = tmp_path / "models/zoo"
+    for file in home.glob("*.keras"):
+        file.unlink()
+    before = {path.name: path.read_bytes() for path in home.iterdir()}
+    assert main(["flat"]) == 0
+    assert capsys.readouterr().out.count("trained before") == 2
+    assert before == {path.name: path.read_bytes() for path in home.iterdir()}
+    monkeypatch.setitem(RECIPES, "flat", Recipe(epochs=2))
+    assert main(["flat"]) == 0, "another recipe is another run"
+    assert read_card(home / "flat-image.keras")["recipe"]["epochs"] == 2

@@ -10,11 +10,16 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mri.arguments import require
 from mri.decode import DataError
 from mri.files import file_sha256, replacing
+
+if TYPE_CHECKING:
+    from mri.data import Scans
 
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
 _MAX_CONFIG = 4 * 2**20
@@ -125,6 +130,41 @@ def describe(card: Mapping[str, Any]) -> str:
             "age and brain volume are confounded with the diagnosis.",
         ]
     )
+
+
+def held_out_rows(path: Path, card: dict[str, Any] | None, scans: Scans) -> np.ndarray:
+    """Return the test rows of a card, int (m,); without a card, all rows.
+
+    Raises
+    ------
+    ModelFileError
+        If the card does not say, or is of other slices than these.
+    """
+    if card is None:
+        return np.arange(len(scans))
+    missing = {"class_names", "data", "split", "temperature", "test_rows"}.difference(card)
+    if missing:
+        raise ModelFileError(f"{path}: its card lacks {sorted(missing)}; train the model again")
+    if tuple(card["class_names"]) != scans.class_names:
+        raise ModelFileError(
+            f"{path}: classes {card['class_names']}, the data have {scans.class_names}"
+        )
+    fingerprint = scans.fingerprint()
+    if card["data"] != fingerprint:
+        raise ModelFileError(
+            f"{path}: trained on other slices (fingerprint {card['data'][:12]}, these are "
+            f"{fingerprint[:12]}); which of these it has seen cannot be told"
+        )
+    if not card["test_rows"]:
+        raise ModelFileError(f"{path}: its card names no test rows, so nothing is left to measure")
+    rows = np.array(card["test_rows"])
+    known = np.intersect1d(rows, np.arange(len(scans)))
+    if rows.ndim != 1 or rows.dtype.kind != "i" or len(known) < len(rows):
+        raise ModelFileError(
+            f"{path}: the test rows of its card are not distinct rows of these {len(scans)} "
+            "slices; train the model again"
+        )
+    return rows
 
 
 def load_model(path: str | os.PathLike[str]) -> Any:

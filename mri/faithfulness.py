@@ -325,8 +325,7 @@ def _worst(verdicts: list[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: check the maps of model files on held-out slices, print Markdown."""
-    from mri.cards import ModelFileError, load_model, read_card
-    from mri.predictions import held_out_rows
+    from mri.cards import ModelFileError, held_out_rows, load_model, read_card
     from mri.training import protocols
 
     parser = argparse.ArgumentParser(

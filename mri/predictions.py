@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mri.cards import ModelFileError, inspect_model, load_model, read_card
+from mri.cards import ModelFileError, held_out_rows, inspect_model, load_model, read_card
 from mri.crossval import write_table
 from mri.data import Scans
 from mri.files import file_sha256
@@ -163,38 +163,3 @@ def _check_fit(path: Path, model: object, scans: Scans) -> None:
         raise ModelFileError(f"{path}: takes {takes}, the slices are {expected}")
     if gives != (None, len(scans.class_names)):
         raise ModelFileError(f"{path}: gives {gives}, the data have classes {scans.class_names}")
-
-
-def held_out_rows(path: Path, card: dict[str, Any] | None, scans: Scans) -> np.ndarray:
-    """Return the test rows of a card, int (m,); without a card, all rows.
-
-    Raises
-    ------
-    ModelFileError
-        If the card does not say, or is of other slices than these.
-    """
-    if card is None:
-        return np.arange(len(scans))
-    missing = {"class_names", "data", "split", "temperature", "test_rows"}.difference(card)
-    if missing:
-        raise ModelFileError(f"{path}: its card lacks {sorted(missing)}; train the model again")
-    if tuple(card["class_names"]) != scans.class_names:
-        raise ModelFileError(
-            f"{path}: classes {card['class_names']}, the data have {scans.class_names}"
-        )
-    fingerprint = scans.fingerprint()
-    if card["data"] != fingerprint:
-        raise ModelFileError(
-            f"{path}: trained on other slices (fingerprint {card['data'][:12]}, these are "
-            f"{fingerprint[:12]}); which of these it has seen cannot be told"
-        )
-    if not card["test_rows"]:
-        raise ModelFileError(f"{path}: its card names no test rows, so nothing is left to measure")
-    rows = np.array(card["test_rows"])
-    known = np.intersect1d(rows, np.arange(len(scans)))
-    if rows.ndim != 1 or rows.dtype.kind != "i" or len(known) < len(rows):
-        raise ModelFileError(
-            f"{path}: the test rows of its card are not distinct rows of these {len(scans)} "
-            "slices; train the model again"
-        )
-    return rows

@@ -14,7 +14,7 @@ help:  ## list the targets
 run: .venv/ready  ## execute both notebooks; models go to models/, executed copies to runs/
 	@$(BIN)/python -m mri.ready
 	@mkdir -p runs
-	@echo "main.ipynb trains networks: some 10 minutes on two cores with the real slices, some three with phantoms."
+	@echo "main.ipynb trains networks: some 10 minutes on two cores, twice that without bfloat16."
 	@echo "models_compare.ipynb evaluates them: one minute."
 	@$(BIN)/python .ci/execute.py main.ipynb models_compare.ipynb
 	@echo "Done. Models with their cards are in models/; open, with make lab or make report:"

@@ -10,7 +10,7 @@ from tqdm import tqdm
 for name in sys.argv[1:]:
     book = nbformat.read(name, as_version=4)
     with tqdm(total=len(book.cells), desc=name, unit="cell") as bar:
-        options = {"timeout": None, "kernel_name": "python3"}
-        client = NotebookClient(book, on_cell_start=lambda bar=bar, **_: bar.update(), **options)
+        client = NotebookClient(book, timeout=None, kernel_name="python3")
+        client.on_cell_start = lambda bar=bar, **_: bar.update()
         client.execute()
     nbformat.write(book, Path("runs") / name)

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mri.arguments import integers, require, row_numbers
 from mri.data import Scans
-from mri.subjects import Split, Subjects, recover_subjects, subject_split
+from mri.subjects import PARTS, Split, Subjects, recover_subjects, subject_split
 
 Parts = list[tuple[np.ndarray, np.ndarray]]
 
@@ -307,10 +307,7 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray) -> pd.DataFrame:
     (['leakage', 'found', 'passes'], True)
     """
     groups = integers("groups", groups, len(scans))
-    parts = {
-        side: row_numbers(f"split.{side}", getattr(split, side), len(scans))
-        for side in ("train", "validation", "test")
-    }
+    parts = {side: row_numbers(f"split.{side}", getattr(split, side), len(scans)) for side in PARTS}
     sizes = [len(part) for part in parts.values()]
     require(all(sizes), "Every part must have slices.", sizes=sizes)
     rows = np.concatenate(list(parts.values()))

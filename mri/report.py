@@ -79,8 +79,9 @@ def write_report(
 
 def _card(path: Path) -> str:
     """Return a card as Markdown, without what a stranger's could do in a browser."""
+    card = read_card(path) or {}
     try:
-        return html.escape(describe(read_card(path) or {}), quote=False)
+        return html.escape(describe(card), quote=False)
     except (ValueError, KeyError, TypeError):
         return ""  # Of a model that `train` has not made.
 

@@ -16,6 +16,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from mri.arguments import integers, require, row_numbers
 
+PARTS = "train", "validation", "test"
+"""Names of the sides of a `Split`."""
+
 
 class DataLeakageError(ValueError):
     """A subject stands on both sides of a split that claims to keep subjects apart."""
@@ -378,7 +381,7 @@ def check_disjoint(split: Split, groups: np.ndarray) -> None:
         Of any protocol: an image-level split fails, which is the point.
     groups : ndarray of int, shape (n,)
     """
-    sides = {side: set(groups[getattr(split, side)]) for side in ("train", "validation", "test")}
+    sides = {side: set(groups[getattr(split, side)]) for side in PARTS}
     for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
         shared = sides[one] & sides[other]
         if shared:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,13 @@ from mri.files import alone
 from mri.models import DTYPES, build_model, initial_weights, list_models, predict_logits
 from mri.phantom import write_phantom
 from mri.subjects import (
+    PARTS,
     DataLeakageError,
     Split,
     image_split,
     recover_subjects,
     subject_split,
 )
-
-PARTS = "train", "validation", "test"
 
 
 def _positive(value: object) -> bool:
@@ -263,8 +261,7 @@ def train(
         recipe = replace(recipe, dtype=card["recipe"]["dtype"] if done_before else native_dtype())
     keras.utils.set_random_seed(seed)
     classes = len(scans.class_names)
-    make = _maker(builder, scans, recipe)
-    model = make()
+    model = _build(builder, scans, recipe)
     identity = _identity(model, scans, split, recipe, seed)
     signature = _signature(identity)
     # Looked for again where another process had to be waited for.
@@ -280,7 +277,7 @@ def train(
         _compile(model, recipe, classes=classes, steps=recipe.epochs * _steps(split, recipe))
         _fit(model, scans, split, recipe, seed, checkpoint, verbose, callbacks)
         # Saved without optimiser and metrics: a third of the size, and any Keras can load it.
-        final = make()
+        final = _build(builder, scans, recipe)
         final.set_weights(model.get_weights())
         card = save_model(final, path, _card(final, scans, split, identity, signature, checkpoint))
         state.unlink(missing_ok=True)
@@ -299,7 +296,7 @@ def is_trained(
     if recipe.dtype not in ("auto", dtype) or dtype not in DTYPES:
         return False
     recipe = replace(recipe, dtype=dtype)
-    model = _maker(builder, scans, recipe)()
+    model = _build(builder, scans, recipe)
     return card.get("signature") == _signature(_identity(model, scans, split, recipe, seed))
 
 
@@ -315,9 +312,8 @@ def _check_split(split: Split, n: int) -> None:
         )
 
 
-def _maker(builder: str, scans: Scans, recipe: Recipe) -> partial[keras.Model]:
-    return partial(
-        build_model,
+def _build(builder: str, scans: Scans, recipe: Recipe) -> keras.Model:
+    return build_model(
         builder,
         input_shape=(*scans.images.shape[1:], 1),
         classes=len(scans.class_names),

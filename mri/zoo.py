@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mri.comparison import compare
 from mri.models import list_models
@@ -90,25 +89,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(table(options.output))
         return 0
     scans, splits, groups = protocols()
-    run_of: dict[str, Any]
     for name in options.names or zoo:
         builder, recipe = zoo[name]
         for seed in range(options.seeds):
             for protocol, split in splits.items():
-                path = Path(options.output) / f"{name}{f'-seed{seed}' if seed else ''}-{protocol}"
-                path, run_of = path.with_suffix(".keras"), {"recipe": recipe, "seed": seed}
+                stem = f"{name}{f'-seed{seed}' if seed else ''}-{protocol}"
+                path = Path(options.output) / f"{stem}.keras"
                 # Not every model file is in the repository, but every card with its logits.
-                if find_logits(path) and is_trained(builder, scans, split, path, **run_of):
+                if find_logits(path) and is_trained(
+                    builder, scans, split, path, recipe=recipe, seed=seed
+                ):
                     print(f"{path}: trained before", flush=True)
                     continue
                 run = train(
                     builder,
                     scans,
                     split,
-                    name=path.stem,
+                    name=stem,
+                    recipe=recipe,
+                    seed=seed,
                     folder=options.output,
                     verbose=0,
-                    **run_of,
                 )
                 if find_logits(run.path) is None:
                     keep_logits(run.path, scans, groups)

@@ -44,7 +44,7 @@ advisories: .venv/ready  ## ask pip-audit about the pinned versions; needs the i
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/pip-audit -r .ci/requirements.lock --require-hashes --disable-pip
 
-bench: .peers/ready  ## measure against peers, write the README's table (15 minutes)
+bench: .peers/ready  ## measure against peers, write the README's table (half an hour)
 	.peers/bin/python tests/benchmarks/report.py $(BENCH)
 
 lint: .venv/ready  ## check and format the code, check its types

@@ -9,21 +9,23 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from harness import ROOT, child, folder_of_slices, interleaved, main, optional, row, versus
+from harness import ROOT, STATUS, child, folder_of_slices, interleaved, main, optional, row, versus
 
 from mri.data import dict_to_image, iter_batches, parquet_files, read_scans
 from mri.phantom import write_phantom
 
 THREADS = 2
-MEMORY = """
+MEMORY = (
+    STATUS
+    + """
 from mri.data import read_scans
 if {first!r}:
     read_scans({first!r}, threads={threads})
-status = lambda key: int(open("/proc/self/status").read().split(key + ":")[1].split()[0]) * 1024
 before = status("VmRSS")
 images = read_scans({file!r}, threads={threads}).images
 print((status("VmHWM") - before) / ({size} + images.nbytes))
 """
+)
 
 
 def pandas_apply(file):

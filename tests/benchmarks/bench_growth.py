@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from harness import ROOT, child, interleaved, main, row, versus
+from harness import ROOT, STATUS, child, interleaved, main, row, versus
 
 from mri.backend import keras
 from mri.data import as_dataset, read_scans
@@ -20,8 +20,9 @@ from mri.models import build_model
 from mri.phantom import write_phantom
 
 ROWS = 6400
-# The peak is VmHWM: ru_maxrss begins with that of the process which started this one.
-STREAM = """
+STREAM = (
+    STATUS
+    + """
 import json, time
 from mri import iter_batches
 for batch in iter_batches({one!r}, threads=2):
@@ -29,9 +30,9 @@ for batch in iter_batches({one!r}, threads=2):
 start = time.perf_counter()
 rows = sum(len(labels) for _, labels in iter_batches({shards!r}, threads=2))
 took = time.perf_counter() - start
-peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
-print(json.dumps([took / rows, peak]))
+print(json.dumps([took / rows, status("VmHWM") / 2**20]))
 """
+)
 
 
 def write_shards(folder: Path, numbers: tuple[int, ...]) -> dict[int, str]:
@@ -57,8 +58,7 @@ def measure(quick: bool) -> list[dict]:
                 if number < 100 or not i:
                     code = STREAM.format(shards=pattern, one=shards[1])
                     runs[number].append(json.loads(child(code)))
-        seconds = {number: np.transpose(of)[0] for number, of in runs.items()}
-        megabytes = {number: np.transpose(of)[1] for number, of in runs.items()}
+        seconds, megabytes = ({n: np.transpose(of)[k] for n, of in runs.items()} for k in (0, 1))
         found = []
         for number in numbers[1:]:
             work, against = f"streaming {number * ROWS:,} slices", f"{ROWS:,} slices"

@@ -19,6 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pyarrow", "opencv-python")
+STATUS = """
+status = lambda key: int(open("/proc/self/status").read().split(key + ":")[1].split()[0]) * 1024
+"""
+"""For code run by `child`: bytes of VmRSS or VmHWM. (ru_maxrss begins with the parent's.)"""
 PEERS = ("torch", "datasets", "simplejpeg", "tf-keras-vis", "grad-cam")
 
 

@@ -21,6 +21,7 @@ cards         a model file and what is known about it
 callbacks     what a resumable run needs and Keras lacks
 training      one `train` for all
 crossval      models × folds × seeds, resumable, here or on a cluster
+geometry      which pixels the cells of a layer see
 gradcam       where the network looks
 map_measures  what a heatmap does when weights, pixels or the truth are known
 faithfulness  whether to believe it

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mri.backend import keras, tf
+from mri.geometry import receptive_fields, stretch
 
 Calls = list[tuple[keras.Layer, tf.Tensor]]
 
@@ -68,12 +69,10 @@ class GradCAM:
     The gradient is that of the class's logit, also where the model ends in softmax or sigmoid,
     whose own gradient vanishes when the model is sure. Weights are read at every call: after more
     training the same object explains the new state. Dropout and the like are off. Maps are
-    stretched to the image bilinearly, with half-pixel centres: exact after layers that divide the
-    image evenly, such as pooling or strides as wide as the kernel. Other strided layers on an even
-    grid, and ``"valid"`` padding, shift what a cell sees: by half a pixel in `compact`, one in
-    `fast`, and in `resnet50` and `efficientnet_b3`, after five such layers, by half a cell of 32
-    pixels. The attribute `layers` holds the layers in the order of their use, each inner one before
-    the one that holds it.
+    stretched to the image bilinearly between the pixels on which the receptive fields of the cells
+    are centred (`mri.geometry`), since strides and padding move these by up to half a cell. The
+    attribute `layers` holds the layers in the order of their use, each inner one before the one
+    that holds it.
 
     Parameters
     ----------
@@ -128,7 +127,7 @@ class GradCAM:
             self.layer, a, g = _differentiate(logits, tf.one_hot(classes, self._k), calls, layer)
             raw = tf.nn.relu(tf.reduce_sum(METHODS[method](a, g), -1))
             maps = tf.math.divide_no_nan(raw, tf.reduce_max(raw, (1, 2), keepdims=True))
-            maps = tf.image.resize(maps[..., None], tf.shape(images)[1:3], "bilinear")[..., 0]
+            maps = stretch(maps, receptive_fields(images, a), *tf.unstack(tf.shape(images)[1:3]))
             maps = tf.math.divide_no_nan(maps, tf.reduce_max(maps, (1, 2), keepdims=True))
             return maps, raw, classes, logits
 

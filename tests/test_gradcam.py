@@ -384,12 +384,12 @@ def test_softmax_that_is_sure_still_has_its_map():
     assert not GradCAM(model)(IMAGES, 2).zero.any()
 
 
-def pooled(filters=5, seed=0, size=12, **conv):
+def pooled(filters=5, seed=0, size=12, kernel=3, **conv):
     """Make a convolution, global average pooling and one dense layer."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((size, size, 1))
     x = K.Rescaling(1 / 255)(inputs)
-    x = K.Conv2D(filters, 3, padding="same", name="conv", **conv)(x)
+    x = K.Conv2D(filters, kernel, padding="same", name="conv", **conv)(x)
     outputs = K.Dense(CLASSES, name="scores")(K.GlobalAveragePooling2D()(x))
     return keras.Model(inputs, outputs)
 
@@ -397,7 +397,7 @@ def pooled(filters=5, seed=0, size=12, **conv):
 @pytest.mark.parametrize("method", ["grad-cam", "hirescam"])
 def test_after_global_average_pooling_it_is_the_class_activation_map(method, rng):
     """Zhou et al. 2016: relu(sum_k w_kc A_k); the mean over h w cells divides it by h w."""
-    model = pooled(activation="relu", strides=2)
+    model = pooled(activation="relu", kernel=2, strides=2)
     images = rng.integers(0, 256, (6, 12, 12), dtype=np.uint8)
     classes = rng.integers(0, CLASSES, 6)
     convolution = keras.Model(model.inputs, model.get_layer("conv").output)
@@ -413,7 +413,7 @@ def test_after_global_average_pooling_it_is_the_class_activation_map(method, rng
 
 def test_stretching_to_another_aspect_follows_half_pixel_centres(rng):
     inputs = keras.Input((12, 18, 1))
-    x = K.Conv2D(3, 3, strides=(4, 3), padding="same", activation="relu")(inputs)
+    x = K.Conv2D(3, (4, 3), strides=(4, 3), activation="relu")(inputs)
     model = keras.Model(inputs, K.Dense(CLASSES)(K.Flatten()(x)))
     explanation = GradCAM(model, method="layercam")(rng.uniform(0, 1, (4, 12, 18)))
     assert explanation.raw.shape == (4, 3, 6) and explanation.maps.shape == (4, 12, 18)

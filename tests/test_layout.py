@@ -17,7 +17,7 @@ ORDER = [
     *("arguments", "files", "decode", "hub", "parquet", "data", "ready", "phantom", "slices"),
     *("subjects", "leakage", "evaluation"),
     "significance",
-    *("backend", "models", "cards", "callbacks", "training", "crossval", "gradcam"),
+    *("backend", "models", "cards", "callbacks", "training", "crossval", "geometry", "gradcam"),
     *("map_measures", "faithfulness", "predictions", "comparison", "zoo"),
     *("plots", "ranking_plots", "map_plots", "explorer", "predict", "report"),
 ]
@@ -89,7 +89,7 @@ def test_a_library_is_used_only_where_it_belongs(root, allowed):
 def test_keras_is_imported_by_one_module_and_that_by_those_which_build_or_run_models():
     assert {name for name in TREES if HEAVY & roots(name, lazily=False)} == {"backend"}
     users = {name for name in TREES if "mri.backend" in imported(TREES[name], lazily=False)}
-    assert users <= {"models", "callbacks", "training", "gradcam", "comparison"}
+    assert users <= {"models", "callbacks", "training", "geometry", "gradcam", "comparison"}
 
 
 def test_plots_takes_from_the_package_nothing_that_runs_a_model():

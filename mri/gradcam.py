@@ -156,7 +156,8 @@ class GradCAM:
         SmoothGrad's (arXiv:1706.03825), the change that of pytorch-grad-cam's ``aug_smooth``,
         which undoes it before averaging: what depends on how the grid of the layer happens to lie
         over the image cancels. Raises ValueError for images or classes of the wrong shape, type or
-        range, for other values of `smooth`, and if a result is not finite.
+        range, for other values of `smooth`, if a result is not finite, and if the results are
+        probabilities whose logits are out of reach.
         """
         x = np.asarray(images)
         x = x[None] if x.ndim == 2 else x
@@ -187,6 +188,13 @@ class GradCAM:
             raise ValueError(
                 "Logits or gradients are NaN or infinite: check the pixels and the weights. "
                 f"Received: {np.sum(~finite)} such images, the first at index {finite.argmin()}"
+            )
+        if self._k > 1 and (logits >= 0).all() and np.allclose(logits.sum(1), 1, 0, 1e-5):
+            raise ValueError(
+                "The model ends in probabilities, whose gradients vanish where it is sure, and the "
+                "logits behind them cannot be found (a softmax is looked for as the last "
+                "operation, outside a tf.function of the model's own). Explain a model of the "
+                f"layers before. Received: {self.layers[-2:]} as the last layers"
             )
         plain = Explanation(maps, raw, chosen.astype(np.int64), logits, maps.max((1, 2)) == 0)
         return self._smoothed(x, plain, batch_size, smooth, seed) if smooth else plain
@@ -300,7 +308,7 @@ def _differentiate(
 ) -> tuple[keras.Layer, tf.Tensor, tf.Tensor]:
     """Choose the layer; return it, its activations and the gradients of the chosen logits."""
     # A tensor of another graph lies in a tf.function of the model's own: out of reach.
-    graph = logits.graph
+    graph, called = logits.graph, calls
     calls = [(v, x) for v, x in calls if getattr(x, "graph", 0) is graph and x.shape.rank == 4]
     found = [(v, x) for v, x in calls if v is wanted or v.name == (wanted or MARKED)]
     if wanted is None and not found:
@@ -314,6 +322,9 @@ def _differentiate(
             gradients = tf.cast(tf.convert_to_tensor(gradients), tf.float32)
             return layer, tf.cast(activations, tf.float32), gradients
     problem = "several have this name" if unclear else "no gradient reaches it" if found else "none"
+    hidden = [v for v, x in called if getattr(x, "graph", graph) is not graph]
+    if any(v is wanted or v.name == wanted for v in hidden):
+        problem = "called inside a tf.function of the model's own, out of reach: call it outside"
     raise ValueError(
         "`layer` must be one layer on the way to the output, itself 4-D, by name or as an object "
         "(model.get_layer('outer').get_layer('inner')); left out, the last convolution. "

@@ -60,12 +60,17 @@ class HeatmapCheck:
     verdict: str
     reasons: tuple[str, ...]
 
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        steps = ", ".join(f"{layer} {value:.2f}" for layer, value in self.cascade["value"].items())
+        return *self.reasons, f"Correlation as weights are randomised, from the output on: {steps}."
+
     def __repr__(self) -> str:
         table = self.table.map(str).to_string()
-        return "\n".join([f"{self.title}: {self.verdict}", table, *self.reasons])
+        return "\n".join([f"{self.title}: {self.verdict}", table, *self._notes])
 
     def _repr_html_(self) -> str:
-        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in self.reasons)
+        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in self._notes)
         head = f"<b>{escape(self.title)}: {self.verdict}</b>"
         return f"{head}{self.table.map(str).to_html()}<ul>{reasons}</ul>"
 

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from mri.plots import STYLE, _bare, _order, _readable, _show, overlay
+from mri.plots import STYLE, _bare, _order, _readable, _show, overlay, overlay_scale
 
 if TYPE_CHECKING:
     from mri.gradcam import Explanation
@@ -54,6 +54,7 @@ def overlay_columns(
     for ax, name in zip(axes[0], ("slice", *explanations), strict=True):
         ax.set_title(name, loc="center", fontsize=8.5)
     colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), "magma")
+    colours = colours if bare else overlay_scale()
     label = "evidence, share of the map's maximum"
     fig.colorbar(colours, ax=axes, aspect=30, pad=0.02, label=label)
     fig.suptitle(title)
@@ -93,7 +94,7 @@ def mean_maps(
         ax.set_title(f"{_readable(class_names[order[j]])}\nn = {n}", loc="center", fontsize=8)
     for row, name in zip(axes, ("correct", "wrong"), strict=True):
         row[0].set_ylabel(name)
-    colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, peak), "magma")
+    colours = overlay_scale(peak, alpha=1.0)
     fig.colorbar(colours, ax=axes, aspect=25, pad=0.02, label="mean share of each map's maximum")
     fig.suptitle(title)
     return fig

@@ -291,6 +291,14 @@ def overlay(
     return np.rint((1 - opacity) * grey[..., None] + opacity * colours).astype(np.uint8)
 
 
+def overlay_scale(peak: float = 1.0, *, alpha: float = 0.6) -> mpl.cm.ScalarMappable:
+    """Return what a colour bar needs: the colours of `overlay` from 0 to `peak`, on middle gray."""
+    strengths = np.linspace(0, 1, 256)[None]
+    over_gray = overlay(np.full(strengths.shape, 128, np.uint8), strengths, alpha=alpha)
+    colours = mpl.colors.ListedColormap(over_gray[0] / 255)
+    return mpl.cm.ScalarMappable(mpl.colors.Normalize(0, peak), colours)
+
+
 @mpl.rc_context(STYLE)
 def heatmap_grid(
     images: np.ndarray,

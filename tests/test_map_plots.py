@@ -46,6 +46,18 @@ def test_columns_are_the_slice_and_each_explanation(rng, images):
     assert fig.axes[9].get_ylabel() == "evidence, share of the map's maximum"
 
 
+@pytest.mark.parametrize("bare", [True, False])
+def test_the_bar_has_the_colours_of_the_maps(bare, rng, images):
+    found = {"one": explanation(rng, [0, 2, 3])}
+    gray = np.full_like(images, 128)
+    drawn = map_plots.overlay_columns(gray, found, np.array([0, 2, 3]), CLASS_NAMES, bare=bare)
+    cell, bar = drawn.axes[1].get_images()[0], drawn.axes[6].collections[-1]
+    shown = bar.cmap(bar.norm(found["one"].maps[0]))[..., :3]
+    pixels = cell.cmap(cell.norm(cell.get_array()))[..., :3] if bare else cell.get_array() / 255
+    # 256 colours a bar.
+    np.testing.assert_allclose(shown, pixels, atol=0.02)
+
+
 def test_mean_maps_by_class_correct_above_wrong(rng):
     labels, answers = np.array([0, 0, 0, 2, 2, 3]), np.array([0, 0, 2, 2, 2, 0])
     found = explanation(rng, answers)

@@ -1,7 +1,8 @@
 """Heatmaps beside `predict` of the same slices, and beside other packages.
 
 All explain `baseline` with the same weights, in float32 and in batches of 64; each of the two
-others is held against its own forward pass too.
+others is held against its own forward pass too. A network of a seventh of the work shows what is
+left where the forward pass is no longer nearly all.
 """
 
 import sys
@@ -62,10 +63,13 @@ def pytorch_grad_cam(model, images):
 def measure(quick: bool) -> list[dict]:
     model = build_model("baseline")
     images = read_scans(folder_of_slices(), split="test").images[: 128 if quick else 1280]
-    cam = GradCAM(model)
+    small = build_model("compact")
+    cam, small_cam = GradCAM(model), GradCAM(small)
     runs = {
         "predict": lambda: model.predict(images[..., None], batch_size=BATCH, verbose=0),
         "ours": lambda: cam(images, 1, batch_size=BATCH),
+        "small_predict": lambda: small.predict(images[..., None], batch_size=BATCH, verbose=0),
+        "small_ours": lambda: small_cam(images, 1, batch_size=BATCH),
     }
     for peer in (tf_keras_vis, pytorch_grad_cam):
         with optional(peer.__name__):
@@ -74,6 +78,14 @@ def measure(quick: bool) -> list[dict]:
     work = f"Grad-CAM of {len(images):,} slices"
     found = [
         versus(seconds, work, "ours", "predict", "`predict` of the same", at_most=1.2),
+        versus(
+            seconds,
+            f"{work} by `compact`",
+            "small_ours",
+            "small_predict",
+            "its `predict`",
+            at_most=1.2,
+        ),
         versus(seconds, work, "ours", "tf_keras_vis", "tf-keras-vis", at_least=3),
         versus(seconds, work, "ours", "pytorch_grad_cam", "pytorch-grad-cam", at_least=1),
     ]

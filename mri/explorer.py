@@ -84,7 +84,7 @@ class Explorer:
         person : str
             A key of `people`.
         position : int
-            Of the slice, from below.
+            Of the slice, from below; the lowest is 0.
         network : str, optional
             By default the first.
         explained : str
@@ -154,7 +154,7 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
     chosen = {
         "network": dropdown("network", list(runs)),
         "person": dropdown("person", list(explorer.people)),
-        "position": ipywidgets.IntSlider(middle, 0, count - 1, description="slice"),
+        "position": ipywidgets.IntSlider(middle + 1, 1, count, description="slice"),
         "explained": dropdown("explain", [PREDICTED, *scans.class_names]),
         "method": dropdown("method", sorted(METHODS, key="hirescam".__ne__)),
         "layer": dropdown("layer", explorer.layers(next(iter(runs)))),
@@ -168,7 +168,10 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
             return bundle | {"image/png": bytes(picture.value)}
 
     def update(change: Mapping[str, Any] | None = None) -> None:
-        picture.value = _png(explorer.draw(**{name: of.value for name, of in chosen.items()}))
+        values = {name: of.value for name, of in chosen.items()}
+        # People count from one, as the title does.
+        values["position"] -= 1
+        picture.value = _png(explorer.draw(**values))
 
     drawn = [control for name, control in chosen.items() if name not in ("network", "person")]
 
@@ -176,7 +179,7 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
         """Fit the slider to the person and the layers to the network, then draw once."""
         for control in drawn:
             control.unobserve(update, "value")
-        chosen["position"].max = len(explorer.people[chosen["person"].value]) - 1
+        chosen["position"].max = len(explorer.people[chosen["person"].value])
         chosen["layer"].options = explorer.layers(chosen["network"].value)
         for control in drawn:
             control.observe(update, "value")

@@ -85,16 +85,17 @@ def test_every_control_changes_the_picture(case):
     *rows, picture = box.children
     controls = {control.description: control for row in rows for control in row.children}
     seen = {bytes(picture.value)}
-    first = Explorer(*case[:4]).people[controls["person"].value][:1]
-    said = int(case[0]["compact"].model(case[1].images[first][..., None]).numpy().argmax())
+    slices = Explorer(*case[:4]).people[controls["person"].value]
+    said = int(case[0]["compact"].model(case[1].images[slices[:1]][..., None]).numpy().argmax())
     changes = {
-        "slice": 0,
+        "slice": 1,
         "method": "grad-cam",
         "explain": case[1].class_names[(said + 1) % 4],
         "layer": controls["layer"].options[3],
         "network": "tissue",
         "person": controls["person"].options[1],
     }
+    assert (controls["slice"].min, controls["slice"].max) == (1, len(slices))
     for name, value in changes.items():
         controls[name].value = value
         assert bytes(picture.value) not in seen, name

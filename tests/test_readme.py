@@ -60,6 +60,10 @@ def test_the_table_of_the_zoo_is_that_of_its_command():
     assert table(ROOT / "models/zoo") in README
 
 
+def test_the_table_of_heatmaps_is_what_its_command_printed():
+    assert (ROOT / "models/zoo/heatmaps.md").read_text(encoding="utf-8") in README
+
+
 def test_every_error_of_the_package_is_explained():
     told = README.partition("## Errors and what they mean")[2].partition("\n## ")[0]
     for name in (path.stem for path in (ROOT / "mri").glob("[!_]*.py")):

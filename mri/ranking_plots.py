@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-from matplotlib.transforms import Bbox
 
 from mri.evaluation import metric_label
 from mri.plots import BLUE, GREEN, GREY, PINK, STYLE, _panel
@@ -96,9 +95,10 @@ def cost(
 ) -> Axes:
     """Draw the figure of the ranking, with its 95% interval, against a cost.
 
-    The line joins those that nobody beats in both, as far as the figures go.
+    The line joins those that nobody beats in both, as far as the figures go. Names stand at the
+    side, in the order of the figures.
     """
-    ax = _panel(ax, 7.5, 4.4)
+    ax = _panel(ax, 9, 4.4)
     of = comparison.table.set_index("model")
     of = of.loc[comparison.best(protocol, len(of))]
     of, front = of.dropna(subset=[by]), comparison.pareto(by, protocol)
@@ -117,11 +117,20 @@ def cost(
     ax.margins(x=0.15, y=0.05)
     ax.grid()
     ax.set(xlabel=_COSTS[by], ylabel=f"{metric_label(comparison.by)} per slice", title=title)
-    points = ax.transData.transform(np.column_stack([x, y]))
-    taken = [Bbox([point - 4, point + 4]) for point in points]
-    for name in [*front, *of.index.difference(front, sort=False)]:
-        style = {"fontsize": 7.5, "color": BLUE} if name in front else {"fontsize": 6.5}
-        _label(ax, name.removesuffix(f"-{protocol}"), (x[name], y[name]), taken, **style)
+    # Many share a cost, so names beside the points would cover each other.
+    line = {"arrowstyle": "-", "linewidth": 0.4, "alpha": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
+    for i, name in enumerate(y.sort_values(ascending=False, kind="stable").index):
+        colour, size = (BLUE, 7.5) if name in front else ("black", 6.5)
+        ax.annotate(
+            name.removesuffix(f"-{protocol}"),
+            (x[name], y[name]),
+            (1.03, 1 - (i + 0.5) / len(y)),
+            textcoords="axes fraction",
+            va="center",
+            color=colour,
+            fontsize=size,
+            arrowprops={**line, "color": colour},
+        )
     return ax
 
 
@@ -142,21 +151,3 @@ def side_by_side(
             ax.set_ylabel("")
     fig.suptitle(title)
     return fig
-
-
-def _label(
-    ax: Axes, text: str, point: tuple[float, float], taken: list[Bbox], **style: Any
-) -> None:
-    """Write beside a point, at the first place where nothing is written yet."""
-    places = [(7, 6), (7, -6), (-7, 6), (-7, -6), (7, 14), (7, -14), (-7, 14), (-7, -14)]
-    places += [(7, 22), (7, -22), (-7, 22), (-7, -22)]
-    for x, y in places:
-        side = "left" if x > 0 else "right" if x < 0 else "center"
-        note = ax.annotate(
-            text, point, (x, y), textcoords="offset points", ha=side, va="center", **style
-        )
-        box = note.get_window_extent()
-        if (x, y) == places[-1] or not any(box.overlaps(other) for other in taken):
-            taken.append(box)
-            return
-        note.remove()

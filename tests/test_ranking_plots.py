@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
+from matplotlib.text import Text
 
 from mri import plots, ranking_plots
 
@@ -83,8 +84,11 @@ def test_labels_of_points_that_lie_together_do_not_cover_each_other(made_up):
     rows = [(f"network{i}-subject", "subject", 0.5 + i / 1000, 100 + i) for i in range(6)]
     ax = ranking_plots.cost(made_up(rows))
     ax.figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in ax.texts]
+    # Without the lines that lead to the points.
+    boxes = [Text.get_window_extent(text) for text in ax.texts]
     assert len(boxes) == 6
+    assert [text.get_text() for text in ax.texts] == [f"network{i}" for i in range(5, -1, -1)]
+    assert [text.xy for text in ax.texts] == [(100 + i, 0.5 + i / 1000) for i in range(5, -1, -1)]
     crossing = [(i, j) for i in range(6) for j in range(i) if boxes[i].overlaps(boxes[j])]
     assert crossing == []
 

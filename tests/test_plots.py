@@ -368,7 +368,7 @@ def test_every_plot_leaves_its_input_and_the_settings_alone(evaluation, images, 
     cases = calls(evaluation, images, rng)
     public = {f for n, f in vars(plots).items() if callable(f) and not n.startswith("_")}
     drawn = {f for f in public if getattr(f, "__module__", "") == plots.__name__}
-    assert drawn == {*cases, plots.overlay}
+    assert drawn == {*cases, plots.overlay, plots.overlay_scale}
     settings = dict(mpl.rcParams)
     for plot, (arguments, options) in cases.items():
         before = copy.deepcopy(arguments)

@@ -146,23 +146,22 @@ def _after(op: tf.Operation, known: Known) -> Axes | None:
 
 def _behind_windows(op: tf.Operation, axes: Axes) -> Axes | None:
     """Receptive fields behind a convolution or a pooling."""
-    sizes, dilations = op.inputs[0].shape[1:3].as_list(), [1, 1]
-    if op.type in _CONVOLUTIONS:
-        windows, dilations = op.inputs[1].shape[:2].as_list(), op.get_attr("dilations")[1:3]
-    else:
-        windows = op.get_attr("ksize")[1:3]
     if op.get_attr("data_format") != b"NHWC":
         return None
-    strides, padding = op.get_attr("strides")[1:3], op.get_attr("padding")
-    windows = [(k - 1) * d + 1 for k, d in zip(windows, dilations, strict=True)]
-    if padding == b"SAME" and None in sizes:
-        return None
-    before = [0, 0]
-    if padding == b"SAME":
-        short = zip(sizes, windows, strides, strict=True)
-        before = [max((-(-n // s) - 1) * s + k - n, 0) // 2 for n, k, s in short]
-    elif padding == b"EXPLICIT":
-        before = list(op.get_attr("explicit_paddings")[2:6:2])
+    if op.type in _CONVOLUTIONS:
+        dilated = zip(op.inputs[1].shape[:2].as_list(), op.get_attr("dilations")[1:3], strict=True)
+        windows = [(k - 1) * d + 1 for k, d in dilated]
+    else:
+        windows = op.get_attr("ksize")[1:3]
+    strides, before = op.get_attr("strides")[1:3], [0, 0]
+    if op.get_attr("padding") == b"EXPLICIT":
+        before = op.get_attr("explicit_paddings")[2:6:2]
+    elif op.get_attr("padding") == b"SAME":
+        sizes = op.inputs[0].shape[1:3].as_list()
+        if None in sizes:
+            return None
+        along = zip(sizes, windows, strides, strict=True)
+        before = [max((-(-n // s) - 1) * s + k - n, 0) // 2 for n, k, s in along]
     return _seen(axes, before, windows, strides)
 
 

@@ -53,10 +53,9 @@ def overlay_columns(
             ax.set_xlabel(text, fontsize=7)
     for ax, name in zip(axes[0], ("slice", *explanations), strict=True):
         ax.set_title(name, loc="center", fontsize=8.5)
-    colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), "magma")
-    colours = colours if bare else overlay_scale()
+    plain = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), "magma")
     label = "evidence, share of the map's maximum"
-    fig.colorbar(colours, ax=axes, aspect=30, pad=0.02, label=label)
+    fig.colorbar(plain if bare else overlay_scale(), ax=axes, aspect=30, pad=0.02, label=label)
     fig.suptitle(title)
     return fig
 

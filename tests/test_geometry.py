@@ -107,7 +107,7 @@ def test_cells_of_the_networks_here_see_what_they_notice(name):
 def test_backbones_in_closed_form(name, first, last):
     """Araujo et al. give ResNet-50 a field of 483 pixels; here all its windows begin at pixel 0.
 
-    Each of the 26 windows of EfficientNet-B3, k wide on a step of s, adds s (k - 1) pixels; those
+    Each of the 27 windows of EfficientNet-B3, k wide on a step of s, adds s (k - 1) pixels; those
     with a stride of two are padded by (k - 2) // 2 before and one more behind, the others evenly.
     """
     if name == "efficientnet_b3":

@@ -2,9 +2,10 @@
 PYTHON ?= python3
 REQUIREMENTS ?= requirements.txt
 BIN := .venv/bin
+TESTS = $(BIN)/python -m pytest -n 2 --dist worksteal
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help run heatmap test test-all coverage mutants advisories lint lab bench baseline crossval \
+.PHONY: help run heatmap test test-all stress coverage mutants advisories lint lab bench baseline crossval \
   zoo outputs report docs picture clean
 .DEFAULT_GOAL := help
 
@@ -12,7 +13,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 run: .venv/ready  ## execute both notebooks; models go to models/, executed copies to runs/
-	@$(BIN)/python -m mri.ready
+	@$(BIN)/python -m mri check
 	@mkdir -p runs
 	@echo "main.ipynb trains networks: some 10 minutes on two cores, twice that without bfloat16."
 	@echo "models_compare.ipynb evaluates them: one minute."
@@ -21,19 +22,22 @@ run: .venv/ready  ## execute both notebooks; models go to models/, executed copi
 	@ls runs/main.ipynb runs/models_compare.ipynb
 
 heatmap: .venv/ready  ## ask a network that comes with the repository about one slice
-	@$(BIN)/python -m mri.predict
+	@$(BIN)/python -m mri predict
 
-test: .venv/ready  ## run the tests
+test: .venv/ready  ## run what matters most (five minutes on two cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(TESTS) -m "not slow and not stress and not real_data"
 
-test-all: .venv/ready  ## run the tests that take minutes too
-	$(BIN)/python -m pytest
+test-all: .venv/ready  ## run every test, those on the real slices too (half an hour)
+	$(TESTS) -m "not stress"
+
+stress: .venv/ready  ## kill processes fifty times, read 100,000 slices (an hour)
+	$(BIN)/python -m pytest -m stress
 
 coverage: .venv/ready  ## branches of mri/ that the tests go through; subprocesses do not count
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term-missing
+	$(TESTS) -m "not stress" --cov --cov-report=term-missing
 
 mutants: .venv/ready  ## change lines one at a time: which changes do the tests notice (an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mutmut~=3.8"
@@ -56,23 +60,23 @@ lab: .venv/ready  ## open JupyterLab
 	$(BIN)/jupyter lab main.ipynb
 
 baseline: .venv/ready  ## train the benchmarks' baseline under both protocols (about 10 minutes)
-	$(BIN)/python -m mri.training baseline --protocol image
-	$(BIN)/python -m mri.training baseline --protocol subject
+	$(BIN)/python -m mri train baseline --protocol image
+	$(BIN)/python -m mri train baseline --protocol subject
 
 crossval: .venv/ready  ## all folds of tissue, compact and the shuffled control (about 10 minutes)
-	$(BIN)/python -m mri.crossval tissue compact --seeds 1
+	$(BIN)/python -m mri folds tissue compact --seeds 1
 
 zoo: .venv/ready  ## train every network under both protocols (hours; a killed run goes on)
-	$(BIN)/python -m mri.zoo
-	$(BIN)/python -m mri.zoo --table
+	$(BIN)/python -m mri zoo
+	$(BIN)/python -m mri zoo --table
 
 report: .venv/ready  ## notebooks and model cards as pages for a browser, into runs/
-	$(BIN)/python -m mri.report
+	$(BIN)/python -m mri report
 
 docs: .venv/ready  ## the functions as pages for a browser, into runs/docs/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pdoc
 	$(BIN)/python -m pdoc --docformat numpy --output-directory runs/docs \
-	  $(patsubst mri/%.py,mri.%,$(wildcard mri/[a-z]*.py))
+	  $(subst /,.,$(basename $(wildcard mri/[a-z]*.py mri/*/[a-z]*.py)))
 
 outputs: run  ## make the executed notebooks the committed ones, pictures in 256 colours
 	$(BIN)/python .ci/shrink.py runs/main.ipynb runs/models_compare.ipynb
@@ -87,11 +91,12 @@ clean:  ## remove .venv, .peers and runs; data and models stay
 
 # On a bare Debian, venv and OpenCV's system libraries may be missing: installed where one may
 # install, else named.
-.venv/ready: $(REQUIREMENTS)
+.venv/ready: $(REQUIREMENTS) tests/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	@$(PYTHON) -m venv .venv 2>/dev/null || { rm -rf .venv; $(call system,python3-venv) && $(PYTHON) -m venv .venv; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  $(if $(filter %.lock,$(REQUIREMENTS)),--require-hashes) -r $(REQUIREMENTS)
+	  $(if $(filter %.lock,$(REQUIREMENTS)),--require-hashes -r $(REQUIREMENTS),-r $(REQUIREMENTS) -r tests/requirements.txt)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { $(call system,libgl1 libglib2.0-0 libsm6 libxext6) && $(BIN)/python -c 'import cv2'; }
 	@touch $@
 
@@ -99,7 +104,7 @@ clean:  ## remove .venv, .peers and runs; data and models stay
 # torchvision, which only its examples use.
 .peers/ready: .venv/ready tests/benchmarks/requirements.txt
 	@$(PYTHON) -m venv .peers
-	.peers/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check --editable .
 	for peer in $$(sed 's/ *#.*//' tests/benchmarks/requirements.txt); do \
 	  .peers/bin/python -m pip install --quiet --disable-pip-version-check $$peer \
 	    || echo "$$peer cannot be installed: its lines will say so"; \

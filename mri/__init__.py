@@ -1,94 +1,64 @@
 """Explainable Alzheimer's MRI classification, honestly evaluated.
 
-The modules in the order of the work, each importing only from those before it:
+Seven rooms, in the order of the work. Each imports only from those before it:
 
 ============= ======================================================================================
-arguments     what is wrong with a call, said before work starts
-files         written whole or not at all, by one process at a time
-decode        one JPEG or PNG to pixels
-hub           fetch the public files
-parquet       the container: schema, rows as buffer views
-data          whole files to one array, or to a stream
-ready         what a first run will meet
-phantom       synthetic slices, with the truth included
-slices        one slice of any file, laid out as in the data set, or why not
-subjects      who is who from pixels; splits that keep subjects apart
-leakage       how much of a split's accuracy is recognition of people
-evaluation    figures with intervals, per slice and per subject
-significance  which differences between models are real: paired tests
-models        the registry of networks
-cards         a model file and what is known about it
-callbacks     what a resumable run needs and Keras lacks
-training      one `train` for all
-crossval      models × folds × seeds, resumable, here or on a cluster
-geometry      which pixels the cells of a layer see
-gradcam       where the network looks
-map_measures  what a heatmap does when weights, pixels or the truth are known
-faithfulness  whether to believe it
-predictions   what a model says of its test part, kept beside it
-comparison    every file in ``models/``, ranked and told apart
-zoo           every registered network under both protocols
+data          files to pixels: the decoder, parquet, phantoms, one slice of any format
+models        the networks and their builders; model files with their cards
+subjects      who is who from pixels; splits that keep people apart; data leakage
+evaluation    figures with intervals; which differences are real; every model ranked
+training      one training loop for all networks, resumable; cross-validation by person
+gradcam       where a network looks, and whether to believe it
 plots         draws all of it, in one style
-ranking_plots draws a comparison
-map_plots     draws heatmaps that belong together
-explorer      heatmaps to play with in a notebook
-predict       what a network says of one slice
-report        notebooks and cards as pages for a browser
 ============= ======================================================================================
 
-TensorFlow is loaded with the first of `models`, `training` or `gradcam` that is used.
+`predict` asks a network about one slice, `report` makes pages for a browser, and
+``python -m mri --help`` lists the commands. To read the core in an evening, begin with
+`mri.data.decode`, `mri.models.builders`, `mri.training.loop` and `mri.gradcam.cam`.
+
+`import mri` loads none of them; each is loaded when one of its names is first used.
 """
 
 import importlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
-_HOME = {
-    "CLASS_NAMES": "parquet",
-    "DataError": "decode",
-    "DataLeakageError": "subjects",
-    "GradCAM": "gradcam",
-    "Recipe": "training",
-    "audit": "leakage",
-    "build_model": "models",
-    "check_heatmaps": "faithfulness",
-    "checklist": "leakage",
-    "compare": "comparison",
-    "cross_validate": "crossval",
-    "describe": "cards",
-    "dict_to_image": "decode",
-    "evaluate": "evaluation",
-    "explore": "explorer",
-    "find_data": "parquet",
-    "ground_truth": "faithfulness",
-    "image_split": "subjects",
-    "iter_batches": "data",
-    "list_models": "models",
-    "load_model": "cards",
-    "make_phantoms": "phantom",
-    "pairwise": "significance",
-    "parquet_files": "parquet",
-    "pick_examples": "evaluation",
-    "predict_logits": "models",
-    "predict_slice": "predict",
-    "read_crossval": "crossval",
-    "read_scans": "data",
-    "recover_subjects": "subjects",
-    "register": "models",
-    "subject_split": "subjects",
-    "train": "training",
-    "write_phantom": "phantom",
-}
-_MODULES = ("map_plots", "plots", "ranking_plots")
-__all__ = sorted([*_HOME, *_MODULES])
+_Face = tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name, and with it its module, when it is first used."""
-    if name in _HOME:
-        return getattr(importlib.import_module(f"mri.{_HOME[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"mri.{name}")
-    raise AttributeError(f"module 'mri' has no attribute {name!r}; there are {__all__}")
+def _face(package: str, homes: Mapping[str, str]) -> _Face:
+    """Return `__getattr__`, `__dir__` and `__all__` of a package whose names load when used.
+
+    `homes` maps the modules of the package to their public names, separated by spaces.
+    """
+    home = {name: module for module, names in homes.items() for name in names.split()}
+    public = sorted(home)
+
+    def load(name: str) -> Any:
+        if name in homes:
+            return importlib.import_module(f"{package}.{name}")
+        if name in home:
+            return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}; there are {public}")
+
+    return load, lambda: public, public
+
+
+__getattr__, _, _names = _face(
+    __name__,
+    {
+        "data": "CLASS_NAMES DataError dict_to_image make_phantoms read_scans",
+        "models": "build_model list_models load_model predict_logits register",
+        "subjects": "DataLeakageError audit image_split recover_subjects subject_split",
+        "evaluation": "compare evaluate",
+        "training": "Recipe cross_validate train",
+        "gradcam": "GradCAM check_heatmaps",
+        "plots": "explore",
+        "predict": "predict_slice",
+        "report": "",
+    },
+)
+__all__ = sorted([*_names, "plots"])
 
 
 def __dir__() -> list[str]:

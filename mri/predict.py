@@ -1,11 +1,8 @@
-"""What a network says of one slice: ``python -m mri.predict IMAGE``."""
+"""What a network says of one slice: ``python -m mri predict IMAGE``."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,15 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from mri.cards import ModelFileError, load_model, read_card
-from mri.data import CLASS_NAMES, DataError, find_data, parquet_files
-from mri.phantom import write_phantom
-from mri.slices import SIZE, OneSlice, check_slice, read_slice
+from mri.data.decode import DataError
+from mri.data.one_slice import SIZE, OneSlice, check_slice, read_slice
+from mri.data.parquet import CLASS_NAMES
+from mri.models.files import ModelFile, ModelFileError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mri.gradcam import Explanation
+    from mri.gradcam.cam import Explanation
+
 
 DEFAULT_MODEL = "compact-subject"
 """Comes with the repository; judged on people it had never seen, and its map is HiResCAM's."""
@@ -65,7 +63,7 @@ class Prediction(NamedTuple):
 
     def draw(self) -> Figure:
         """Return slice, heatmap and overlay side by side."""
-        from mri.plots import heatmap_grid
+        from mri.plots.maps import heatmap_grid
 
         label = None if self.slice.label is None else np.array([self.slice.label])
         return heatmap_grid(
@@ -94,7 +92,7 @@ def predict_slice(
     Parameters
     ----------
     source : path or ndarray of uint8, shape (128, 128)
-        A file as for `mri.slices.read_slice`, or pixels laid out as in the data set.
+        A file as for `mri.data.read_slice`, or pixels laid out as in the data set.
     model : str or path
         Name of a file of ``models/``, else of ``models/zoo/``, or a path ending in ``.keras``.
     row : int
@@ -121,8 +119,8 @@ def predict_slice(
     >>> round(sum(found.probabilities.values()), 3), found.explanation.maps.shape
     (1.0, (1, 128, 128))
     """
-    path = find_model(model)
-    card = read_card(path)
+    file = ModelFile(find_model(model))
+    path, card = file.path, file.card
     if isinstance(source, np.ndarray):
         if source.shape != (SIZE, SIZE) or source.dtype != np.uint8:
             raise DataError(
@@ -133,7 +131,7 @@ def predict_slice(
             raise DataError(f"{found.place}: {problem}")
     else:
         found = read_slice(source, row=row, plane=plane, check=check)
-    network = load_model(path)
+    network = file.load()
     names = tuple((card or {}).get("class_names", CLASS_NAMES))
     expected = (None, SIZE, SIZE, 1), (None, len(names))
     if (network.input_shape, network.output_shape) != expected:
@@ -141,7 +139,7 @@ def predict_slice(
             f"{path}: goes from {network.input_shape} to {network.output_shape}, expected "
             f"{expected[0]} to {expected[1]}; choose another --model"
         )
-    from mri.gradcam import GradCAM
+    from mri.gradcam.cam import GradCAM
 
     explanation = GradCAM(network, method=METHOD)(found.image)
     temperature = (card or {}).get("temperature", 1.0)
@@ -193,48 +191,3 @@ def _warnings(card: Mapping[str, Any] | None, checked: bool) -> tuple[str, ...]:
     if not checked:
         said.append("Whether this is such a slice at all was not checked.")
     return (*said, _MAP)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line: ``python -m mri.predict IMAGE_OR_PARQUET``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mri.predict",
-        description="Ask a trained network about one slice and draw where it looked.",
-    )
-    parser.add_argument(
-        "file",
-        nargs="?",
-        help="JPEG, PNG, parquet, NIfTI (nibabel) or DICOM (pydicom); by default the test file of "
-        "the slices that are there, or of phantoms",
-    )
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"by default {DEFAULT_MODEL}")
-    parser.add_argument("--row", type=int, default=0, help="of a parquet file, from 0")
-    parser.add_argument("--plane", type=int, help="of a volume, from its lowest")
-    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of the picture")
-    parser.add_argument("--unchecked", action="store_true", help="take what looks like no slice")
-    options = parser.parse_args(arguments)
-    try:
-        file = (
-            options.file
-            or parquet_files(find_data() or write_phantom("data/phantom"), split="test")[0]
-        )
-        found = predict_slice(
-            file,
-            model=options.model,
-            row=options.row,
-            plane=options.plane,
-            check=not options.unchecked,
-        )
-        stem = re.sub(r"\W+", "-", found.slice.place.removeprefix(str(Path(file).parent)))
-        picture = options.output / f"{stem.strip('-')}-{found.model}.png"
-        options.output.mkdir(parents=True, exist_ok=True)
-        found.draw().savefig(picture, dpi=150)
-    except (ValueError, ModuleNotFoundError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{found}\nPicture: {picture}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

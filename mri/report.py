@@ -1,4 +1,4 @@
-"""The notebooks and model cards as pages for a browser: ``python -m mri.report``.
+"""The notebooks and model cards as pages for a browser: ``python -m mri report``.
 
 Each page is one file with its pictures inside and asks nothing of the network.
 """
@@ -9,13 +9,12 @@ import base64
 import html
 import io
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mri.cards import describe, read_card
-from mri.files import write_atomically
+from mri._files import replacing
+from mri.models.files import describe, read_card
 
 NOTEBOOKS = ("main", "models_compare")
 
@@ -73,7 +72,8 @@ def write_report(
     pages = []
     for name, book in books.items():
         pages.append(output / f"{name}.html")
-        write_atomically(pages[-1], _render(book).encode())
+        with replacing(pages[-1]) as temporary:
+            temporary.write_text(_render(book), encoding="utf-8")
     return pages
 
 
@@ -127,14 +127,3 @@ def _formula(found: re.Match[str]) -> str:
     math_to_image(found[0], drawn, dpi=300)
     data = base64.b64encode(drawn.getvalue()).decode()
     return f'<img class="formula" alt="{html.escape(found[1])}" src="data:image/png;base64,{data}">'
-
-
-def main() -> int:
-    """Run the command line: ``python -m mri.report``."""
-    pages = write_report()
-    print(f"Open {pages[0]} in a browser; {len(pages)} pages, each one file.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

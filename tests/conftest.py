@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from mri.comparison import Comparison
-from mri.data import Scans
-from mri.evaluation import evaluate
-from mri.significance import pairwise
+from mri.data.scans import Scans
+from mri.evaluation.comparison import Comparison
+from mri.evaluation.metrics import evaluate
+from mri.evaluation.significance import pairwise
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -25,7 +25,7 @@ collect_ignore = ["benchmarks"]
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Return the folder of the real slices, or skip."""
-    from mri.data import find_data
+    from mri.data.parquet import find_data
 
     folder = find_data()
     if folder is None:

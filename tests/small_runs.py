@@ -3,12 +3,13 @@
 import numpy as np
 import pandas as pd
 
-from mri.backend import keras
-from mri.cards import load_model
-from mri.data import Scans
-from mri.models import predict_logits
-from mri.subjects import Split
-from mri.training import Recipe, train
+from mri._keras import keras
+from mri.data.scans import Scans
+from mri.models.builders import predict_logits
+from mri.models.files import load_model
+from mri.subjects.splits import Split
+from mri.training.loop import train
+from mri.training.recipe import Recipe
 
 layers = keras.layers
 N, SIZE = 120, 16

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 
 import mri
-from mri.arguments import integers, require, row_numbers
-from mri.backend import keras
+from mri._arguments import integers, require, row_numbers
+from mri._keras import keras
+from mri.data import find_data, iter_batches, parquet_files, write_phantom
+from mri.evaluation import pairwise, pick_examples
+from mri.gradcam import ground_truth
+from mri.models import describe
+from mri.subjects import checklist
+from mri.training import read_crossval
 
 NO_CALL = {"CLASS_NAMES", "DataError", "DataLeakageError", "list_models"}
-DRAWING = {"map_plots", "plots", "ranking_plots"}
+DRAWING = {"plots"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def case(tmp_path_factory):
         model=keras.Sequential(layers),
         split=split,
         folder=folder,
-        data=mri.write_phantom(folder / "data", subjects=8, slices=2),
+        data=write_phantom(folder / "data", subjects=8, slices=2),
         runs={"one": SimpleNamespace(model=None, card={})},
     )
 
@@ -62,7 +68,6 @@ WRONG = {
         (lambda c: mri.GradCAM(c.model)(c.images, 4), "Received: classes=4"),
         (lambda c: mri.GradCAM(c.model)(c.images, [0, 1]), r"Received: classes=\[0, 1\]"),
         (lambda c: mri.GradCAM(c.model)(c.images, batch_size=0), "Received: batch_size=0"),
-        (lambda c: mri.GradCAM(c.model)(c.images, smooth=99), "Received: smooth=99"),
     ],
     "Recipe": [
         (
@@ -106,9 +111,15 @@ WRONG = {
         (lambda c: mri.check_heatmaps(c.model, c.images, layer="no"), "Received: layer='no'"),
     ],
     "checklist": [
-        (lambda c: mri.checklist(c.scans, c.split, c.groups[1:]), r"Received: shape=\(15,\)"),
-        (lambda c: mri.checklist(c.scans, beyond(c.split), c.groups), r"outside=array\(\[16\]\)"),
-        (lambda c: mri.checklist(c.scans, empty(c.split), c.groups), r"sizes=\[0, 4, 4\]"),
+        (
+            lambda c: checklist(c.scans, c.split, c.groups[1:]),
+            r"Received: shape=\(15,\)",
+        ),
+        (
+            lambda c: checklist(c.scans, beyond(c.split), c.groups),
+            r"outside=array\(\[16\]\)",
+        ),
+        (lambda c: checklist(c.scans, empty(c.split), c.groups), r"sizes=\[0, 4, 4\]"),
     ],
     "compare": [
         (lambda c: mri.compare(by="macro_auc"), "Received: 'macro_auc'"),
@@ -124,7 +135,7 @@ WRONG = {
         (lambda c: mri.cross_validate("tissue", c.scans, c.groups, folds=1), "Received: folds=1"),
         (lambda c: mri.cross_validate("tissue", c.scans, c.groups, jobs=0), "Received: jobs=0"),
     ],
-    "describe": [(lambda c: mri.describe({"seed": 0}), r"Received: missing=\['best_epoch', ")],
+    "describe": [(lambda c: describe({"seed": 0}), r"Received: missing=\['best_epoch', ")],
     "dict_to_image": [
         (lambda c: mri.dict_to_image({"path": "a.jpg"}), "Received: record="),
         (lambda c: mri.dict_to_image(b"GIF"), "not a JPEG or PNG image"),
@@ -146,18 +157,27 @@ WRONG = {
         (lambda c: mri.explore(c.runs, c.scans, c.groups[1:], [0]), r"Received: shape=\(15,\)"),
         (lambda c: mri.explore(c.runs, c.scans, c.groups, [16]), r"outside=array\(\[16\]\)"),
     ],
-    "find_data": [(lambda c: mri.find_data(3), "os.PathLike object, not int")],
+    "find_data": [(lambda c: find_data(3), "os.PathLike object, not int")],
     "ground_truth": [
-        (lambda c: mri.ground_truth(c.model, c.phantoms, classes=[0, 1]), r"classes=array\(\[0, 1"),
-        (lambda c: mri.ground_truth(c.model, c.phantoms, classes=4), "Received: classes="),
-        (lambda c: mri.ground_truth(c.model, c.phantoms, tolerance=-1), "Received: tolerance=-1"),
-        (lambda c: mri.ground_truth(c.model, c.phantoms, layer="no"), "Received: layer='no'"),
         (
-            lambda c: mri.ground_truth(c.model, c.phantoms, region=np.s_[99:, 99:]),
+            lambda c: ground_truth(c.model, c.phantoms, classes=[0, 1]),
+            r"classes=array\(\[0, 1",
+        ),
+        (lambda c: ground_truth(c.model, c.phantoms, classes=4), "Received: classes="),
+        (
+            lambda c: ground_truth(c.model, c.phantoms, tolerance=-1),
+            "Received: tolerance=-1",
+        ),
+        (
+            lambda c: ground_truth(c.model, c.phantoms, layer="no"),
+            "Received: layer='no'",
+        ),
+        (
+            lambda c: ground_truth(c.model, c.phantoms, region=np.s_[99:, 99:]),
             r"region must hold pixels of \(64, 64\). Received: region=",
         ),
         (
-            lambda c: mri.ground_truth(c.model, c.phantoms.take(c.labels == 2)),
+            lambda c: ground_truth(c.model, c.phantoms.take(c.labels == 2)),
             r"No slice has a mask. Received: labels=array\(\[2\]\)",
         ),
     ],
@@ -169,11 +189,11 @@ WRONG = {
         (lambda c: mri.image_split(c.labels, np.arange(16)), "Received: most=0"),
     ],
     "iter_batches": [
-        (lambda c: mri.iter_batches(c.data, batch_size=0), "Received: batch_size=0"),
-        (lambda c: mri.iter_batches(c.data, size=(1, 2, 3)), r"Received: size=\(1, 2, 3\)"),
-        (lambda c: mri.iter_batches(c.data, on_error="warn"), "Received: on_error='warn'"),
-        (lambda c: mri.iter_batches(c.data, threads=0), "Received: threads=0"),
-        (lambda c: mri.iter_batches(c.folder / "none"), "none: no parquet file"),
+        (lambda c: iter_batches(c.data, batch_size=0), "Received: batch_size=0"),
+        (lambda c: iter_batches(c.data, size=(1, 2, 3)), r"Received: size=\(1, 2, 3\)"),
+        (lambda c: iter_batches(c.data, on_error="warn"), "Received: on_error='warn'"),
+        (lambda c: iter_batches(c.data, threads=0), "Received: threads=0"),
+        (lambda c: iter_batches(c.folder / "none"), "none: no parquet file"),
     ],
     "load_model": [
         (lambda c: mri.load_model(c.folder / "m.h5"), "m.h5: expected a .keras file"),
@@ -186,20 +206,26 @@ WRONG = {
         (lambda c: mri.make_phantoms(seed=-1), "Received: seed=-1"),
     ],
     "pairwise": [
-        (lambda c: mri.pairwise({}, metric="macro_auc"), "Received: metric='macro_auc'"),
-        (lambda c: mri.pairwise({}, draws=0), "Received: draws=0"),
+        (lambda c: pairwise({}, metric="macro_auc"), "Received: metric='macro_auc'"),
+        (lambda c: pairwise({}, draws=0), "Received: draws=0"),
         (
-            lambda c: mri.pairwise({"a": c.figures, "b": c.figures}, unit="person"),
+            lambda c: pairwise({"a": c.figures, "b": c.figures}, unit="person"),
             "Received: unit='person'",
         ),
     ],
     "parquet_files": [
-        (lambda c: mri.parquet_files(c.folder / "*.nothing"), "no parquet file found. Put "),
-        (lambda c: mri.parquet_files(c.data, split="dev"), "whose name begins with 'dev' found"),
+        (lambda c: parquet_files(c.folder / "*.nothing"), "no parquet file found. Put "),
+        (
+            lambda c: parquet_files(c.data, split="dev"),
+            "whose name begins with 'dev' found",
+        ),
     ],
     "pick_examples": [
-        (lambda c: mri.pick_examples(c.labels, c.logits, ("a",)), r"class_names=\('a',\)"),
-        (lambda c: mri.pick_examples(c.labels[1:], c.logits, "abcd"), r"shape=\(15,\)"),
+        (
+            lambda c: pick_examples(c.labels, c.logits, ("a",)),
+            r"class_names=\('a',\)",
+        ),
+        (lambda c: pick_examples(c.labels[1:], c.logits, "abcd"), r"shape=\(15,\)"),
     ],
     "predict_logits": [
         (lambda c: mri.predict_logits(c.model, c.images[0]), r"Received: shape=\(64, 64\)"),
@@ -218,8 +244,14 @@ WRONG = {
         ),
     ],
     "read_crossval": [
-        (lambda c: mri.read_crossval(c.folder / "none"), "none: no logits of a cross-validation"),
-        (lambda c: mri.read_crossval(c.data / "test.parquet"), "no logits of a cross-validation"),
+        (
+            lambda c: read_crossval(c.folder / "none"),
+            "none: no logits of a cross-validation",
+        ),
+        (
+            lambda c: read_crossval(c.data / "test.parquet"),
+            "no logits of a cross-validation",
+        ),
     ],
     "read_scans": [
         (lambda c: mri.read_scans(c.data, size=128), "Received: size=128"),
@@ -254,15 +286,15 @@ WRONG = {
         (lambda c: mri.train("tissue", c.scans, beyond(c.split)), r"outside=array\(\[16\]\)"),
     ],
     "write_phantom": [
-        (lambda c: mri.write_phantom(c.folder / "new", subjects=3), "Received: subjects=3"),
-        (lambda c: mri.write_phantom(c.folder / "new", slices=0), "Received: slices=0"),
-        (lambda c: mri.write_phantom(c.folder / "new", seed=1.0), r"Received: seed=1\.0"),
+        (lambda c: write_phantom(c.folder / "new", subjects=3), "Received: subjects=3"),
+        (lambda c: write_phantom(c.folder / "new", slices=0), "Received: slices=0"),
+        (lambda c: write_phantom(c.folder / "new", seed=1.0), r"Received: seed=1\.0"),
     ],
 }
 
 
 def test_every_public_function_has_an_entry():
-    assert set(WRONG) == set(mri.__all__) - NO_CALL - DRAWING
+    assert set(mri.__all__) - NO_CALL - DRAWING <= set(WRONG)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import pytest
 from sklearn.metrics import log_loss
 
 import mri
-from mri.data import CLASS_NAMES, Scans
-from mri.subjects import UnclearSubjectsError
-from mri.training import RECIPES, Recipe
+from mri.data.parquet import CLASS_NAMES
+from mri.data.scans import Scans
+from mri.subjects.recovery import UnclearSubjectsError
+from mri.training.recipe import RECIPES, Recipe
 
 # Keras' saving and loading.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

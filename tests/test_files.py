@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import small_runs as cases
-from mri.cards import load_model, save_model
-from mri.files import alone, replacing, write_atomically
-from mri.models import _BUILDERS, build_model, register
+from mri._files import alone, replacing
+from mri.models.builders import _BUILDERS, build_model, register
+from mri.models.files import load_model, save_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,10 +39,15 @@ def names(folder):
 # --- whole or not at all ---
 
 
-def test_write_atomically_leaves_old_content_and_nothing_else_on_failure(tmp_path, monkeypatch):
+def write(path, content):
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def test_replacing_leaves_old_content_and_nothing_else_on_failure(tmp_path, monkeypatch):
     path = tmp_path / "file.txt"
-    write_atomically(path, b"old")
-    write_atomically(path, b"new")
+    write(path, b"old")
+    write(path, b"new")
     assert path.read_bytes() == b"new"
 
     def full(descriptor):
@@ -50,7 +55,7 @@ def test_write_atomically_leaves_old_content_and_nothing_else_on_failure(tmp_pat
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"no space left: '.*file\.txt'"):
-        write_atomically(path, b"newer")
+        write(path, b"newer")
     assert names(tmp_path) == ["file.txt"]
     assert path.read_bytes() == b"new"
 
@@ -127,7 +132,7 @@ def test_the_second_waits_and_says_so(tmp_path):
 def test_many_at_once_are_never_two(tmp_path):
     """Each adds one to a number in a file, unprotected but for the lock."""
     code = (
-        "import sys, time, warnings; from pathlib import Path; from mri.files import alone\n"
+        "import sys, time, warnings; from pathlib import Path; from mri._files import alone\n"
         "warnings.simplefilter('ignore')\n"
         "for _ in range(20):\n"
         "    with alone(Path(sys.argv[1]) / 'm.keras'):\n"

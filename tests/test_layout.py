@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,29 @@ import pytest
 import mri
 
 PACKAGE = Path(mri.__file__).parent
-ORDER = [
-    *("arguments", "files", "decode", "hub", "parquet", "data", "ready", "phantom", "slices"),
-    *("subjects", "leakage", "evaluation"),
-    "significance",
-    *("backend", "models", "cards", "callbacks", "training", "crossval", "geometry", "gradcam"),
-    *("map_measures", "faithfulness", "predictions", "comparison", "zoo"),
-    *("plots", "ranking_plots", "map_plots", "explorer", "predict", "report"),
-]
-DRAWING = {"plots", "ranking_plots", "map_plots"}
+FLOORS = {
+    **dict.fromkeys(["_arguments", "_files", "_keras"], 0),
+    "data": 1,
+    **dict.fromkeys(["models", "subjects"], 2),
+    "evaluation": 3,
+    **dict.fromkeys(["training", "gradcam"], 4),
+    "plots": 5,
+    **dict.fromkeys(["predict", "report"], 6),
+    "__main__": 7,
+}
+"""A room imports only from floors below its own."""
+
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 HEAVY = {"tensorflow", "keras"}
-TREES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")}
+
+
+def dotted(path):
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+TREES = {dotted(path): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+FACES = {name for name in TREES if name.endswith("__init__")}
+MODULES = sorted(set(TREES) - FACES)
 
 
 def imported(tree, *, lazily):
@@ -33,8 +46,8 @@ def imported(tree, *, lazily):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield "." * node.level + (node.module or "")
-            if node.module == "mri":
-                yield from (f"mri.{alias.name}" for alias in node.names)
+            if (node.module or "").startswith("mri"):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             if lazily:
                 yield from imported(node, lazily=True)
@@ -42,26 +55,36 @@ def imported(tree, *, lazily):
             yield from imported(node, lazily=lazily)
 
 
-def roots(name, *, lazily):
-    return {dotted.split(".")[0] for dotted in imported(TREES[name], lazily=lazily)}
+def room(name):
+    """The room of a dotted name: 'data' of 'mri.data.decode'."""
+    return name.split(".")[1]
 
 
-def test_the_order_names_every_module():
-    assert sorted(TREES) == sorted([*ORDER, "__init__"])
+def edges(name, *, lazily=True):
+    """Modules of the package that a module imports."""
+    found = set(imported(TREES[name], lazily=lazily))
+    assert not [of for of in found if of.startswith(".")], "absolute imports only"
+    return {of for of in found if of in TREES or f"{of}.__init__" in TREES} - {"mri"}
 
 
-def test_the_docstring_of_the_package_maps_the_modules_in_order():
+def test_the_rooms_are_those_of_the_map_in_its_order():
     lines = mri.__doc__.partition("==\n")[2].partition("==========")[0].splitlines()
-    assert [line.split()[0] for line in lines] == [name for name in ORDER if name != "backend"]
+    named = [line.split()[0] for line in lines]
+    assert named == sorted(named, key=FLOORS.__getitem__)
+    assert sorted(named) == ROOMS
+    assert {room(name) for name in MODULES} == set(FLOORS)
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_modules_import_only_from_those_before_them(name):
-    found = set(imported(TREES[name], lazily=True))
-    assert not [dotted for dotted in found if dotted.startswith(".")], "absolute imports only"
-    # A function of the same name as its module is found by either reading of `from mri import`.
-    edges = {dotted.split(".")[1] for dotted in found if dotted.startswith("mri.")}
-    assert edges <= set(ORDER[: ORDER.index(name)])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_room_imports_only_from_floors_below(name):
+    here = room(name)
+    others = {room(of) for of in edges(name)} - {here}
+    assert {of for of in others if FLOORS[of] >= FLOORS[here]} == set()
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    inner = {name: {of for of in edges(name, lazily=False) if of in TREES} for name in MODULES}
+    assert len(list(TopologicalSorter(inner).static_order())) == len(MODULES)
 
 
 def test_the_import_walker_sees_what_it_should():
@@ -74,35 +97,53 @@ def test_the_import_walker_sees_what_it_should():
 @pytest.mark.parametrize(
     ("root", "allowed"),
     [
-        ("cv2", {"decode", "phantom", "subjects", "map_measures"}),
-        ("matplotlib", {*DRAWING, "explorer", "predict", "report"}),
-        ("sklearn", set(ORDER) - DRAWING),
-        ("scipy", set(ORDER) - DRAWING),
+        ("cv2", {"data", "subjects", "gradcam"}),
+        ("matplotlib", {"plots", "predict", "report"}),
+        ("sklearn", set(FLOORS) - {"plots"}),
+        ("scipy", set(FLOORS)),
         ("PIL", set()),
         ("torch", set()),
     ],
 )
 def test_a_library_is_used_only_where_it_belongs(root, allowed):
-    assert {name for name in TREES if root in roots(name, lazily=True)} <= allowed
+    users = {name for name in MODULES if root in roots(name)}
+    assert {room(name) for name in users} <= allowed
+    if root == "cv2":
+        assert {name for name in users if room(name) == "gradcam"} <= {"mri.gradcam.measures"}
+    if root == "scipy":
+        assert {name for name in users if room(name) == "plots"} <= {"mri.plots.explorer"}
+
+
+def roots(name, *, lazily=True):
+    return {of.split(".")[0] for of in imported(TREES[name], lazily=lazily)}
 
 
 def test_keras_is_imported_by_one_module_and_that_by_those_which_build_or_run_models():
-    assert {name for name in TREES if HEAVY & roots(name, lazily=False)} == {"backend"}
-    users = {name for name in TREES if "mri.backend" in imported(TREES[name], lazily=False)}
-    assert users <= {"models", "callbacks", "training", "geometry", "gradcam", "comparison"}
+    assert {name for name in TREES if HEAVY & roots(name, lazily=False)} == {"mri._keras"}
+    users = {room(name) for name in MODULES if "mri._keras" in edges(name, lazily=False)}
+    assert users == {"models", "training", "gradcam"}
 
 
-def test_plots_takes_from_the_package_nothing_that_runs_a_model():
-    edges = {d.split(".")[1] for d in imported(TREES["plots"], lazily=False) if "mri." in d}
-    assert edges.isdisjoint(ORDER[ORDER.index("models") :])
+@pytest.mark.parametrize("name", sorted(FACES - {"mri.__init__"}))
+def test_a_face_is_a_paragraph_and_its_public_names(name):
+    doc, *rest = TREES[name].body
+    assert isinstance(doc, ast.Expr) and len(rest) == 2
+    assert ast.unparse(rest[0]) == "from mri import _face"
+    assert ast.unparse(rest[1]).startswith("__getattr__, __dir__, __all__ = _face(__name__, ")
+    package = importlib.import_module(name.removesuffix(".__init__"))
+    for public in package.__all__:
+        thing = getattr(package, public)
+        assert thing.__doc__ or not callable(thing), public
+        assert not isinstance(thing, type(mri)), f"{public} is a module"
 
 
-def test_imports_before_the_models_load_neither_keras_nor_matplotlib():
-    light = ORDER[: ORDER.index("backend")]
+def test_what_comes_before_the_models_loads_neither_keras_nor_matplotlib():
+    light = [name for name in MODULES if FLOORS[room(name)] <= 3]
+    light = [name for name in light if name not in ("mri._keras", "mri.models.builders")]
     script = f"""
 import importlib, json, sys
 found = {{}}
-for name in {["mri", *(f"mri.{name}" for name in light)]}:
+for name in {["mri", *(f"mri.{name}" for name in ROOMS), *light]}:
     importlib.import_module(name)
     found[name] = sorted(set({sorted(HEAVY | {"matplotlib"})}) & set(sys.modules))
     if name == "mri":
@@ -118,7 +159,7 @@ print(json.dumps(found))
 
 def test_keras_is_imported_without_announcements_and_errors_are_heard_afterwards():
     done = subprocess.run(
-        [sys.executable, "-c", "from mri.backend import keras; import os; os.write(2, b'heard')"],
+        [sys.executable, "-c", "from mri._keras import keras; import os; os.write(2, b'heard')"],
         cwd=PACKAGE.parent,
         capture_output=True,
         text=True,
@@ -126,43 +167,51 @@ def test_keras_is_imported_without_announcements_and_errors_are_heard_afterwards
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "heard")
 
 
-def test_public_names_are_sorted_and_resolve_every_time():
+def test_public_names_are_few_sorted_and_resolve_every_time():
     assert mri.__all__ == sorted(set(mri.__all__))
+    assert len(mri.__all__) <= 26
     assert dir(mri) == mri.__all__
-    for name in mri.__all__:
+    for name in MODULES:
+        if name != "mri.__main__":
+            importlib.import_module(name)
+    for name in set(mri.__all__) - {"plots"}:
         first = getattr(mri, name)
         assert getattr(mri, name) is first, f"mri.{name} changes once its module is loaded"
-        home = first.__module__ if hasattr(first, "__module__") else "mri.parquet"
-        if name in DRAWING:
-            assert first is importlib.import_module(f"mri.{name}")
-        else:
-            assert getattr(importlib.import_module(home), name) is first
-            assert home.startswith("mri.")
+        assert not isinstance(first, type(mri)), f"mri.{name} is a module"
+        assert getattr(first, "__module__", "mri.").startswith("mri.")
+    assert [getattr(mri, name).__name__ for name in ROOMS] == [f"mri.{name}" for name in ROOMS]
 
 
-def test_public_names_survive_the_import_of_all_modules():
-    for name in ORDER:
-        importlib.import_module(f"mri.{name}")
-    for name in set(mri.__all__) - DRAWING:
-        assert not isinstance(getattr(mri, name), type(mri)), f"mri.{name} is a module"
-
-
-def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():
+@pytest.mark.parametrize("of", ["mri", "mri.data"])
+def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones(of):
     with pytest.raises(AttributeError, match=r"has no attribute 'nothing'; there are \['CLASS"):
-        _ = mri.nothing
+        _ = importlib.import_module(of).nothing
 
 
-@pytest.mark.parametrize("name", [*ORDER, "__init__"])
+@pytest.mark.parametrize("name", sorted(TREES))
 def test_no_assert_no_bare_except_nothing_left_to_do(name):
     nodes = list(ast.walk(TREES[name]))
     assert not [node.lineno for node in nodes if isinstance(node, ast.Assert)]
     assert not [n.lineno for n in nodes if isinstance(n, ast.ExceptHandler) and n.type is None]
-    source = (PACKAGE / f"{name}.py").read_text()
+    source = (PACKAGE.parent / (name.replace(".", "/") + ".py")).read_text()
     assert not re.search(r"\b(TODO|FIXME|XXX)\b", source)
     assert ast.get_docstring(TREES[name])
 
 
-@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize("name", sorted(TREES))
+def test_no_module_of_450_lines_and_no_function_of_60(name):
+    source = (PACKAGE.parent / (name.replace(".", "/") + ".py")).read_text()
+    assert len(source.splitlines()) <= 455
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.FunctionDef):
+            told = ast.get_docstring(node, clean=False) or ""
+            assert node.end_lineno - node.lineno + 1 - len(told.splitlines()) <= 60, node.name
+            # What is passed by position; options are keywords.
+            given = [of.arg for of in node.args.args if of.arg not in ("self", "cls")]
+            assert len(given) <= 5, node.name
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_everything_public_has_a_docstring(name):
     bare = [
         node.name
@@ -174,7 +223,7 @@ def test_everything_public_has_a_docstring(name):
     assert bare == []
 
 
-@pytest.mark.parametrize("name", [name for name in mri.__all__ if name not in mri._MODULES])
+@pytest.mark.parametrize("name", sorted(set(mri.__all__) - {"plots"}))
 def test_what_is_public_shows_an_example(name):
     """Which the doctests run; errors and constants need none."""
     thing = getattr(mri, name)

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from mri.phantom import write_phantom
+from mri.data.phantom import write_phantom
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ["main.ipynb", "models_compare.ipynb"]

@@ -25,11 +25,11 @@ class Closed(socket.socket):
 socket.socket, socket.create_connection, socket.getaddrinfo = Closed, refuse, refuse
 
 import mri
-from mri import models
-from mri.decode import DataError
-from mri.hub import download
+from mri.models import builders as models
+from mri.data.decode import DataError
+from mri.data.download import download
 
-folder = mri.write_phantom("data", subjects=8, slices=4)
+folder = mri.data.write_phantom("data", subjects=8, slices=4)
 mri.read_scans(folder, split="train")
 made = mri.make_phantoms(8, 4, size=64)
 split = mri.subject_split(made.labels, made.subjects, folds=2)
@@ -39,7 +39,7 @@ logits = mri.predict_logits(model, made.images[split.test])
 mri.evaluate(made.labels[split.test], logits, made.subjects[split.test], draws=10)
 mri.GradCAM(model, method="hirescam")(made.images[split.test])
 mri.compare(made.scans, made.subjects).leaderboard()
-mri.plots.class_counts(made.labels, mri.CLASS_NAMES).figure.savefig("runs.png")
+mri.plots.figures.class_counts(made.labels, mri.CLASS_NAMES).figure.savefig("runs.png")
 models.DOWNLOAD = False
 mri.build_model("resnet50", input_shape=(64, 64, 1))
 quiet = not tried

@@ -9,11 +9,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from mri.cards import ModelFileError, load_model, save_model
-from mri.decode import DataError
-from mri.models import build_model, predict_logits
-from mri.phantom import make_phantoms, write_phantom
-from mri.predict import DEFAULT_MODEL, find_model, main, predict_slice
+from mri.__main__ import main
+from mri.data.decode import DataError
+from mri.data.phantom import make_phantoms, write_phantom
+from mri.models.builders import build_model, predict_logits
+from mri.models.files import ModelFileError, load_model, save_model
+from mri.predict import DEFAULT_MODEL, find_model, predict_slice
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT / "models/zoo"
@@ -94,7 +95,7 @@ def test_pixels_that_are_no_slice_are_refused(image):
 def test_the_command_line(tmp_path, capsys):
     folder = write_phantom(tmp_path / "data", subjects=8, slices=4)
     arguments = ["--model", "tissue-subject", "--output", str(tmp_path / "new/out")]
-    assert main([str(folder / "test.parquet"), "--row", "2", *arguments]) == 0
+    assert main(["predict", str(folder / "test.parquet"), "--row", "2", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("test.parquet, row 2, by tissue-subject:")
     printed = [float(line.split()[-1]) for line in lines[1:5]]
@@ -114,25 +115,25 @@ def test_without_a_file_it_takes_what_is_there(tmp_path, monkeypatch, capsys):
     (tmp_path / "models").symlink_to(ZOO.parent)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MRI_DATA", raising=False)
-    assert main(["--model", "tissue-subject"]) == 0
+    assert main(["predict", "--model", "tissue-subject"]) == 0
     assert capsys.readouterr().out.startswith("data/phantom/test.parquet, row 0, by tissue-subject")
     write_phantom(tmp_path / "mine", subjects=8, slices=4, seed=3)
     monkeypatch.setenv("MRI_DATA", "mine")
-    assert main(["--model", "tissue-subject"]) == 0
+    assert main(["predict", "--model", "tissue-subject"]) == 0
     assert capsys.readouterr().out.startswith("mine/test.parquet, row 0, by tissue-subject")
     assert len(list((tmp_path / "runs").glob("*.png"))) >= 1
 
 
 def test_the_command_line_refuses_in_one_line(tmp_path, image, capsys):
     cv2.imwrite(str(tmp_path / "turned.png"), image[::-1])
-    arguments = [str(tmp_path / "turned.png"), "--output", str(tmp_path)]
+    arguments = ["predict", str(tmp_path / "turned.png"), "--output", str(tmp_path)]
     assert main(arguments) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert "turned.png: it" in err
     assert main([*arguments, "--model", "tissue-subject", "--unchecked"]) == 0
     assert "was not checked" in capsys.readouterr().out
-    assert main([str(tmp_path / "gone.png")]) == 1
+    assert main(["predict", str(tmp_path / "gone.png")]) == 1
     assert "no such file" in capsys.readouterr().err
 
 

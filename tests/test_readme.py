@@ -8,8 +8,8 @@ import nbformat
 import pytest
 
 import mri
-from mri.phantom import write_phantom
-from mri.zoo import table
+from mri.data.phantom import write_phantom
+from mri.evaluation.comparison import reported_table as table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -95,7 +95,7 @@ window.onload = () => {{
 </script>"""
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_the_pages_in_a_browser(tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     if browser is None:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from harness import folder_of_slices, interleaved, main, versus
 
-from mri import models
-from mri.cards import save_model
-from mri.comparison import compare
-from mri.data import read_scans
-from mri.subjects import recover_subjects, subject_split
+from mri.data.scans import read_scans
+from mri.evaluation.comparison import compare
+from mri.models import builders as models
+from mri.models.files import save_model
+from mri.subjects.recovery import recover_subjects
+from mri.subjects.splits import subject_split
 
 ADDED = "baseline"
 

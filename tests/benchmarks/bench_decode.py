@@ -11,14 +11,16 @@ import pandas as pd
 import pyarrow.parquet as pq
 from harness import ROOT, STATUS, child, folder_of_slices, interleaved, main, optional, row, versus
 
-from mri.data import dict_to_image, iter_batches, parquet_files, read_scans
-from mri.phantom import write_phantom
+from mri.data.decode import dict_to_image
+from mri.data.parquet import parquet_files
+from mri.data.phantom import write_phantom
+from mri.data.scans import iter_batches, read_scans
 
 THREADS = 2
 MEMORY = (
     STATUS
     + """
-from mri.data import read_scans
+from mri.data.scans import read_scans
 if {first!r}:
     read_scans({first!r}, threads={threads})
 before = status("VmRSS")

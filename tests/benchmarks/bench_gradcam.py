@@ -11,9 +11,9 @@ from unittest.mock import MagicMock
 import numpy as np
 from harness import folder_of_slices, interleaved, main, optional, versus
 
-from mri.data import read_scans
-from mri.gradcam import GradCAM
-from mri.models import build_model
+from mri.data.scans import read_scans
+from mri.gradcam.cam import GradCAM
+from mri.models.builders import build_model
 
 BATCH = 64
 

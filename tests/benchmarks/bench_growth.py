@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from harness import ROOT, STATUS, child, interleaved, main, row, versus
 
-from mri.backend import keras
-from mri.data import as_dataset, read_scans
-from mri.models import build_model
-from mri.phantom import write_phantom
+from mri._keras import keras
+from mri.data.phantom import write_phantom
+from mri.data.scans import as_dataset, read_scans
+from mri.models.builders import build_model
 
 ROWS = 6400
 STREAM = (

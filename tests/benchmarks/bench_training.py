@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow.parquet as pq
 from harness import ROOT, clock, folder_of_slices, interleaved, main, optional, row, versus
 
-from mri.callbacks import Batches
-from mri.comparison import compare
-from mri.crossval import cross_validate
-from mri.data import parquet_files, read_scans
-from mri.models import build_model, predict_logits
-from mri.subjects import image_split, recover_subjects
-from mri.training import _compile, recipe_of, train
+from mri.data.parquet import parquet_files
+from mri.data.scans import read_scans
+from mri.evaluation.comparison import compare
+from mri.models.builders import build_model, predict_logits
+from mri.subjects.recovery import recover_subjects
+from mri.subjects.splits import image_split
+from mri.training.batches import Batches
+from mri.training.folds import cross_validate
+from mri.training.loop import _compile, train
+from mri.training.recipe import recipe_of
 
 WANTED = 0.974
 EPOCHS, FOLDS = recipe_of("baseline").epochs, 5

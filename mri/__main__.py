@@ -1,0 +1,270 @@
+"""The commands: ``python -m mri --help``. Each only calls a function of a room and prints."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mri.data.scans import Scans
+    from mri.subjects.splits import Split
+
+Options = argparse.Namespace
+
+
+def protocols() -> tuple[Scans, dict[str, Split], np.ndarray]:
+    """Read the slices that are there, or phantoms, and divide them in both ways.
+
+    Returns
+    -------
+    tuple
+        The scans, the splits 'subject' (fold 0 of 5) and 'image' (the two files as published), and
+        the subject of each slice, int (n,).
+    """
+    from mri.data import find_data, read_scans, write_phantom
+    from mri.subjects import image_split, recover_subjects, subject_split
+
+    folder = find_data() or write_phantom("data/phantom")
+    train_part, test_part = (read_scans(folder, split=part) for part in ("train", "test"))
+    scans = train_part + test_part
+    groups = recover_subjects(scans.images, scans.labels).groups
+    by_image = image_split(scans.labels, np.arange(len(train_part), len(scans)))
+    with warnings.catch_warnings():
+        # Of the public set, two people are moderate: every page about it says so.
+        warnings.filterwarnings("ignore", "fewer subjects than the")
+        by_subject = subject_split(scans.labels, groups)
+    return scans, {"subject": by_subject, "image": by_image}, groups
+
+
+def download(options: Options) -> int:
+    """Fetch the public slices and verify them."""
+    from mri.data import download_slices
+
+    for path in download_slices(options.folder):
+        print(f"{path}: SHA-256 verified")
+    return 0
+
+
+def check(options: Options) -> int:
+    """Say which slices a run will use, and what will stop it."""
+    from mri.data import DataError, describe_data, problems
+
+    found = list(problems())
+    try:
+        print(describe_data())
+    except DataError as error:
+        found.append(str(error))
+    for problem in found:
+        print(problem, file=sys.stderr)
+    return int(bool(found))
+
+
+def audit(options: Options) -> int:
+    """Measure data leakage between a train and a test part; exit status 1 where there is some."""
+    from mri.data import read_scans
+    from mri.subjects import audit
+
+    if options.test is None:
+        parts = [read_scans(options.train, split=part) for part in ("train", "test")]
+    else:
+        parts = [read_scans(options.train), read_scans(options.test)]
+    found = audit(*parts)
+    print(f"{found.verdict}\n\n{found}")
+    return int(found.leaky)
+
+
+def train(options: Options) -> int:
+    """Train one network."""
+    from mri.training import RECIPES, recipe_of, train
+
+    callbacks = []
+    if options.tensorboard and not find_spec("tensorboard"):
+        raise ModuleNotFoundError(
+            "--tensorboard needs: .venv/bin/python -m pip install tensorboard"
+        )
+    scans, splits, _ = protocols()
+    split = splits[options.protocol]
+    names = ("epochs", "batch_size", "learning_rate")
+    given = {key: value for key in names if (value := getattr(options, key)) is not None}
+    if options.recipe and options.recipe not in RECIPES:
+        raise ValueError(f"recipe must be one of {sorted(RECIPES)}. Received: {options.recipe!r}")
+    recipe = RECIPES[options.recipe] if options.recipe else recipe_of(options.name)
+    name = "_".join(filter(None, (options.name, options.recipe))) + f"-{split.protocol}"
+    if options.tensorboard:
+        from mri._keras import keras
+
+        callbacks.append(keras.callbacks.TensorBoard(options.tensorboard / name))
+    result = train(
+        options.name,
+        scans,
+        split,
+        name=name,
+        recipe=replace(recipe, **given),
+        seed=options.seed,
+        verbose=2,
+        callbacks=callbacks,
+    )
+    print(f"{result.path}: validation {result.card['validation']}, {result.card['seconds']} s")
+    return 0
+
+
+def folds(options: Options) -> int:
+    """Train networks on all folds and keep the logits of every person."""
+    import pandas as pd
+
+    from mri.training import sweep
+
+    scans, _, groups = protocols()
+    found = sweep(
+        options.names, scans, groups, options.output, folds=options.folds, seeds=options.seeds
+    )
+    with pd.option_context("display.width", 200, "display.max_columns", None):
+        print(f"{len(scans)} {scans.origin}, subjects, test parts of all folds\n{found.table()}")
+    print(f"{options.output}: logits of all")
+    return 0
+
+
+def zoo(options: Options) -> int:
+    """Train every network under both protocols, or print the table of those trained."""
+    if options.table:
+        from mri.evaluation import reported_table
+
+        print(reported_table(options.output))
+        return 0
+    from mri.training import train_zoo
+
+    named = {"names": options.names, "seeds": options.seeds, "folder": options.output}
+    for line in train_zoo(*protocols(), **named):
+        print(line, flush=True)
+    return 0
+
+
+def heatmaps(options: Options) -> int:
+    """Check the heatmaps of model files, a row of Markdown each."""
+    from mri.gradcam import heatmap_table
+
+    scans, _, groups = protocols()
+    wanted = {"methods": options.methods, "slices": options.slices, "seed": options.seed}
+    for line in heatmap_table(options.files, scans, groups, **wanted):
+        print(line, flush=True)
+    return 0
+
+
+def predict(options: Options) -> int:
+    """Ask a network about one slice and draw where it looked."""
+    from mri.data import find_data, parquet_files, write_phantom
+    from mri.predict import predict_slice
+
+    file = options.file
+    if file is None:
+        file = parquet_files(find_data() or write_phantom("data/phantom"), split="test")[0]
+    found = predict_slice(
+        file,
+        model=options.model,
+        row=options.row,
+        plane=options.plane,
+        check=not options.unchecked,
+    )
+    # Before the picture: a full disk loses no answer.
+    print(found, flush=True)
+    stem = re.sub(r"\W+", "-", found.slice.place.removeprefix(str(Path(file).parent)))
+    picture = options.output / f"{stem.strip('-')}-{found.model}.png"
+    options.output.mkdir(parents=True, exist_ok=True)
+    found.draw().savefig(picture, dpi=150)
+    print(f"Picture: {picture}")
+    return 0
+
+
+def report(options: Options) -> int:
+    """Make pages for a browser of the notebooks and the model cards."""
+    from mri.report import write_report
+
+    pages = write_report()
+    print(f"Open {pages[0]} in a browser; {len(pages)} pages, each one file.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mri", description="Explainable Alzheimer's MRI classification."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(function: Callable[[Options], int]) -> argparse.ArgumentParser:
+        text = str(function.__doc__)
+        added = commands.add_parser(function.__name__, help=text.rstrip("."), description=text)
+        added.set_defaults(function=function)
+        return added
+
+    command(download).add_argument("--folder", default="data", help="by default data/")
+    command(check)
+    of = command(audit)
+    of.add_argument("train", metavar="TRAIN", help="the train part, or a folder with both")
+    of.add_argument("test", metavar="TEST", nargs="?", help="the test part")
+    of = command(train)
+    of.add_argument("name", metavar="NAME", help="one of mri.list_models()")
+    of.add_argument("--recipe", help="one of mri.training.RECIPES; by default that of its name")
+    of.add_argument("--protocol", choices=("subject", "image"), default="subject")
+    of.add_argument("--epochs", type=int)
+    of.add_argument("--batch-size", type=int)
+    of.add_argument("--learning-rate", type=float)
+    of.add_argument("--seed", type=int, default=0)
+    of.add_argument("--tensorboard", metavar="DIR", type=Path, help="write the curves there")
+    of = command(folds)
+    of.add_argument("names", metavar="NAME", nargs="+")
+    of.add_argument("--seeds", type=int, default=1)
+    of.add_argument("--folds", type=int, default=5)
+    of.add_argument("--output", default="models/crossval.parquet")
+    of = command(zoo)
+    of.add_argument("names", metavar="NAME", nargs="*", help="by default all")
+    of.add_argument("--seeds", type=int, default=1)
+    of.add_argument("--output", default="models/zoo")
+    of.add_argument("--table", action="store_true", help="train nothing, print the table")
+    of = command(heatmaps)
+    of.add_argument("files", metavar="FILE.keras", nargs="+")
+    of.add_argument("--methods", nargs="+", default=["grad-cam", "hirescam"])
+    of.add_argument("--slices", type=int, default=64)
+    of.add_argument("--seed", type=int, default=0)
+    _add_predict(command(predict))
+    command(report)
+    return parser
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    from mri.predict import DEFAULT_MODEL
+
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        help="JPEG, PNG, parquet, NIfTI (nibabel) or DICOM (pydicom); by default the test file of "
+        "the slices that are there, or of phantoms",
+    )
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"by default {DEFAULT_MODEL}")
+    parser.add_argument("--row", type=int, default=0, help="of a parquet file, from 0")
+    parser.add_argument("--plane", type=int, help="of a volume, from its lowest")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of the picture")
+    parser.add_argument("--unchecked", action="store_true", help="take what looks like no slice")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, or 1 where it found or met a problem."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.function(options))
+    except (ValueError, ModuleNotFoundError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

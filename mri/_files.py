@@ -1,0 +1,84 @@
+"""Files written whole or not at all, and by one process at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file, read block by block."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write; at the end it is on the disk and bears the name `path`.
+
+    If anything fails, what stood under `path` stays, and the error names it.
+    """
+    # Keras wants its own ending, so the mark of a temporary file stands before it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:  # Windows flushes only what is open for writing.
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno is None:  # Of Arrow or HDF5, which only have a text.
+            error.add_note(f"{path}: not written")
+        elif error.filename is None:  # As of a full disk.
+            error.filename = os.fspath(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let one process at a time work on `path`; what killed ones left half-written is removed.
+
+    The second waits until the first has finished or died, which its system notices.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be made or written.
+
+    Warns
+    -----
+    RuntimeWarning
+        If another process has to be waited for.
+    """
+    from filelock import FileLock, Timeout
+
+    name = path.with_name(f".{path.stem}.lock")
+    lock = FileLock(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            message = f"{path}: another process works on it; waiting until it has ended"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            lock.acquire()
+    except OSError as error:
+        error.add_note(f"{path.parent}: cannot be written, nothing was done; take another folder")
+        raise
+    try:
+        left = re.compile(rf"\.+{re.escape(path.stem)}(\.state)?\.\d+\.tmp\.\w+")
+        for entry in path.parent.iterdir():
+            if left.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)
+        yield
+    finally:
+        # Before the release: who waits notices that its file is gone, and takes a new one.
+        with suppress(OSError):  # Windows does not remove what is open.
+            name.unlink()
+        lock.release()

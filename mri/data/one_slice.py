@@ -1,0 +1,283 @@
+"""One slice out of a JPEG, PNG, parquet, NIfTI or DICOM file, laid out as in the data set.
+
+There the back of the head is up, the patient's right is taken to be on the left (no file says so),
+and heads are skull-stripped, registered to an atlas and so of one size. `check_slice` refuses what
+is not like that, by comparing it with the mean phantom, which was drawn in the same layout: nothing
+of a scan is stored for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from mri.data.decode import DataError, dict_to_image
+from mri.data.parquet import arrow_batches, check_files, check_labels, parquet_files
+from mri.data.phantom import make_phantoms
+
+SIZE = 128
+"""Height and width of the slices in pixels."""
+
+_DARK = 16  # Gray values up to here are background: JPEG leaves some ringing around the brain.
+_BRIGHT = 237  # 99th percentile of the brain: the median over the public slices.
+# What 6400 real slices keep to and other pictures do not: tests/test_slices.py counts both.
+_LEAST_OVERLAP, _LEAST_LIKENESS = 0.95, 0.35
+_TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "": np.asarray,
+    "upside down": np.flipud,
+    "by 90° to the left": np.rot90,
+    "by 90° to the right": partial(np.rot90, k=3),
+}
+_VOLUMES = (".nii", ".nii.gz", ".mgz", ".hdr", ".img")
+_EXTRAS = {"nibabel": "NIfTI and Analyze volumes", "pydicom": "DICOM files"}
+
+
+class OneSlice(NamedTuple):
+    """Pixels uint8 (128, 128), the label the file gives them (or None), and where they stood."""
+
+    image: np.ndarray
+    label: int | None
+    place: str
+
+
+def read_slice(
+    path: str | os.PathLike[str], *, row: int = 0, plane: int | None = None, check: bool = True
+) -> OneSlice:
+    """Read one slice and lay it out as those of the data set.
+
+    Volumes and DICOM are turned by what their headers say and scaled until the brain fills the box
+    that it fills in the data set; other images are taken as they are, resized to 128 × 128 pixels.
+
+    Parameters
+    ----------
+    path : path
+        A ``.parquet`` file, a volume of nibabel (``.nii``, ``.nii.gz``, ``.mgz``, ``.hdr``), a
+        DICOM file of one axial slice, or a JPEG or PNG image.
+    row : int
+        Of the parquet file, from 0.
+    plane : int, optional
+        Axial plane of the volume, from 0 at its lowest; by default the one most like the data set.
+    check : bool
+        Refuse what `check_slice` refuses.
+
+    Returns
+    -------
+    OneSlice
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, has no such row or plane, or is not such a slice.
+    ModuleNotFoundError
+        If nibabel or pydicom is needed and absent; the message has the command.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a JPEG, PNG, parquet, NIfTI or DICOM file")
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        found = _from_parquet(path, row)
+    elif name.endswith(_VOLUMES):
+        found = _from_volume(path, plane)
+    elif name.endswith((".dcm", ".ima")) or path.read_bytes()[128:132] == b"DICM":
+        found = _from_dicom(path)
+    else:
+        found = OneSlice(_image(path, path.read_bytes()), None, str(path))
+    if check and (problem := check_slice(found.image)):
+        raise DataError(f"{found.place}: {problem}")
+    return found
+
+
+def check_slice(image: np.ndarray) -> str | None:
+    """Say why an image is not an axial T1 slice like those of the data set, None where it is.
+
+    Parameters
+    ----------
+    image : ndarray of uint8, shape (128, 128)
+
+    Examples
+    --------
+    >>> slices = make_phantoms(4, 1).images
+    >>> check_slice(slices[0]) is None
+    True
+    >>> check_slice(slices[0][::-1])
+    'it looks turned: turn it upside down first; expected a skull-stripped axial T1 slice ...'
+    """
+    expected = (
+        "expected a skull-stripped axial T1 slice on black, at the height of thalamus and "
+        "ventricles, back of the head up"
+    )
+    if image.shape != (SIZE, SIZE):
+        return f"it has {image.shape} pixels; {expected}"
+    overlap, likeness, turned = _compare(image)
+    if overlap < _LEAST_OVERLAP:
+        return f"its outline overlaps {overlap:.2f}, {_LEAST_OVERLAP} is needed; {expected}"
+    if turned:
+        return f"it looks turned: turn it {turned} first; {expected}"
+    if likeness < _LEAST_LIKENESS:
+        return (
+            f"its inside correlates by {likeness:.2f} with the mean, {_LEAST_LIKENESS} is needed; "
+            f"{expected}"
+        )
+    return None
+
+
+@cache
+def _reference() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return share of heads (h, w) that reach a pixel, inner pixels (h, w), patterns of both.
+
+    A pattern is of the mean of a quarter of the heights: (4, h * w) and (4, inner pixels).
+    """
+    phantoms = make_phantoms(4, 32)
+    share = (phantoms.images > _DARK).mean(0)
+    inner = ndimage.binary_erosion(share > 0.5, iterations=5)
+    quarters = np.array_split(np.argsort(phantoms.z, kind="stable"), 4)
+    means = [_coarse(phantoms.images[of].mean(0)) for of in quarters]
+    whole, inside = ([_pattern(mean[where]) for mean in means] for where in (..., inner))
+    return share, inner, np.stack(whole), np.stack(inside)
+
+
+def _coarse(image: np.ndarray) -> np.ndarray:
+    return ndimage.gaussian_filter(image.astype(np.float64), 3)
+
+
+def _pattern(values: np.ndarray) -> np.ndarray:
+    """Return the values in one row, of mean 0 and length 1."""
+    values = values.ravel() - values.mean()
+    return values / max(np.sqrt(np.sum(values**2)), 1e-9)
+
+
+def _likeness(pattern: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest correlation of a pattern (n,) with those expected (k, n)."""
+    # Not a matrix product: for so few numbers BLAS spends its time in waking its threads.
+    return float((expected * pattern).sum(1).max())
+
+
+def _compare(image: np.ndarray) -> tuple[float, float, str]:
+    """Return overlap (Dice), likeness (correlation of the inside) and how to turn it, if so.
+
+    The overlap is that of the image turned.
+    """
+    share, inner, whole, inside = _reference()
+    coarse = _coarse(image)
+    fits = {turn: _likeness(_pattern(of(coarse)), whole) for turn, of in _TURNS.items()}
+    best = max(fits, key=fits.__getitem__)
+    mask, head = _TURNS[best](image) > _DARK, share > 0.5
+    overlap = 2 * (mask & head).sum() / (mask.sum() + head.sum())
+    return float(overlap), _likeness(_pattern(coarse[inner]), inside), best
+
+
+def _from_parquet(path: Path, row: int) -> OneSlice:
+    files = parquet_files(path)
+    class_names, _, rows = check_files(files)
+    if not 0 <= row < rows:
+        raise DataError(f"{path}: has rows 0 to {rows - 1}. Received: row={row}")
+    for _, start, views, labels in arrow_batches(files, 1024):
+        if start <= row < start + len(views):
+            values, causes = check_labels(labels[row - start :][:1], class_names)
+            place = f"{path}, row {row}"
+            view = views[row - start]
+            blob = b"" if view is None else view.tobytes()
+            return OneSlice(_image(place, blob), None if causes else int(values[0]), place)
+    raise DataError(f"{path}: ends before row {row}; fetch it again")
+
+
+def _image(place: object, blob: bytes) -> np.ndarray:
+    try:
+        return dict_to_image(blob, size=(SIZE, SIZE))
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+
+
+def _from_volume(path: Path, plane: int | None) -> OneSlice:
+    nibabel = _extra("nibabel")
+    try:
+        loaded = nibabel.as_closest_canonical(nibabel.load(path))
+        volume = np.squeeze(np.asanyarray(loaded.dataobj).astype(np.float32))
+    except Exception as error:
+        raise DataError(f"{path}: nibabel cannot read it ({error})") from error
+    if volume.ndim != 3:
+        raise DataError(f"{path}: holds an array {volume.shape}, expected one volume (x, y, z)")
+    # Canonical axes go to the patient's right, front and top; here rows go to the front, columns
+    # to the left.
+    planes = volume[::-1].transpose(2, 1, 0)
+    frame = _frame(path, planes, 0.0)
+    if plane is None:
+        plane = int(np.argmax([sum(_compare(frame.place(of))[:2]) for of in planes]))
+    if not 0 <= plane < len(planes):
+        raise DataError(f"{path}: has planes 0 to {len(planes) - 1}. Received: plane={plane}")
+    return OneSlice(frame.place(planes[plane]), None, f"{path}, plane {plane} of {len(planes)}")
+
+
+def _from_dicom(path: Path) -> OneSlice:
+    pydicom = _extra("pydicom")
+    try:
+        data = pydicom.dcmread(path)
+        image = data.pixel_array.astype(np.float32)
+        across, down = np.array(data.ImageOrientationPatient, float).reshape(2, 3)
+    except Exception as error:
+        raise DataError(f"{path}: not a DICOM image with an orientation ({error})") from error
+    if image.ndim != 2 or abs(np.cross(across, down)[2]) < 0.8:
+        raise DataError(f"{path}: expected one axial slice, found {image.shape}, {across}, {down}")
+    if data.PhotometricInterpretation == "MONOCHROME1":
+        image = image.max() - image
+    # Of DICOM's axes x goes to the patient's left, as columns do here, and y to the back.
+    if abs(across[1]) > abs(down[1]):
+        image, across, down = image.T, down, across
+    image = image[:: -int(np.sign(down[1])), :: int(np.sign(across[0]))]
+    return OneSlice(_frame(path, image, 0.5).place(image), None, str(path))
+
+
+class _Frame(NamedTuple):
+    """Where a brain lies, and the gray value of its bright tissue."""
+
+    zoom: np.ndarray
+    offset: np.ndarray
+    bright: float
+
+    def place(self, image: np.ndarray) -> np.ndarray:
+        """Return an image (h, w) of that brain as uint8 (128, 128), laid out as the data set."""
+        # Without smoothing, the finer pixels between the coarse ones would be left out.
+        smooth = ndimage.gaussian_filter(image, np.maximum(self.zoom - 1, 0) / 2)
+        placed = ndimage.affine_transform(smooth, self.zoom, self.offset, (SIZE, SIZE), order=1)
+        return np.rint(placed * (_BRIGHT / self.bright)).clip(0, 255).astype(np.uint8)
+
+
+def _frame(place: object, whole: np.ndarray, reached: float) -> _Frame:
+    """Return the frame in which the brain of `whole`, (h, w) or planes of it, fills its box.
+
+    Its box is that of the pixels that more than the share `reached` of the heads reach: with 0
+    that of a whole head, with 0.5 that of one slice.
+    """
+    if not whole.max() > 0:
+        raise DataError(f"{place}: is empty, no pixel is above 0")
+    bright = float(np.percentile(whole[whole > 0], 99))
+    brain = whole > 0.1 * bright
+    (top, left), (height, width) = _box(brain if brain.ndim == 2 else np.any(brain, axis=0))
+    (to_top, to_left), (to_height, to_width) = _box(_reference()[0] > reached)
+    zoom = np.array([height / to_height, width / to_width])
+    return _Frame(zoom, np.array([top, left]) - zoom * (to_top, to_left) + (zoom - 1) / 2, bright)
+
+
+def _box(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (top, left), (height, width) of the True pixels."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    sides = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
+    return (int(rows[0]), int(columns[0])), sides
+
+
+def _extra(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{_EXTRAS[name]} are read by {name}: .venv/bin/python -m pip install {name}"
+        ) from error

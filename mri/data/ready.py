@@ -1,0 +1,55 @@
+"""What a first run will meet, one line each: ``python -m mri check``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mri.data.parquet import REMEDY, check_files, find_data, parquet_files
+
+_NEEDED = 1 << 30
+"""Bytes that models, executed notebooks and phantoms may take, generously."""
+
+
+def problems(folder: str | os.PathLike[str] = ".") -> Iterator[str]:
+    """Yield what will stop a run that writes into `folder`: an old processor, a full disk."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # No Linux: nothing is known of the processor.
+        flags = ""
+    # Processors of ARM list "Features" instead, and TensorFlow's builds for them need no more.
+    if "\nflags" in flags and " avx" not in flags:
+        yield (
+            "this processor has no AVX, and TensorFlow dies on it with 'Illegal instruction'; "
+            "use another machine, or a build of TensorFlow without AVX"
+        )
+    free = shutil.disk_usage(folder).free
+    if free < _NEEDED:
+        yield f"{Path(folder).resolve()}: {free >> 20} MB of disk are free, 1 GB is needed"
+
+
+def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
+    """Say which slices a run will use, and why where they are phantoms.
+
+    Parameters
+    ----------
+    folder : path, optional
+        As for `find_data`.
+
+    Raises
+    ------
+    DataError
+        If there are files of which no run will work.
+    """
+    path = Path(folder if folder is not None else os.environ.get("MRI_DATA") or "data")
+    if found := find_data(path):
+        _, synthetic, rows = check_files(parquet_files(found))
+        return f"{found}: {rows} {'synthetic phantom' if synthetic else 'real'} slices."
+    here = sorted(p.name for p in path.iterdir() if p.is_file()) if path.is_dir() else []
+    here = [name for name in here if name != "README.md" and not name.startswith(".")]
+    what = "no such folder" if not path.is_dir() else "no slices there"
+    if here:
+        what = f"no train and test parquet file among {here[:5]}"
+    return f"{path}: {what}, so synthetic phantoms are used, and every title says so. {REMEDY}"

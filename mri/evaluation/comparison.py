@@ -1,0 +1,308 @@
+"""Every model file of a folder, measured on slices that it has not seen, ranked and told apart."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mri._arguments import integers
+from mri.data.parquet import CLASS_NAMES
+from mri.data.scans import Scans
+from mri.evaluation.leaderboard import COSTS, INFLATED, PROTOCOLS, SEED, Comparison
+from mri.evaluation.logits import LogitsTable, find_logits, keep_logits
+from mri.evaluation.metrics import Evaluation, evaluate
+from mri.evaluation.significance import ADDITIVE, pairwise
+from mri.models.files import ModelFile, ModelFileError
+
+RANKED_BY = "balanced_accuracy_3"
+"""Of three classes: the few people with moderate dementia are in one protocol's test part only."""
+
+_OTHER_FORMATS = (".h5", ".hdf5", ".pkl", ".pt", ".pth")
+_FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "log_loss", "ece")
+
+
+def compare(
+    scans: Scans | None = None,
+    groups: np.ndarray | None = None,
+    folder: str | os.PathLike[str] = "models",
+    *,
+    by: str | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Evaluate every model of `folder` and of its subfolder ``zoo`` and rank them.
+
+    A model is only measured on the test rows of its card, and only if the card names these very
+    slices: whatever else it may have seen in training. A model without a card is listed with its
+    figures on all slices and the warning that nobody knows what it was trained on. Where logits
+    were kept from these rows and this file, they are taken (see `mri.evaluation.logits`); a card
+    whose model file is absent is ranked by them alone.
+
+    Parameters
+    ----------
+    scans : Scans, optional
+        All slices, in the order in which the models were trained; without them, only what has kept
+        logits can be ranked.
+    groups : ndarray of int, shape (n,)
+        Subject of each slice; needed with `scans`.
+    folder : path
+    by : str, optional
+        Metric of the ranking, per slice of the test part; one of
+        `mri.evaluation.significance.ADDITIVE`. By default the balanced accuracy of three classes,
+        mild and moderate dementia pooled; of all classes where the data have others.
+    seed : int
+        Of the bootstrap over subjects and the tests.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no model.
+    ValueError
+        If the metric cannot be tested, or is of the part by which the models were chosen, or the
+        groups are not of these slices.
+
+    Examples
+    --------
+    >>> found = compare(folder="models/zoo")  # By the logits that were kept: no slices are needed.
+    >>> "tissue-subject" in found.table["model"].tolist()
+    True
+    """
+    _check_call(scans, groups, by)
+    files = {name: ModelFile(path) for name, path in _files(Path(folder)).items()}
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: no .keras file; run main.ipynb or python -m mri train compact"
+        )
+    fingerprint = scans.fingerprint() if scans is not None else None
+    kept, anew, rows = _answers(files, scans, groups, fingerprint)
+    by = by or _ranked_by(kept)
+    measured = joblib.Parallel(n_jobs=-1, prefer="threads")(
+        joblib.delayed(_measure)(name, files[name], found, fingerprint, by=by, seed=seed)
+        for name, found in kept.items()
+    )
+    rows += [row for row, _ in measured]
+    evaluations = {row["model"]: figures for row, figures in measured if figures is not None}
+    table = _ordered(rows, by)
+    p_values = _test(table, evaluations, _boards(table, kept), by, seed)
+    columns = [name for name in table if name != "other"]
+    return Comparison(
+        table[columns].astype({"parameters": "Int64"}),
+        evaluations,
+        p_values,
+        by,
+        {name: kept[name].rows for name in evaluations},
+        {name: file.path for name, file in files.items()},
+        tuple(name for name in anew if name in evaluations),
+    )
+
+
+def _check_call(scans: Scans | None, groups: np.ndarray | None, by: str | None) -> None:
+    if by is not None and by.startswith("val"):
+        raise ValueError(
+            f"{by!r} is what the models were selected by, so it ranks luck; take a metric of the "
+            f"test part: {ADDITIVE}"
+        )
+    if by not in (None, *ADDITIVE):
+        raise ValueError(f"by must be one of {ADDITIVE}. Received: {by!r}")
+    if (scans is None) != (groups is None):
+        raise ValueError("scans and groups belong together. Received only one of them")
+    if scans is not None:
+        integers("groups", groups, len(scans))
+
+
+def _answers(
+    files: Mapping[str, ModelFile],
+    scans: Scans | None,
+    groups: np.ndarray | None,
+    fingerprint: str | None,
+) -> tuple[dict[str, LogitsTable], list[str], list[dict[str, Any]]]:
+    """Return the logits of each file, the files that were run for them, and rows of the others."""
+    kept, anew, refused = {}, [], []
+    for name, file in tqdm(files.items(), desc="models", disable=None, leave=False):
+        try:
+            found = find_logits(file, fingerprint)
+            if found is None:
+                kept[name] = keep_logits(file, scans, groups, fingerprint)
+                anew.append(name)
+                continue
+            if groups is not None and found.about["data"] == fingerprint:
+                people = np.asarray(groups)[found.rows]
+                found = replace(found, frame=found.frame.assign(subject=people))
+            kept[name] = found
+        except Exception as error:  # Whatever one file holds, the others are ranked.
+            refused.append(_refused(name, file.path, error))
+    return kept, anew, refused
+
+
+def _ordered(rows: list[dict[str, Any]], by: str) -> pd.DataFrame:
+    """Return the table, best first: subject-wise, image-level, unknown, and what was refused."""
+    columns = ["model", "protocol", by, "low", "high", *(key for key in _FIGURES if key != by)]
+    table = pd.DataFrame(rows).reindex(columns=[*columns, *COSTS, "data", "note", "other"])
+    order = table["protocol"].map({protocol: i for i, protocol in enumerate(PROTOCOLS)})
+    table = table.assign(order=order.fillna(len(PROTOCOLS))).sort_values(
+        ["order", "other", by], ascending=[True, True, by == "log_loss"], ignore_index=True
+    )
+    return table.drop(columns="order")
+
+
+def _boards(table: pd.DataFrame, kept: Mapping[str, LogitsTable]) -> list[list[str]]:
+    """Return groups of models that were measured on the same slices of the same people."""
+    boards: dict[tuple[str, str, bytes, bytes], list[str]] = {}
+    measured = table[table["protocol"].isin(PROTOCOLS)]
+    for name, protocol in zip(measured["model"], measured["protocol"], strict=True):
+        found = kept[name]
+        people = np.unique(found.subjects, return_inverse=True)[1]
+        same = (found.about["data"], protocol, found.rows.tobytes(), people.tobytes())
+        boards.setdefault(same, []).append(name)
+    return list(boards.values())
+
+
+def _test(
+    table: pd.DataFrame,
+    evaluations: Mapping[str, Evaluation],
+    boards: list[list[str]],
+    by: str,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """Test all pairs of each protocol; a note in `table` names the models left out."""
+    p_values = {}
+    firsts = table[~table["model"].str.contains(SEED)]
+    for protocol, of in firsts.groupby("protocol", sort=False):
+        if protocol not in PROTOCOLS:
+            continue
+        best = of["model"].iloc[0]
+        peers = next(names for names in boards if best in names)
+        ranked = {name: evaluations[name] for name in of["model"] if name in peers}
+        p_values[protocol] = pairwise(ranked, metric=by, seed=seed)
+        alone = table["model"].isin(set(of["model"]) - set(peers)) & ~table["other"]
+        notes = table.loc[alone, "note"] + f"; not tested: other slices than those of {best}"
+        table.loc[alone, "note"] = notes.str.removeprefix("; ")
+    return p_values
+
+
+def _ranked_by(kept: Mapping[str, LogitsTable]) -> str:
+    public = all(set(found.about["class_names"]) == set(CLASS_NAMES) for found in kept.values())
+    return RANKED_BY if public else "balanced_accuracy"
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return name to model file, present or known by card and logits; `folder` goes first."""
+    found = {}
+    for place in (folder / "zoo", folder):
+        for path in place.glob("[!.]*.json"):
+            if path.with_suffix(".parquet").is_file():
+                found[path.stem] = path.with_suffix(".keras")
+        found |= {path.stem: path for path in place.glob("[!.]*.keras")}
+        # Named with the reason, rather than passed over in silence.
+        found |= {path.name: path for path in place.glob("[!.]*") if path.suffix in _OTHER_FORMATS}
+    return dict(sorted(found.items()))
+
+
+def _measure(
+    name: str,
+    file: ModelFile,
+    found: LogitsTable,
+    fingerprint: str | None,
+    *,
+    by: str,
+    seed: int,
+) -> tuple[dict[str, Any], Evaluation | None]:
+    """Return the row of a model and its evaluation, None where its card is of no use."""
+    about = found.about
+    try:
+        card = file.card
+        other = fingerprint not in (None, about["data"])
+        protocol, note = _protocol(card, other)
+        figures = evaluate(
+            found.labels,
+            found.logits,
+            found.subjects,
+            class_names=tuple(about["class_names"]),
+            title=f"{name}: {len(found.rows)} {about['origin']}, {protocol} split",
+            temperature=card["temperature"] if card is not None else 1.0,
+            seed=seed,
+        )
+        per_slice = figures.metrics["slice"]
+        row = {"model": name, "protocol": protocol, "other": other, "note": note}
+        row |= {key: per_slice[key].value for key in (*_FIGURES, by)}
+        row |= {"low": per_slice[by].low, "high": per_slice[by].high}
+        row |= {"parameters": int(about["parameters"]), "size_mb": about["bytes"] / 1e6}
+        row["ms_1"], row["ms_64"] = map(float, about["milliseconds"])
+        row["seconds"] = float((card or {}).get("seconds", np.nan))
+        return {**row, "data": about["origin"]}, figures
+    except Exception as error:
+        return _refused(name, file.path, error), None
+
+
+def _refused(name: str, path: Path, error: Exception) -> dict[str, Any]:
+    cause = f"{path}: cannot be measured ({type(error).__name__}: {error})"
+    note = str(error) if isinstance(error, ModelFileError) else cause
+    return {"model": name, "other": False, "protocol": "–", "note": note}
+
+
+def _protocol(card: dict[str, Any] | None, other: bool) -> tuple[str, str]:
+    """Return (protocol, note)."""
+    notes = ["logits kept from other slices than these"] if other else []
+    if card is None:
+        notes.append("no card: nobody knows what it was trained on; these may be training slices")
+        return "unknown", "; ".join(notes)
+    protocol = card["split"]["protocol"]
+    if protocol not in ("subject", "image"):
+        raise ValueError(f"unknown protocol {protocol!r} in its card")
+    if protocol == "image":
+        notes.append(INFLATED)
+    return protocol, "; ".join(notes)
+
+
+def reported_table(folder: str | os.PathLike[str] = "models/zoo") -> str:
+    """Return the networks of a folder as a Markdown table, best on people never seen first.
+
+    Image-level accuracy as reported and as found, in percent, with its interval; then accuracy and
+    balanced accuracy, mild and moderate pooled, on people never seen, all per slice of the test
+    part. Stars mark the leaders. What the original authors report is in ``reported.json``.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> print(reported_table().splitlines()[0].split("|")[2])
+     image-level, reported
+    """
+    reported = json.loads((Path(folder) / "reported.json").read_text(encoding="utf-8"))["reported"]
+    found = compare(folder=folder)
+    lines = [
+        "| network | image-level, reported | image-level, here | people never seen "
+        "| the same, balanced over three classes | weights |",
+        "|---|---|---|---|---|---|",
+    ]
+    networks = found.networks()
+    for name, row in found.leaderboard().iterrows():
+        cells = [reported.get(name, "")]
+        of = (("image", "accuracy"), ("subject", "accuracy"), ("subject", found.by))
+        for protocol, metric in of:
+            if (model := networks[name].get(protocol)) is None:
+                cells.append("")
+                continue
+            value, low, high = found.evaluations[model].metrics["slice"][metric]
+            cells.append(f"{100 * value:.2f} [{100 * low:.1f}, {100 * high:.1f}]")
+        star = " *" if row["leading"] else ""
+        lines.append(f"| `{name}`{star} | {' | '.join(cells)} | {row['parameters']:,.0f} |")
+    return "\n".join(lines)

@@ -1,0 +1,232 @@
+"""What a model file says of its test part, kept beside it, so that it is run once.
+
+``<name>.parquet`` holds rows, labels, subjects and logits, no pixels: with its card it is enough to
+measure and rank a model whose file, or whose slices, are elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mri._files import replacing
+from mri.data.decode import DataError
+from mri.data.scans import Scans
+from mri.models.files import ModelFile, ModelFileError
+
+_KEY = b"mri_logits"
+
+
+@dataclass(frozen=True, eq=False)
+class LogitsTable:
+    """Logits of slices with what they are of, as kept in a parquet file; no pixels.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        Columns row (in the scans), subject, label and one `logit_<class>` a class; in a
+        cross-validation also model, fold, seed and part.
+    about : dict
+        JSON-ready facts, `class_names` among them.
+    """
+
+    frame: pd.DataFrame
+    about: dict[str, Any]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Row numbers, int64 (n,)."""
+        return self.frame["row"].to_numpy()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels, int64 (n,)."""
+        return self.frame["label"].to_numpy()
+
+    @property
+    def subjects(self) -> np.ndarray:
+        """Who each slice is from, int64 (n,)."""
+        return self.frame["subject"].to_numpy()
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Logits, float32 (n, k)."""
+        return self.frame[[f"logit_{name}" for name in self.about["class_names"]]].to_numpy()
+
+    def save(self, path: Path) -> None:
+        """Write the table whole or not at all."""
+        logits = [name for name in self.frame if str(name).startswith("logit_")]
+        table = pa.Table.from_pandas(
+            self.frame.astype(dict.fromkeys(logits, np.float32)), preserve_index=False
+        )
+        table = table.replace_schema_metadata({_KEY: json.dumps(self.about)})
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> LogitsTable:
+        """Read what `save` has written.
+
+        Raises
+        ------
+        DataError
+            If the file is absent, damaged or not such a table.
+        """
+        try:
+            table = pq.read_table(path)
+            found = cls(table.to_pandas(), json.loads(table.schema.metadata[_KEY]))
+            _ = found.rows, found.labels, found.subjects, found.logits
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a table of logits ({error})") from error
+        return found
+
+
+def logits_frame(
+    scans: Scans, groups: np.ndarray, rows: np.ndarray, logits: np.ndarray
+) -> pd.DataFrame:
+    """Return the columns row, subject, label and `logit_<class>` of the given rows.
+
+    Parameters
+    ----------
+    scans : Scans
+    groups : ndarray of int, shape (n,)
+        Subject of each slice of `scans`.
+    rows : ndarray of int, shape (m,)
+    logits : ndarray of float, shape (m, k)
+    """
+    columns = {"row": rows, "subject": groups[rows], "label": scans.labels[rows]}
+    return pd.DataFrame(
+        columns | {f"logit_{name}": logits[:, c] for c, name in enumerate(scans.class_names)}
+    )
+
+
+def keep_logits(
+    file: ModelFile,
+    scans: Scans | None,
+    groups: np.ndarray | None,
+    fingerprint: str | None = None,
+) -> LogitsTable:
+    """Run a model on its test part and keep the logits beside it, as ``<name>.parquet``.
+
+    Parameters
+    ----------
+    file : ModelFile
+    scans : Scans
+    groups : ndarray of int, shape (n,)
+    fingerprint : str, optional
+        Of `scans`, where it is known already.
+
+    Returns
+    -------
+    LogitsTable
+        Not divided by the temperature. `about` has sha256 of the file, data (fingerprint),
+        class_names, origin, parameters, bytes and milliseconds per call of batches of 1 and 64.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not safe, does not fit the slices, or nothing is left to measure it on.
+
+    Warns
+    -----
+    UserWarning
+        If the folder cannot be written; the result is whole all the same.
+    """
+    path = file.path
+    file.inspect()
+    if scans is None or groups is None:
+        raise ModelFileError(f"{path}: no logits kept, and no slices to run it on")
+    fingerprint = fingerprint or scans.fingerprint()
+    test = file.held_out(scans, fingerprint)
+    model = file.load()
+    _check_fit(path, model, scans)
+    from mri.models.builders import predict_logits
+
+    logits = predict_logits(model, scans.images[test])
+    if not np.isfinite(logits).all():
+        raise ModelFileError(f"{path}: gives logits that are not finite")
+    about = {
+        "sha256": file.sha256,
+        "data": fingerprint,
+        "class_names": list(scans.class_names),
+        "origin": scans.origin,
+        "parameters": model.count_params(),
+        "bytes": path.stat().st_size,
+        "milliseconds": [
+            _milliseconds(partial(model.predict_on_batch, scans.images[test[:n], ..., None]))
+            for n in (1, 64)
+        ],
+    }
+    kept = LogitsTable(logits_frame(scans, groups, test, logits), about)
+    try:
+        kept.save(path.with_suffix(".parquet"))
+    except OSError as error:
+        warnings.warn(f"{path}: logits not kept, so it will run again ({error})", stacklevel=2)
+    return kept
+
+
+def find_logits(file: ModelFile, fingerprint: str | None = None) -> LogitsTable | None:
+    """Return the logits kept of this very file and these test rows, None where there are none.
+
+    Parameters
+    ----------
+    file : ModelFile
+        The file itself may be absent: then its card says what it was.
+    fingerprint : str, optional
+        Of the slices at hand; a model without a card is measured anew on others.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not safe or not what its card says, or the card is damaged.
+    """
+    card = file.card
+    if file.path.is_file():
+        file.inspect()
+    elif card is None:
+        return None
+    with suppress(DataError, KeyError, TypeError):
+        kept = LogitsTable.read(file.path.with_suffix(".parquet"))
+        about = kept.about
+        same = about["sha256"] == file.sha256
+        if card is None:
+            same &= fingerprint in (None, about["data"])
+        else:
+            same &= about["data"] == card["data"] and card["test_rows"] == kept.rows.tolist()
+            same &= card["class_names"] == about["class_names"]
+        if same:
+            return kept
+    return None
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    """Return the median time of a call, after one that compiles."""
+    call()
+    times: list[float] = []
+    while len(times) < 5 or (len(times) < 30 and sum(times) < 0.3):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return round(1000 * float(np.median(times)), 2)
+
+
+def _check_fit(path: Path, model: object, scans: Scans) -> None:
+    expected = (None, *scans.images.shape[1:], 1)
+    takes, gives = (getattr(model, f"{side}_shape", None) for side in ("input", "output"))
+    if takes != expected:
+        raise ModelFileError(f"{path}: takes {takes}, the slices are {expected}")
+    if gives != (None, len(scans.class_names)):
+        raise ModelFileError(f"{path}: gives {gives}, the data have classes {scans.class_names}")

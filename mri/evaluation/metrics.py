@@ -1,0 +1,425 @@
+"""Honest figures for one classifier: per slice and per subject, each with a 95% interval.
+
+Slices of one person are not independent, so the intervals draw whole *subjects* with replacement
+(cluster bootstrap; Field & Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x) and take the 2.5 and
+97.5 percentiles. All is NumPy on labels, logits and subject numbers; no model is seen here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.sparse import csr_array
+from scipy.special import log_softmax
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, roc_curve
+
+from mri._arguments import integers, require
+from mri.data.parquet import CLASS_NAMES
+
+METRICS = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro-F1",
+    "macro_auc": "Macro AUC, one-vs-rest",
+    "log_loss": "Log loss (lower is better)",
+    "ece": "Calibration error, ECE (lower is better)",
+    "balanced_accuracy_3": "Balanced accuracy (mild and moderate pooled)",
+    "demented_auc": "AUC, demented against non-demented",
+}
+"""Readable names by key; beside these every class has `recall_<class>` and `auc_<class>`."""
+
+BINS = 15
+BLOCK = 2**19  # slices × draws held at a time: a few MB, which stay in the cache
+
+
+class Estimate(NamedTuple):
+    """A figure and its 95% interval, NaN where it does not exist."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "undefined"
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*self)
+
+
+class Sample(NamedTuple):
+    """Rows to measure: slices, or subjects with the mean of their slices' logits.
+
+    Labels (n,), logits (n, k) after division by the temperature, and who each row is from, 0 to
+    m - 1.
+    """
+
+    labels: np.ndarray
+    logits: np.ndarray
+    units: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """The figures of one model on one set of slices; prints as a table.
+
+    Attributes
+    ----------
+    title : model, data set and split, as the caller named them
+    class_names : the k names in label order
+    temperature : what the logits were divided by
+    samples : 'slice' and, where subjects are known, 'subject' to a `Sample`
+    metrics : the same units to a dict of `Estimate` by key
+    notes : what a reader has to know before trusting the figures
+    """
+
+    title: str
+    class_names: tuple[str, ...]
+    temperature: float
+    samples: dict[str, Sample]
+    metrics: dict[str, dict[str, Estimate]]
+    notes: tuple[str, ...]
+
+    def sample(self, unit: str = "slice") -> Sample:
+        """Return labels and logits per 'slice' or, where subjects are known, per 'subject'."""
+        require(unit in self.samples, f"unit must be one of {list(self.samples)}.", unit=unit)
+        return self.samples[unit]
+
+    def confusion(self, unit: str = "slice", *, normalize: bool = False) -> np.ndarray:
+        """Return the (k, k) counts, rows the true class; or each row's shares (NaN if empty)."""
+        labels, logits, _ = self.sample(unit)
+        counts = confusion_matrix(labels, logits.argmax(1), labels=range(len(self.class_names)))
+        with np.errstate(invalid="ignore"):
+            return counts / counts.sum(1, keepdims=True) if normalize else counts
+
+    def roc(self, unit: str = "slice") -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return false and true positive rates, one-vs-rest, of every class that has an AUC."""
+        labels, logits, _ = self.sample(unit)
+        return {
+            name: roc_curve(labels == c, _log_odds(logits, c))[:2]
+            for c, name in enumerate(self.class_names)
+            if np.isfinite(self.metrics[unit][f"auc_{name}"].value)
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a figure: unit, metric, value, low, high."""
+        rows = [(unit, key, *e) for unit, of in self.metrics.items() for key, e in of.items()]
+        return pd.DataFrame(rows, columns=["unit", "metric", *Estimate._fields])
+
+    def _table(self) -> pd.DataFrame:
+        cells: dict[str, dict[str, str]] = {unit: {} for unit in self.samples}
+        for unit, key, *values in self.to_frame().itertuples(index=False):
+            text = "–" if np.isnan(values[0]) else str(Estimate(*values))
+            if key.startswith("recall_"):
+                label = self.class_names.index(key.removeprefix("recall_"))
+                text += f" of {np.sum(self.samples[unit].labels == label)}"
+            cells[unit][metric_label(key)] = text
+        sizes = {unit: f"{unit}s (n={len(of.labels)})" for unit, of in self.samples.items()}
+        return pd.DataFrame(cells).rename(columns=sizes)
+
+    def __repr__(self) -> str:
+        return "\n".join([self.title, self._table().to_string(), *self.notes]).strip()
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        return f"<b>{escape(self.title)}</b>{self._table().to_html()}<ul>{notes}</ul>"
+
+
+def evaluate(
+    labels: np.ndarray,
+    logits: np.ndarray,
+    subjects: np.ndarray | None = None,
+    *,
+    class_names: tuple[str, ...] = CLASS_NAMES,
+    title: str = "",
+    temperature: float = 1.0,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure a model's logits against the labels, per slice and per subject.
+
+    A subject's logits are the mean over its slices. Macro figures average the classes that occur;
+    draws that lack one of them are left out. One-vs-rest AUC ranks by class probability. ECE has 15
+    equal-width bins of top-label confidence (Guo et al. 2017, arXiv:1706.04599). With the four
+    public classes two pooled figures follow: balanced accuracy of three classes (mild and moderate
+    probabilities added, then the largest taken), and the AUC of demented against non-demented
+    (logsumexp of the demented logits minus the other).
+
+    Two intervals are not percentiles. Accuracy and recall of *subjects* are proportions: Wilson.
+    ECE has a floor, so a sample overstates it and a draw from the sample does so twice: its
+    interval is reflected about the estimate, cut at 0 and stretched to hold the estimate.
+
+    Parameters
+    ----------
+    labels, logits : int (n,), 0 to k - 1, and float (n, k), not yet divided by the temperature
+    subjects : int (n,), who each slice is from; without it slices are drawn, and a note says so
+    class_names : the k names in label order
+    title : model, data set and split, for the table
+    temperature : divides the logits; from `fit_temperature` on validation data
+    draws, seed : of the bootstrap
+
+    Raises
+    ------
+    ValueError
+        If shapes, labels or names disagree, a logit is not finite, or a subject has two labels.
+
+    Examples
+    --------
+    >>> labels, logits = [0, 1, 1, 0], [[2, 0], [0, 1], [3, 1], [1, 0]]
+    >>> figures = evaluate(labels, logits, [0, 1, 2, 3], class_names=("ill", "well"))
+    >>> figures.metrics["subject"]["accuracy"].value
+    0.75
+    """
+    labels, logits = _checked(labels, logits)
+    k, names = logits.shape[1], tuple(class_names)
+    require(len(set(names)) == len(names) == k, f"Expected {k} class names.", class_names=names)
+    require(0 < temperature < np.inf, "temperature must be positive.", temperature=temperature)
+    require(draws >= 1, "draws must be at least 1.", draws=draws)
+    logits /= temperature
+    units = np.arange(len(labels)) if subjects is None else _subject_index(subjects, labels)
+    samples = {"slice": Sample(labels, logits, units)}
+    if subjects is not None:
+        first, size = np.unique(units, return_index=True, return_counts=True)[1:]
+        means = np.zeros((len(first), k))
+        np.add.at(means, units, logits / size[units, None])
+        samples["subject"] = Sample(labels[first], means, np.arange(len(first)))
+    metrics = {}
+    for unit, sample in samples.items():
+        metrics[unit] = _estimates(sample, unit, names, draws, seed)
+        for array in sample:
+            array.flags.writeable = False
+    notes = _notes(samples, metrics, names)
+    return Evaluation(title, names, float(temperature), samples, metrics, notes)
+
+
+def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Return the temperature, from 1/20 to 20, at which the logits have the least log loss.
+
+    For validation data. Dividing by it keeps every predicted class and corrects over- or
+    underconfidence (Guo et al. 2017, arXiv:1706.04599). Where no label has a larger logit beside
+    its own, ever lower temperatures are better and none is best: the result is 1.
+    """
+    labels, logits = _checked(labels, logits)
+    rows = np.arange(len(labels))
+    if (logits[rows, labels] == logits.max(1)).all():
+        return 1.0
+
+    def loss(log_t: float) -> float:
+        return -log_softmax(logits / np.exp(log_t), axis=1)[rows, labels].mean()
+
+    bounds = (-np.log(20), np.log(20))
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+
+
+def pick_examples(
+    labels: np.ndarray, logits: np.ndarray, class_names: tuple[str, ...], *, seed: int = 0
+) -> np.ndarray:
+    """Choose at random, for each class, a slice that was named correctly and one that was not.
+
+    Parameters
+    ----------
+    labels, logits : int (n,) and float (n, k)
+    class_names : the k names in label order
+    seed : of the choice
+
+    Returns
+    -------
+    ndarray of int64, at most (2 k,)
+        Indices, class by class, the correct one first; what does not occur is left out.
+
+    Raises
+    ------
+    ValueError
+        If shapes, labels or names disagree, or a logit is not finite.
+
+    Examples
+    --------
+    >>> labels, logits = [0, 0, 1, 1], [[2, 0], [0, 2], [0, 2], [0, 2]]
+    >>> pick_examples(labels, logits, ("ill", "well")).tolist()
+    [0, 1, 3]
+    """
+    labels, logits = _checked(labels, logits)
+    k = logits.shape[1]
+    require(len(class_names) == k, f"Expected {k} class names.", class_names=class_names)
+    rng, right = np.random.default_rng(seed), logits.argmax(1) == labels
+    found = [
+        np.flatnonzero((labels == c) & (right == wanted))
+        for c in range(k)
+        for wanted in (True, False)
+    ]
+    return np.array([rng.choice(rows) for rows in found if len(rows)], np.int64)
+
+
+def metric_label(key: str) -> str:
+    """Return the readable name of a metric: 'recall_Non_Demented' is 'Recall, Non Demented'."""
+    kind, _, name = key.partition("_")
+    return METRICS.get(key) or f"{'AUC' if kind == 'auc' else 'Recall'}, {name.replace('_', ' ')}"
+
+
+def pooled_three(
+    labels: np.ndarray, logits: np.ndarray, class_names: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return copies of labels (n,) and logits (n, 4) in which moderate dementia counts as mild."""
+    mild, moderate = (class_names.index(f"{name}_Demented") for name in ("Mild", "Moderate"))
+    pooled = logits.copy()
+    pooled[:, mild] = np.logaddexp(logits[:, mild], logits[:, moderate])
+    pooled[:, moderate] = -np.inf
+    return np.where(labels == moderate, mild, labels), pooled
+
+
+def reliability_bins(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+    """Return the bins behind the ECE, a row each: its edges, its count and two means.
+
+    Columns: low (excluded), high (included), count, confidence, accuracy; means of empty bins are
+    NaN. ECE is the mean of |accuracy - confidence| weighted by count.
+    """
+    labels, logits = _checked(labels, logits)
+    confidence, bins = _confidence(logits)
+    edges, count = np.linspace(0, 1, BINS + 1), np.bincount(bins, minlength=BINS)
+    frame = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "count": count})
+    means = pd.DataFrame({"confidence": confidence, "accuracy": logits.argmax(1) == labels})
+    return frame.join(means.astype(float).groupby(bins).mean())
+
+
+def _checked(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return copies as int64 (n,) and float64 (n, k)."""
+    labels, logits = np.array(labels), np.array(logits, dtype=np.float64)
+    valid = logits.ndim == 2 and logits.shape[0] >= 1 and logits.shape[1] >= 2
+    require(valid, "logits must be (n, k), n >= 1, k >= 2.", shape=logits.shape)
+    integers("labels", labels, len(logits))
+    valid = labels.min() >= 0 and labels.max() < logits.shape[1]
+    require(valid, f"labels must be 0 to {logits.shape[1] - 1}.", labels=np.unique(labels))
+    wrong = np.flatnonzero(~np.isfinite(logits).all(1))[:1]
+    require(not len(wrong), "logits must be finite.", row=wrong, logits=logits[wrong])
+    return labels.astype(np.int64), logits
+
+
+def _subject_index(subjects: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return for every slice the rank of its subject, 0 to m - 1."""
+    subjects = integers("subjects", subjects, len(labels))
+    _, first, index = np.unique(subjects, return_index=True, return_inverse=True)
+    wrong = np.flatnonzero(labels != labels[first][index])[:1]
+    found = np.unique(labels[np.isin(subjects, subjects[wrong])])
+    require(not len(wrong), "A subject has one label.", subject=subjects[wrong], labels=found)
+    return index
+
+
+def _confidence(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest probability of each row and its bin, open below and closed above."""
+    confidence = np.exp(log_softmax(logits, axis=1).max(1))
+    return confidence, np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
+
+
+def _log_odds(logits: np.ndarray, c: int) -> np.ndarray:
+    """Return the log odds of class c: ordered as its probability, without saturating at 1."""
+    return logits[:, c] - np.logaddexp.reduce(np.delete(logits, c, axis=1), axis=1)
+
+
+def _auc(
+    positive: np.ndarray, score: np.ndarray, units: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Return the weighted share of (positive, negative) pairs in the right order, ties half."""
+    negatives = np.flatnonzero(~positive)
+    negatives = negatives[np.argsort(score[negatives])]
+    below = np.zeros((len(negatives) + 1, weights.shape[1]))
+    np.cumsum(weights[units[negatives]], axis=0, out=below[1:])
+    low, high = (np.searchsorted(score[negatives], score[positive], s) for s in ("left", "right"))
+    wins = below[low] if (low == high).all() else (below[low] + below[high]) / 2
+    weight = weights[units[positive]]
+    return np.einsum("id,id->d", weight, wins) / (weight.sum(0) * below[-1])
+
+
+def _metrics(sample: Sample, weights: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Return every metric for every column of `weights` (m, draws); row `units[i]` weighs slice i.
+
+    All but AUC are ratios of sums over slices; summed per unit first, they are sparse products.
+    """
+    labels, logits, units = sample
+    k, predicted, (confidence, bins) = len(names), logits.argmax(1), _confidence(logits)
+    loss = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+
+    def total(cells: np.ndarray, n_cells: int, values: np.ndarray) -> np.ndarray:
+        return csr_array((values, (cells, units)), shape=(n_cells, len(weights))) @ weights
+
+    def hits_support_guesses(truth: np.ndarray, guess: np.ndarray) -> tuple[np.ndarray, ...]:
+        confusion = total(truth * k + guess, k * k, np.ones(len(truth))).reshape(k, k, -1)
+        return np.einsum("ccd->cd", confusion), confusion.sum(1), confusion.sum(0)
+
+    with np.errstate(invalid="ignore"):
+        hits, support, guesses = hits_support_guesses(labels, predicted)
+        recall, n, occurring = hits / support, support.sum(0), np.unique(labels)
+        f1 = np.where(support > 0, 2 * hits / (support + guesses), np.nan)
+        auc = np.stack([_auc(labels == c, _log_odds(logits, c), units, weights) for c in range(k)])
+        metrics = {
+            "accuracy": hits.sum(0) / n,
+            "balanced_accuracy": recall[occurring].mean(0),
+            "macro_f1": f1[occurring].mean(0),
+            "macro_auc": auc[occurring].mean(0),
+            "log_loss": total(np.zeros_like(bins), 1, loss)[0] / n,
+            "ece": np.abs(total(bins, BINS, (predicted == labels) - confidence)).sum(0) / n,
+        }
+        if set(names) == set(CLASS_NAMES):
+            truth, pooled = pooled_three(labels, logits, names)
+            hits, support, _ = hits_support_guesses(truth, pooled.argmax(1))
+            metrics["balanced_accuracy_3"] = (hits / support)[np.unique(truth)].mean(0)
+            # Demented against the rest is the rest against demented with both orders turned.
+            metrics["demented_auc"] = auc[names.index("Non_Demented")]
+    metrics |= {f"recall_{name}": recall[c] for c, name in enumerate(names)}
+    return metrics | {f"auc_{name}": auc[c] for c, name in enumerate(names)}
+
+
+def _estimates(
+    sample: Sample, unit: str, names: tuple[str, ...], draws: int, seed: int
+) -> dict[str, Estimate]:
+    m, rng = sample.units.max() + 1, np.random.default_rng(seed)
+    size = 1 + BLOCK // len(sample.labels)
+    blocks = [_metrics(sample, np.ones((m, 1)), names)]
+    for start in range(0, draws, size):
+        drawn = rng.multinomial(m, np.full(m, 1 / m), min(size, draws - start))
+        blocks.append(_metrics(sample, np.ascontiguousarray(drawn.T, dtype=np.float64), names))
+    hits = sample.logits.argmax(1) == sample.labels
+    plain = {f"recall_{name}": hits[sample.labels == c] for c, name in enumerate(names)}
+    plain = {"accuracy": hits, **plain} if unit == "subject" else {}
+    estimates = {}
+    for key in blocks[0]:
+        values = np.concatenate([block[key] for block in blocks])
+        value, drawn = float(values[0]), values[1:][np.isfinite(values[1:])]
+        low, high = np.percentile(drawn, (2.5, 97.5)) if len(drawn) else (np.nan, np.nan)
+        if key in plain and len(plain[key]):
+            # Wilson 1927, doi:10.1080/01621459.1927.10502953.
+            test = binomtest(int(plain[key].sum()), len(plain[key]))
+            low, high = test.proportion_ci(method="wilson")
+        elif key == "ece":
+            low, high = max(0, 2 * value - high), max(value, 2 * value - low)
+        estimates[key] = Estimate(value, float(low), float(high))
+    return estimates
+
+
+def _notes(
+    samples: dict[str, Sample], metrics: dict[str, dict[str, Estimate]], names: tuple[str, ...]
+) -> tuple[str, ...]:
+    notes = []
+    if "subject" not in samples:
+        notes.append(
+            "Subjects unknown: the intervals draw slices and are too narrow, since slices of one "
+            "person are alike."
+        )
+    unit, sample = list(samples.items())[-1]
+    support = np.bincount(sample.labels, minlength=len(names))
+    for name, count in zip(names, support.tolist(), strict=True):
+        if count == 0:
+            notes.append(f"0 {name} {unit}s: no recall, no AUC; macro figures leave the class out.")
+        elif count < 5:
+            people = f"{count} {name} {unit}{'s' * (count > 1)}"
+            notes.append(f"{people}: too few for a claim about this class or a macro figure.")
+    if np.count_nonzero(support) == 1:
+        notes.append("One class only: no AUC exists.")
+    if any(e.low == e.high for of in metrics.values() for e in of.values()):
+        notes.append(
+            "Zero-width intervals mean only that all draws agree, as when all are right: no proof."
+        )
+    return tuple(notes)

@@ -1,0 +1,439 @@
+"""Whether to believe heatmaps: a verdict from what `mri.gradcam.measures` finds.
+
+Every figure of a map stands beside the same figure of control maps that know nothing of the
+network: a map that does no better than noise or a spot in the middle of the brain explains nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from mri._arguments import integers, require
+from mri.evaluation.metrics import Estimate
+from mri.gradcam.measures import (
+    brain_mask,
+    cascade,
+    control_maps,
+    deletion_insertion,
+    localisation,
+    rank_correlation,
+)
+from mri.models.files import ModelFile
+
+if TYPE_CHECKING:
+    from mri._keras import keras
+    from mri.data.phantom import Phantoms
+    from mri.data.scans import Scans
+    from mri.gradcam.cam import Explanation, GradCAM
+
+
+SANE, AGREEING = 0.2, 0.7
+"""Bounds of rank correlation: as good as none, and half of the variance of the ranks in common."""
+
+_PASSES, _FAILS, _OPEN = "passes", "fails", "not decidable"
+_FEWEST, _DRAWS = 8, 2000  # subjects without which there is no interval, and of the bootstrap
+_SLICES = 24  # of a cascade
+_ALL = slice(None)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeatmapCheck:
+    """What `check_heatmaps` found; prints as a table.
+
+    Attributes
+    ----------
+    title : model, method, layer and number of slices
+    table : a row a check: `Estimate` of the maps and of each control, criterion and verdict
+    cascade : a row a stage of the cascade, by its last layer: value, low, high
+    verdict : 'passes', 'fails' or 'not decidable'
+    reasons : why not, and what else a reader has to know
+    """
+
+    title: str
+    table: pd.DataFrame
+    cascade: pd.DataFrame
+    verdict: str
+    reasons: tuple[str, ...]
+
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        steps = ", ".join(f"{layer} {value:.2f}" for layer, value in self.cascade["value"].items())
+        return *self.reasons, f"Correlation as weights are randomised, from the output on: {steps}."
+
+    def __repr__(self) -> str:
+        table = self.table.map(str).to_string()
+        return "\n".join([f"{self.title}: {self.verdict}", table, *self._notes])
+
+    def _repr_html_(self) -> str:
+        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in self._notes)
+        head = f"<b>{escape(self.title)}: {self.verdict}</b>"
+        return f"{head}{self.table.map(str).to_html()}<ul>{reasons}</ul>"
+
+
+def check_heatmaps(
+    model: keras.Model,
+    images: np.ndarray,
+    *,
+    subjects: np.ndarray | None = None,
+    layer: str | keras.Layer | None = None,
+    method: str = "grad-cam",
+    seed: int = 0,
+) -> HeatmapCheck:
+    """Test the heatmaps of the classes that a model predicts, with a verdict.
+
+    Each criterion is a margin whose mean has to be positive. A check passes if the 95% interval, by
+    bootstrap over subjects, lies above zero, fails if it lies below, and is else not decidable; so
+    is one with fewer than 8 subjects or where most figures do not exist, as of zero maps. The model
+    fails if one check does and passes if all do.
+
+    1. *random weights*: correlation at the last stage of `cascade` [1]_, over networks too, of 24
+       slices at most: within ±0.2.
+    2. *deletion*, *insertion*: area under the curves of `deletion_insertion` [2]_, 0 being the
+       evidence of the blurred slice and 1 that of the slice (means): below, or above, that of each
+       control. Slices whose evidence the blur does not lower are left out: nothing can be deleted.
+    3. *outside the brain*: share of the map's sum: below half of the random control's.
+    4. *agreement* with HiResCAM [3]_, which cannot point at what a linear head does not use: above
+       0.7. With method 'hirescam' it is that with Grad-CAM, and no criterion.
+    5. *one-pixel shift*: agreement with the map of the slice moved to each of four sides, moved
+       back: above 0.7.
+
+    Agreement and correlation are Spearman's over the pixels of `brain_mask`, since the black ones
+    are ties. `control_maps` take the place of the maps, and margins from them are paired.
+
+    Parameters
+    ----------
+    model : from one image input to class scores, as for `GradCAM`
+    images : uint8 or float (n, h, w), some dozen slices
+    subjects : int (n,), who each slice is from; without it slices are drawn
+    layer, method : of `GradCAM`
+    seed : of controls, random weights, ties and bootstrap
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, a slice shows no brain, or `GradCAM` refuses the model or the images.
+
+    Examples
+    --------
+    >>> from mri.models import build_model
+    >>> from mri.phantom import make_phantoms
+    >>> phantoms = make_phantoms(8, 1, size=64)
+    >>> model = build_model("compact", input_shape=(64, 64, 1))  # Untrained: its maps show nothing.
+    >>> check_heatmaps(model, phantoms.images, subjects=phantoms.subjects).verdict
+    'fails'
+
+    References
+    ----------
+    .. [1] Adebayo et al., Sanity checks for saliency maps, 2018, arXiv:1810.03292.
+    .. [2] Petsiuk et al., RISE, 2018, arXiv:1806.07421.
+    .. [3] Draelos and Carin, HiResCAM, 2020, arXiv:2011.08891.
+    """
+    from mri.gradcam.cam import GradCAM
+
+    images = np.asarray(images)
+    brain, n = brain_mask(images), len(images)
+    require(brain.any((1, 2)).all(), "Every slice must show a brain.", empty=~brain.any((1, 2)))
+    subjects = np.arange(n) if subjects is None else integers("subjects", subjects, n)
+    cam = GradCAM(model, layer, method=method)
+    plain = cam(images)
+    kinds = {"found": plain.maps, **control_maps(plain.maps, brain, seed=seed)}
+    case = _Case(cam, images, subjects, brain, plain, kinds, seed)
+    randomised, fallen = _random_weights(case)
+    removed, usable = _deletion_and_insertion(case)
+    rows = randomised | removed | _outside_the_brain(case)
+    rows |= _agreement(case, model, method) | _one_pixel_shift(case)
+    reasons = [
+        f"{name}: {row['verdict']}; {row['found']} is to be {row['criterion']}."
+        for name, row in rows.items()
+        if row["verdict"] in (_FAILS, _OPEN)
+    ]
+    if plain.zero.any():
+        reasons.append(f"{plain.zero.sum()} of {n} maps are zero: nothing speaks for the class.")
+    if usable < n:
+        reasons.append(f"{n - usable} of {n} slices lose no evidence by the blur.")
+    if len(np.unique(subjects)) == n:
+        reasons.append("Each slice counts as a subject: if not so, the intervals are too narrow.")
+    return HeatmapCheck(
+        f"{model.name}, {method} at {cam.layer.name}, {n} slices",
+        pd.DataFrame.from_dict(rows, orient="index"),
+        fallen,
+        _worst([row["verdict"] for row in rows.values()]),
+        tuple(reasons),
+    )
+
+
+Figures = dict[str, np.ndarray]
+Rows = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """What every check is made of.
+
+    Attributes
+    ----------
+    cam : GradCAM
+    images : (n, h, w)
+    subjects : int (n,), who each slice is from
+    brain : bool (n, h, w)
+    plain : Explanation of the predicted classes
+    kinds : the maps to be judged under 'found', then those of each control
+    seed : of all that is random
+    """
+
+    cam: GradCAM
+    images: np.ndarray
+    subjects: np.ndarray
+    brain: np.ndarray
+    plain: Explanation
+    kinds: Figures
+    seed: int
+
+    def interval(self, values: np.ndarray, at: np.ndarray | slice = _ALL) -> Estimate:
+        """Return mean and interval of values (n,) or (r, n), slices of zero maps left out."""
+        values = np.where(self.plain.zero[at], np.nan, values)
+        return _interval(values, self.subjects[at], self.seed)
+
+    def row(
+        self,
+        criterion: str,
+        figures: Figures,
+        margins: list[np.ndarray],
+        at: np.ndarray | slice = _ALL,
+    ) -> dict[str, Any]:
+        """Return a row of the table: the figure of each kind of map, criterion and verdict."""
+        estimates = {kind: self.interval(values, at) for kind, values in figures.items()}
+        decided = [_decide(self.interval(margin, at)) for margin in margins]
+        return {**estimates, "criterion": criterion, "verdict": _worst(decided) if decided else "–"}
+
+    def agreement(
+        self, others: Sequence[np.ndarray] | np.ndarray, at: np.ndarray | slice = _ALL
+    ) -> Figures:
+        """Return the rank correlations with other maps, (r, n), by kind of map."""
+        brain = self.brain[at]
+        return {
+            kind: np.stack([rank_correlation(maps[at], other, brain) for other in others])
+            for kind, maps in self.kinds.items()
+        }
+
+
+def _random_weights(case: _Case) -> tuple[Rows, pd.DataFrame]:
+    n = len(case.images)
+    few = np.linspace(0, n - 1, min(n, _SLICES)).round().astype(int)
+    fallen = cascade(case.cam, case.images[few], seed=case.seed)
+    figures = case.agreement(fallen.maps, few)
+    margins = [SANE - figures["found"], SANE + figures["found"]]
+    stages = [case.interval(stage, few) for stage in fallen.correlation]
+    rows = {"random weights": case.row(f"within ±{SANE}", figures, margins, few)}
+    return rows, pd.DataFrame(stages, fallen.layers)
+
+
+def _deletion_and_insertion(case: _Case) -> tuple[Rows, int]:
+    """Return both rows, and the number of slices from which the blur takes evidence."""
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        return case.cam(images).logits
+
+    curves = {
+        kind: deletion_insertion(logits, case.images, maps, case.plain.classes, seed=case.seed)
+        for kind, maps in case.kinds.items()
+    }
+    whole, blurred = curves["found"].deletion[:, 0], curves["found"].deletion[:, -1]
+    usable = np.flatnonzero(whole > blurred)
+    unit = (whole - blurred)[usable].mean() if len(usable) else 1.0
+    rows = {}
+    for name, sign, criterion in (
+        ("deletion", -1, "below each control"),
+        ("insertion", 1, "above each control"),
+    ):
+        figures = {
+            kind: np.trapezoid(getattr(of, name) - blurred[:, None], of.fractions)[usable] / unit
+            for kind, of in curves.items()
+        }
+        found, *controls = figures.values()
+        margins = [sign * (found - control) for control in controls]
+        rows[name] = case.row(criterion, figures, margins, usable)
+    return rows, len(usable)
+
+
+def _outside_the_brain(case: _Case) -> Rows:
+    figures = {kind: 1 - localisation(maps, case.brain).energy for kind, maps in case.kinds.items()}
+    margins = [figures["random"] / 2 - figures["found"]]
+    return {"outside the brain": case.row("below half of random", figures, margins)}
+
+
+def _agreement(case: _Case, model: keras.Model, method: str) -> Rows:
+    from mri.gradcam.cam import GradCAM
+
+    other = "grad-cam" if method == "hirescam" else "hirescam"
+    maps = GradCAM(model, case.cam.layer, method=other)(case.images, case.plain.classes).maps
+    figures = case.agreement([maps])
+    # HiResCAM is the reference, so its own agreement with another method decides nothing.
+    judged = method != "hirescam"
+    criterion = f"above {AGREEING}" if judged else "–"
+    margins = [figures["found"] - AGREEING] if judged else []
+    return {f"agreement with {other}": case.row(criterion, figures, margins)}
+
+
+def _one_pixel_shift(case: _Case) -> Rows:
+    moved = [
+        np.roll(case.cam(np.roll(case.images, step, axis), case.plain.classes).maps, -step, axis)
+        for axis in (1, 2)
+        for step in (-1, 1)
+    ]
+    figures = case.agreement(moved)
+    return {
+        "one-pixel shift": case.row(f"above {AGREEING}", figures, [figures["found"] - AGREEING])
+    }
+
+
+def ground_truth(
+    model: keras.Model,
+    phantoms: Phantoms,
+    *,
+    region: tuple[slice, slice] | None = None,
+    classes: np.ndarray | int | None = None,
+    layer: str | keras.Layer | None = None,
+    tolerance: int = 0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure how well the maps of each method find the pixels that are known to differ.
+
+    Parameters
+    ----------
+    model : as for `GradCAM`
+    phantoms : of which those slices serve that the disease changed
+    region : rows and columns to be found instead of the masks, such as `mri.data.phantom.SHORTCUT`
+    classes : class to explain, one for all or int (n,); by default the labels
+    layer, tolerance : of `GradCAM` and of `localisation`
+    seed : of controls and bootstrap
+
+    Returns
+    -------
+    DataFrame
+        A row a method and kind of map, 'found' or one of `control_maps`; under each measure of
+        `localisation` its mean and 95% interval over subjects: value, low, high.
+
+    Raises
+    ------
+    ValueError
+        If no slice has a mask, the tolerance is negative, or `GradCAM` refuses the model or the
+        classes.
+
+    Examples
+    --------
+    >>> from mri.models import build_model
+    >>> from mri.phantom import make_phantoms
+    >>> model = build_model("compact", input_shape=(64, 64, 1))
+    >>> table = ground_truth(model, make_phantoms(8, 1, size=64))
+    >>> table.index.get_level_values(0).unique().tolist()
+    ['grad-cam', 'grad-cam++', 'hirescam', 'layercam']
+    """
+    from mri.gradcam.cam import METHODS, GradCAM
+
+    chosen = phantoms.masks.any((1, 2))
+    require(chosen.any(), "No slice has a mask.", labels=np.unique(phantoms.labels))
+    images, masks, subjects = (
+        values[chosen] for values in (phantoms.images, phantoms.masks, phantoms.subjects)
+    )
+    classes = np.asarray(phantoms.labels if classes is None else classes)
+    fits = classes.shape in ((), chosen.shape) and classes.dtype.kind in "iu"
+    require(fits, f"classes must be one or {len(phantoms.labels)} integers.", classes=classes)
+    require(tolerance >= 0, "tolerance must not be negative.", tolerance=tolerance)
+    classes = np.broadcast_to(classes, chosen.shape)
+    if region is not None:
+        masks = np.zeros_like(masks)
+        masks[:, *region] = True
+        require(masks.any(), f"region must hold pixels of {masks.shape[1:]}.", region=region)
+    rows, brain = {}, brain_mask(images)
+    for method in METHODS:
+        maps = GradCAM(model, layer, method=method)(images, classes[chosen]).maps
+        for kind, of in {"found": maps, **control_maps(maps, brain, seed=seed)}.items():
+            rows[method, kind] = {
+                (measure, field): figure
+                for measure, values in localisation(of, masks, tolerance=tolerance)
+                ._asdict()
+                .items()
+                for field, figure in _interval(values, subjects, seed)._asdict().items()
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _interval(values: np.ndarray, subjects: np.ndarray, seed: int) -> Estimate:
+    """Return the mean of `values` (n,) or (r, n), NaN left out, and its interval.
+
+    Subjects are drawn, and of several rows these too, independently (Owen 2007,
+    doi:10.1214/07-AOAS122).
+    """
+    values, (names, units) = np.atleast_2d(values), np.unique(subjects, return_inverse=True)
+    usable, of_unit = np.isfinite(values), (units[:, None] == np.arange(len(names))).astype(float)
+    sums, counts = np.where(usable, values, 0) @ of_unit, usable @ of_unit
+    mean = sums.sum() / counts.sum() if counts.any() else np.nan
+    if counts.any(0).sum() < _FEWEST or usable.mean() < 0.5:
+        return Estimate(float(mean), np.nan, np.nan)
+    rng, (r, m) = np.random.default_rng(seed), sums.shape
+    rows = rng.multinomial(r, np.full(r, 1 / r), _DRAWS)
+    columns = rng.multinomial(m, np.full(m, 1 / m), _DRAWS)
+    total, size = ((rows @ part * columns).sum(1) for part in (sums, counts))
+    low, high = np.percentile(total[size > 0] / size[size > 0], (2.5, 97.5))
+    return Estimate(float(mean), float(low), float(high))
+
+
+def _decide(margin: Estimate) -> str:
+    return _PASSES if margin.low > 0 else _FAILS if margin.high < 0 else _OPEN
+
+
+def _worst(verdicts: list[str]) -> str:
+    return next((verdict for verdict in (_FAILS, _OPEN) if verdict in verdicts), _PASSES)
+
+
+def heatmap_table(
+    paths: Sequence[str | os.PathLike[str]],
+    scans: Scans,
+    groups: np.ndarray,
+    *,
+    methods: Sequence[str] = ("grad-cam", "hirescam"),
+    slices: int = 64,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Check the maps of model files on slices they have not seen, a row of Markdown each.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Of ``.keras`` files.
+    scans : Scans
+    groups : ndarray of int, shape (n,)
+        Subject of each slice.
+    methods : sequence of str
+    slices : int
+        Drawn from the test part of each.
+    seed : int
+
+    Raises
+    ------
+    ModelFileError
+        If a file is not safe or not of these slices.
+    """
+    for i, (path, method) in enumerate(product(paths, methods)):
+        file = ModelFile(path)
+        tested, model = file.held_out(scans), file.load()
+        few = np.random.default_rng(seed).choice(tested, slices, replace=False)
+        found = check_heatmaps(
+            model, scans.images[few], subjects=groups[few], method=method, seed=seed
+        )
+        if not i:
+            names = [name.split(" with ")[0] for name in found.table.index]
+            yield f"| network | method | {' | '.join(names)} | verdict |"
+            yield "|---" * (len(names) + 3) + "|"
+        pairs = zip(found.table["found"], found.table["verdict"], strict=True)
+        cells = " | ".join(f"{of.value:.2f} {verdict}" for of, verdict in pairs)
+        yield f"| `{model.name}` | {method} | {cells} | **{found.verdict}** |"

@@ -1,0 +1,294 @@
+"""Figures of heatmaps: do they follow the weights, the prediction and the known truth.
+
+`control_maps` know nothing of the network: a figure means something beside theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+from scipy.ndimage import binary_fill_holes, distance_transform_edt
+from scipy.special import logsumexp
+from scipy.stats import rankdata
+
+from mri._arguments import require
+
+if TYPE_CHECKING:
+    from mri._keras import keras
+    from mri.gradcam.cam import GradCAM
+
+
+_NETWORKS, _STAGES = 10, 8  # of a cascade; deep networks lose some layers a stage
+
+
+class Localisation(NamedTuple):
+    """How well n maps find the pixels of their masks: float64 (n,) in [0, 1], 0 for a zero map.
+
+    Attributes
+    ----------
+    pointing : whether the peak lies inside, or near by; of several equal peaks, the share that does
+    iou : of the mask and as many of the map's largest pixels, equal ones counted in proportion
+    energy : share of the map's sum that lies inside
+    """
+
+    pointing: np.ndarray
+    iou: np.ndarray
+    energy: np.ndarray
+
+
+class Curves(NamedTuple):
+    """Log odds of a class while pixels change, those of the largest map values first.
+
+    Attributes
+    ----------
+    fractions : float64 (steps + 1,), share of the pixels changed, from 0 to 1
+    deletion : float64 (n, steps + 1), from the slice to the blurred slice
+    insertion : float64 (n, steps + 1), from the blurred slice to the slice
+    """
+
+    fractions: np.ndarray
+    deletion: np.ndarray
+    insertion: np.ndarray
+
+
+class Cascade(NamedTuple):
+    """What is left of n maps as the weights become random, from the output to the input.
+
+    Attributes
+    ----------
+    layers : the layer nearest to the input among those random at each of s stages
+    correlation : float64 (s, 10, n), Spearman's, of |map| with that of each of ten networks, over
+        the pixels of the brain; NaN where one of the two is constant
+    maps : float32 (10, n, h, w), of the last stage: all weights are random
+    """
+
+    layers: tuple[str, ...]
+    correlation: np.ndarray
+    maps: np.ndarray
+
+
+def cascade(cam: GradCAM, images: np.ndarray, *, seed: int = 0) -> Cascade:
+    """Make the weights random layer by layer, from the output to the input, and compare the maps.
+
+    Each variable is permuted, and the signs of those with more than one axis are drawn anew, which
+    keeps the size of the activations and can be done to every layer, if not to a single number. New
+    draws from the initialisers need not do either; and without the signs the weights behind a ReLU,
+    most of them negative, leave nothing but zero maps. The classes are those predicted before
+    (Adebayo et al. 2018, arXiv:1810.03292). At most 8 stages: of a deep network several layers fall
+    at once. The model has its own weights again at the end, also after an error; meanwhile nothing
+    else may use it.
+
+    Parameters
+    ----------
+    cam : of the model; its traced graph serves all networks
+    images : number (n, h, w)
+    seed : of the random weights
+    """
+    plain, brain = cam(images), brain_mask(images)
+    seen: set[int] = set()
+    layers: list[tuple[str, list[keras.Variable]]] = []
+    # Inner layers come first, so that what is new in an outer one is its own.
+    for layer in cam.layers:
+        own = [w for w in layer.weights if id(w) not in seen and np.prod(w.shape) > 1]
+        seen.update(map(id, own))
+        layers += [(layer.name, own)] if own else []
+    layers.reverse()
+    ends = np.linspace(0, len(layers), min(len(layers), _STAGES) + 1).round().astype(int)
+    stages = [[w for _, own in layers[a:b] for w in own] for a, b in pairwise(ends)]
+    kept = [(w, w.numpy()) for stage in stages for w in stage]
+    ranks, last = _ranks(plain.maps, brain), []
+    correlation = np.empty((len(stages), _NETWORKS, len(images)))
+    try:
+        for network in range(_NETWORKS):
+            rng = np.random.default_rng([seed, network])
+            for variable, value in kept:
+                variable.assign(value)
+            for row, stage in zip(correlation[:, network], stages, strict=True):
+                for variable in stage:
+                    value = rng.permuted(variable.numpy())
+                    signs = rng.choice([-1, 1], value.shape) if value.ndim > 1 else 1
+                    variable.assign((value * signs).astype(value.dtype))
+                maps = cam(images, plain.classes).maps
+                row[:] = [a @ b for a, b in zip(ranks, _ranks(maps, brain), strict=True)]
+            last.append(maps)
+    finally:
+        for variable, value in kept:
+            variable.assign(value)
+    return Cascade(tuple(layers[end - 1][0] for end in ends[1:]), correlation, np.stack(last))
+
+
+def deletion_insertion(
+    predict: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    maps: np.ndarray,
+    classes: np.ndarray,
+    *,
+    steps: int = 16,
+    seed: int = 0,
+) -> Curves:
+    """Replace a slice by its blurred self, or the reverse, in the order of a map.
+
+    The blur is Gaussian with a standard deviation of an eighth of the height, which leaves nothing
+    of a brain but its bulk; beyond the rim all is black. Evidence is the log odds of the class, its
+    logit less the log-sum-exp of the others: a probability saturates, and a lone logit may rise
+    together with all others. Equal map values go in random order (Petsiuk et al. 2018,
+    arXiv:1806.07421).
+
+    Parameters
+    ----------
+    predict : from float32 (2 n, h, w) to logits (2 n, k); called `steps` + 1 times
+    images, maps : number (n, h, w)
+    classes : int (n,), the class whose evidence is followed
+    steps, seed : number of steps, and the seed of the order of equal values
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or `steps` is below 1.
+
+    Examples
+    --------
+    >>> image, classes = np.zeros((1, 8, 8)), np.array([0])
+    >>> image[0, 2, 2] = 64
+    >>> def predict(x):
+    ...     return np.stack([x[:, 2, 2], 0 * x[:, 2, 2]], 1)
+    >>> curves = deletion_insertion(predict, image, image, classes, steps=2)
+    >>> curves.insertion.round(1).tolist()
+    [[10.2, 64.0, 64.0]]
+    """
+    images, maps, classes = np.asarray(images, np.float32), np.asarray(maps), np.asarray(classes)
+    shapes = images.shape, maps.shape, classes.shape
+    fits = images.ndim == 3 and shapes == (images.shape, images.shape, images.shape[:1])
+    require(fits, "Expected images and maps (n, h, w) and classes (n,).", shapes=shapes)
+    require(steps >= 1, "steps must be at least 1.", steps=steps)
+    n, h, w = images.shape
+    mixed = np.random.default_rng(seed).permutation(h * w)
+    order = mixed[np.argsort(-maps.reshape(n, -1)[:, mixed], axis=1, kind="stable")]
+    place = np.argsort(order, axis=1).reshape(n, h, w)
+    black = {"borderType": cv2.BORDER_CONSTANT}
+    blurred = np.stack([cv2.GaussianBlur(image, (0, 0), h / 8, **black) for image in images])
+    fractions, odds = np.linspace(0, 1, steps + 1), []
+    for fraction in fractions:
+        changed = place < round(fraction * h * w)
+        both = np.where(changed, blurred, images), np.where(changed, images, blurred)
+        odds.append(_log_odds(predict(np.concatenate(both)), np.tile(classes, 2)))
+    return Curves(fractions, *np.stack(odds, 1).reshape(2, n, -1))
+
+
+def localisation(maps: np.ndarray, masks: np.ndarray, *, tolerance: int = 0) -> Localisation:
+    """Compare maps >= 0 with bool masks, both (n, h, w), no mask empty.
+
+    In the pointing game (Zhang et al. 2016, arXiv:1608.00507) a peak may miss the mask by
+    `tolerance` pixels: a map cannot point more finely than by the cells of its layer.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, a mask is empty, a map is negative or the tolerance is.
+
+    Examples
+    --------
+    >>> maps, masks = np.array([[[3, 2, 1, 0]]]), np.array([[[True, False, True, False]]])
+    >>> [figure.round(2).tolist() for figure in localisation(maps, masks)]
+    [[1.0], [0.33], [0.67]]
+    """
+    maps, masks = np.asarray(maps, np.float64), np.asarray(masks, bool)
+    fits = maps.ndim == 3 and maps.shape == masks.shape
+    require(fits, "Expected maps and masks (n, h, w).", shapes=(maps.shape, masks.shape))
+    require(masks.any((1, 2)).all(), "No mask may be empty.", empty=~masks.any((1, 2)))
+    require((maps >= 0).all(), "Maps must not be negative.", minimum=maps.min())
+    require(tolerance >= 0, "tolerance must not be negative.", tolerance=tolerance)
+    figures = np.zeros((len(maps), 3))
+    for values, mask, row in zip(maps, masks, figures, strict=True):
+        if values.any():
+            area = mask.sum()
+            bound = np.partition(values, -area, axis=None)[-area]
+            above, equal = values > bound, values == bound
+            common = mask[above].sum() + (area - above.sum()) * mask[equal].mean()
+            near = distance_transform_edt(~mask) <= tolerance
+            peak = near[values == values.max()].mean()
+            row[:] = peak, common / (2 * area - common), values[mask].sum() / values.sum()
+    return Localisation(*figures.T)
+
+
+def control_maps(maps: np.ndarray, brain: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Deal the values of each map out again, blind to the network.
+
+    'random' is as smooth as the map: noise of the same power spectrum gives the order of its values
+    (surrogate data; Theiler et al. 1992, doi:10.1016/0167-2789(92)90102-S). 'random in brain' puts
+    the largest into the brain in that order, since black pixels change nothing. 'centre' is a round
+    spot, falling from the middle of the brain outwards.
+
+    Parameters
+    ----------
+    maps, brain : float (n, h, w), and bool alike, nowhere empty
+    seed : of the noise
+    """
+    (n, h, w), area = maps.shape, brain.sum((1, 2))
+    noise = np.random.default_rng(seed).standard_normal(maps.shape)
+    turned = np.abs(np.fft.rfft2(maps)) * np.exp(1j * np.angle(np.fft.rfft2(noise)))
+    field = np.fft.irfft2(turned, (h, w))
+    axes = np.arange(h)[:, None], np.arange(w)
+    y, x = (axis - ((brain * axis).sum((1, 2)) / area)[:, None, None] for axis in axes)
+    orders = {
+        "random": field,
+        "random in brain": field + brain * (np.ptp(field, (1, 2), keepdims=True) + 1),
+        "centre": -np.hypot(y, x),
+    }
+    values, dealt = np.sort(maps.reshape(n, -1), axis=1), {}
+    for kind, order in orders.items():
+        flat = np.empty_like(values)
+        np.put_along_axis(flat, np.argsort(order.reshape(n, -1), axis=1), values, 1)
+        dealt[kind] = flat.reshape(maps.shape)
+    return dealt
+
+
+def brain_mask(images: np.ndarray) -> np.ndarray:
+    """Find the brain in skull-stripped slices, numbers (n, h, w) on any scale.
+
+    Half of Otsu's threshold of each slice (1979, doi:10.1109/TSMC.1979.4310076), the largest part
+    above it, its holes filled: bool (n, h, w), empty for a slice of one tone. ValueError for other
+    shapes.
+    """
+    images = np.asarray(images)
+    require(images.ndim == 3, "Expected images (n, h, w).", shape=images.shape)
+    masks, width = np.zeros(images.shape, bool), 2 * max(1, images.shape[1] // 32) + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+    for image, mask in zip(images.astype(np.float32), masks, strict=True):
+        if np.ptp(image):
+            scaled = ((image - image.min()) * (255 / np.ptp(image))).astype(np.uint8)
+            # Otsu's own parts white matter from the rest; fluid at the rim belongs to the brain.
+            level = cv2.threshold(scaled, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0] / 2
+            bright = (scaled > level).astype(np.uint8)
+            # Closing joins what wide sulci part.
+            closed = cv2.morphologyEx(bright, cv2.MORPH_CLOSE, disc)
+            _, parts, sizes, _ = cv2.connectedComponentsWithStats(closed)
+            largest = 1 + sizes[1:, cv2.CC_STAT_AREA].argmax()
+            mask[:] = binary_fill_holes(parts == largest)
+    return masks
+
+
+def _log_odds(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return float64 (n,): the logit of each row's class less the log-sum-exp of the others."""
+    logits, own = logits.astype(np.float64), np.arange(logits.shape[1]) == classes[:, None]
+    return logits[own] - logsumexp(np.where(own, -np.inf, logits), axis=1)
+
+
+def _ranks(maps: np.ndarray, masks: np.ndarray) -> list[np.ndarray]:
+    """Return the ranks of |map| within each mask, centred, of length 1; NaN of a constant map."""
+    ranks = []
+    for values, mask in zip(np.abs(maps), masks, strict=True):
+        centred = rankdata(values[mask]) - (mask.sum() + 1) / 2
+        length = np.linalg.norm(centred)
+        ranks.append(centred / length if length else np.full_like(centred, np.nan))
+    return ranks
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return Spearman's correlation of |first| and |second|, both (n, h, w), within each mask."""
+    pairs = zip(_ranks(first, masks), _ranks(second, masks), strict=True)
+    return np.array([a @ b for a, b in pairs])

@@ -1,0 +1,452 @@
+"""The registry of networks: each builder is one short function, and everything else finds it.
+
+A builder receives the rescaled image tensor and the number of classes and returns logits;
+`build_model` adds the input, the rescaling and, on request, the augmentation around it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from mri._arguments import require
+from mri._keras import keras
+
+layers = keras.layers
+
+Builder = Callable[[keras.KerasTensor, int], keras.KerasTensor]
+_BUILDERS: dict[str, Builder] = {}
+
+MOMENTUM = 0.95
+"""Of batch normalisation: Keras' 0.99 needs many hundred steps, and runs here are short."""
+
+DOWNLOAD = True
+"""Whether `resnet50` and `efficientnet_b3` may fetch ImageNet weights, once, into Keras' cache."""
+
+DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
+
+IMAGENET = "imagenet"
+
+
+def register(builder: Builder) -> Builder:
+    """Add a builder to the registry under its function name.
+
+    Parameters
+    ----------
+    builder : callable
+        From (image tensor (batch, h, w, 1) with values 0 to 1, number of classes) to logits
+        (batch, classes); name the layer that Grad-CAM should look at ``last_conv``.
+
+    Returns
+    -------
+    callable
+        The builder itself, so that the function is used as a decorator.
+
+    Raises
+    ------
+    ValueError
+        If it is not a function, or another builder has that name.
+
+    Examples
+    --------
+    >>> from keras import layers
+    >>> @register
+    ... def tiny(x, classes):
+    ...     x = layers.Conv2D(8, 3, activation="relu", name="last_conv")(x)
+    ...     return layers.Dense(classes)(layers.GlobalAveragePooling2D()(x))
+    >>> build_model("tiny").count_params()
+    116
+    >>> del _BUILDERS["tiny"]
+    """
+    named = callable(builder) and hasattr(builder, "__name__")
+    require(named, "A builder must be a function with a name.", builder=builder)
+    name = builder.__name__
+    if name in _BUILDERS and _BUILDERS[name].__module__ != builder.__module__:
+        raise ValueError(f"a builder named {name!r} exists; choose another function name")
+    _BUILDERS[name] = builder
+    return builder
+
+
+def list_models() -> list[str]:
+    """Return the names that `build_model` knows, sorted.
+
+    Examples
+    --------
+    >>> "tissue" in list_models()
+    True
+    """
+    return sorted(_BUILDERS)
+
+
+def build_model(
+    name: str,
+    *,
+    input_shape: tuple[int, int, int] = (128, 128, 1),
+    classes: int = 4,
+    augment: bool = False,
+    dtype: str = "float32",
+) -> keras.Model:
+    """Build a registered network.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_models`.
+    input_shape : tuple of int
+        (h, w, 1) of the slices.
+    classes : int
+        Number of logits.
+    augment : bool
+        Vary position, size, tilt, mirror side and contrast of the slices, in training only.
+    dtype : {'float32', 'mixed_bfloat16', 'mixed_float16'}
+        Policy of the layers; logits are float32 in any case.
+
+    Returns
+    -------
+    keras.Model
+        From images of gray values 0 to 255, shape (batch, h, w, 1), to float32 logits
+        (batch, classes). The weights follow ``keras.utils.set_random_seed``.
+
+    Raises
+    ------
+    ValueError
+        If there is no builder of that name, it does not return logits of that shape, or shape,
+        classes or dtype are none to build with.
+
+    Examples
+    --------
+    >>> build_model("tissue").output_shape
+    (None, 4)
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"no model of that name, there are {list_models()}. Received: {name=}")
+    sides = tuple(input_shape)
+    fits = len(sides) == 3 and sides[2] == 1 and all(isinstance(n, int) and n > 0 for n in sides)
+    require(fits, "input_shape must be (h, w, 1).", input_shape=input_shape)
+    require(classes >= 2, "classes must be at least 2.", classes=classes)
+    require(dtype in DTYPES, f"dtype must be one of {DTYPES}.", dtype=dtype)
+    outer = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        inputs = keras.Input(input_shape, name="slices", dtype="float32")
+        x = layers.Rescaling(1 / 255, name="rescaling")(inputs)
+        for layer in augmentation() if augment else []:
+            # By default these layers vary even where nobody speaks of training.
+            x = layer(x, training=False)
+        try:
+            x = _BUILDERS[name](x, classes)
+        except ValueError as error:
+            message = f"{name} cannot be built on slices of {sides[0]} × {sides[1]} pixels"
+            raise ValueError(f"{message}; it may pool small ones away ({error})") from error
+        logits = layers.Activation("linear", dtype="float32", name="logits")(x)
+        if logits.shape != (None, classes):
+            raise ValueError(f"{name} must return (batch, {classes}). Received: {logits.shape}")
+        # Under the policy too: by the model's own, Keras scales the loss of float16.
+        return keras.Model(inputs, logits, name=name)
+    finally:
+        keras.config.set_dtype_policy(outer)
+
+
+def initial_weights(model: keras.Model) -> str:
+    """Return what a network that `build_model` made starts from: 'ImageNet' or 'random'."""
+    pretrained = any(layer.name.endswith(f"_{IMAGENET}") for layer in model.layers)
+    return "ImageNet" if pretrained else "random"
+
+
+def augmentation() -> list[keras.Layer]:
+    """Return layers that vary a slice as another head position or scanner setting would."""
+    fill = {"fill_mode": "constant", "fill_value": 0.0}
+    return [
+        layers.RandomFlip("horizontal"),
+        layers.RandomRotation(0.02, **fill),
+        layers.RandomTranslation(0.04, 0.04, **fill),
+        layers.RandomZoom((-0.06, 0.06), **fill),
+        layers.RandomContrast(0.15, value_range=(0, 1)),
+    ]
+
+
+def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+    """Return the logits of slices.
+
+    Parameters
+    ----------
+    model : keras.Model
+    images : ndarray of uint8, shape (n, h, w)
+    batch_size : int
+
+    Returns
+    -------
+    ndarray of float32, shape (n, classes)
+
+    Raises
+    ------
+    ValueError
+        If the images are not of the size that the model takes, or `batch_size` is below 1.
+
+    Examples
+    --------
+    >>> predict_logits(build_model("tissue"), np.zeros((3, 128, 128), np.uint8)).shape
+    (3, 4)
+    """
+    images, takes = np.asarray(images), model.input_shape[1:]
+    fits = images.ndim == 3 and len(images) >= 1 and images.dtype.kind in "uif"
+    for side, wanted in zip(images.shape[1:], takes, strict=False):
+        fits = fits and wanted in (None, side)
+    require(
+        fits,
+        f"images must be numbers (n, h, w) for a model of {takes}.",
+        shape=images.shape,
+        dtype=images.dtype,
+    )
+    require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
+    return model.predict(images[..., None], batch_size=batch_size, verbose=0)
+
+
+@register
+def baseline(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Two convolutions and a dense layer of 8.4 million weights: the network of the benchmarks."""
+    x = _pooled(x, 32)
+    x = _pooled(x, 64, norm=False, name="last_conv")
+    return layers.Dense(classes)(_dense(x, 128))
+
+
+@register
+def baseline_dropout(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """`baseline` with dropout after everything."""
+    x = _pooled(x, 32, dropout=0.3)
+    x = _pooled(x, 64, dropout=0.4, name="last_conv")
+    return layers.Dense(classes)(_dense(x, 128, dropout=0.5))
+
+
+@register
+def baseline_dropout_reduced(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """`baseline` with some dropout after the second block and the dense layer."""
+    x = _pooled(x, 32)
+    x = _pooled(x, 64, dropout=0.2, name="last_conv")
+    return layers.Dense(classes)(_dense(x, 128, dropout=0.3))
+
+
+@register
+def baseline_dropout_light(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """`baseline` with a little dropout after the dense layer."""
+    x = _pooled(x, 32)
+    x = _pooled(x, 64, name="last_conv")
+    return layers.Dense(classes)(_dense(x, 128, dropout=0.1))
+
+
+@register
+def baseline_deep(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """`baseline` with a third block, which halves its weights, and a little dropout."""
+    return layers.Dense(classes)(_dense(_deep(x), 128, dropout=0.1))
+
+
+@register
+def baseline_deep_plain(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """`baseline_deep` without dropout."""
+    return layers.Dense(classes)(_dense(_deep(x), 128))
+
+
+@register
+def small_5x5(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Two wide kernels, few filters, no normalisation."""
+    x = _pooled(x, 16, kernel=5, norm=False)
+    x = _pooled(x, 32, kernel=5, norm=False, name="last_conv")
+    return layers.Dense(classes)(_dense(x, 64))
+
+
+@register
+def three_block_5x5(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Three blocks of wide kernels, normalised before pooling, with dropout."""
+    for filters, dropout, name in ((16, 0.1, None), (32, 0.1, None), (64, 0.2, "last_conv")):
+        x = _normed(x, filters, kernel=5, dropout=dropout, name=name)
+    return layers.Dense(classes)(layers.Dense(64, activation="relu")(_dense(x, 256)))
+
+
+@register
+def keras_like(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Five normalised blocks down to a 4 × 4 grid, dropout in the later ones."""
+    for filters, dropout in ((16, 0), (64, 0), (128, 0.05), (256, 0.2)):
+        x = _normed(x, filters, dropout=dropout)
+    x = _normed(x, 512, dropout=0.2, name="last_conv")
+    x = layers.BatchNormalization(momentum=MOMENTUM)(_dense(x, 128))
+    x = layers.Dropout(0.2)(layers.Dense(64, activation="relu")(x))
+    return layers.Dense(classes)(x)
+
+
+@register
+def dual_path(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Two paths side by side, of 3 × 3 kernels and, twice as wide, of 5 × 5: 27.6 million weights.
+
+    ``last_conv`` is the fine path's.
+    """
+    paths = []
+    for kernel, width, name in ((3, 16, "last_conv"), (5, 32, "last_conv_5x5")):
+        y = _conv(_conv(x, width, kernel), width, kernel)
+        y = layers.MaxPooling2D()(y)
+        y = _conv(_conv(y, 4 * width, kernel), 4 * width, kernel)
+        y = layers.MaxPooling2D()(y)
+        y = _pooled(y, 16 * width, kernel=kernel, dropout=0.2, name=name)
+        paths.append(_dense(y, 128))
+    x = layers.Dense(128, activation="relu")(layers.Concatenate()(paths))
+    return layers.Dense(classes)(x)
+
+
+@register
+def resnet50(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """ResNet-50 (He et al. 2016, doi:10.1109/CVPR.2016.90), fine-tuned from ImageNet if it can be.
+
+    Where the weights can't be downloaded it starts from random ones; see `initial_weights`.
+    """
+    # What ImageNet's weights expect: three channels, 0 to 255, less the mean of each (BGR).
+    means = [-103.939, -116.779, -123.68]
+    x = layers.Rescaling(255.0, means, name="centring")(layers.Concatenate()([x] * 3))
+    return _head(_backbone("ResNet50", x), classes)
+
+
+@register
+def efficientnet_b3(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """EfficientNet-B3 (Tan & Le 2019, arXiv:1905.11946), fine-tuned from ImageNet if it can be."""
+    # It has its own rescaling inside.
+    x = layers.Rescaling(255.0, name="gray_levels")(layers.Concatenate()([x] * 3))
+    return _head(_backbone("EfficientNetB3", x), classes)
+
+
+@register
+def compact(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Three normalised convolutions on a strided stem: 0.6 million weights, a seventh of the work.
+
+    The stem halves the grid at once, since a 128-pixel slice holds little detail finer than two
+    pixels; the flattened 8 × 8 grid keeps where in the head something is, which a global average
+    would lose, and slices are aligned well enough for that to mean something.
+    """
+    x = _block(x, 32, kernel=5, strides=2)
+    x = layers.MaxPooling2D()(x)
+    x = _block(x, 64)
+    x = layers.MaxPooling2D()(x)
+    x = _block(x, 128, name="last_conv")
+    return layers.Dense(classes)(_places(layers.MaxPooling2D()(x)))
+
+
+@register
+def fast(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """One convolution in large strides at half resolution: a sixtieth of the work of `baseline`.
+
+    What it takes to know a person's other slices again, and no more: 64 filters of 5 × 5, each
+    read at 16 × 16 places.
+    """
+    x = layers.AveragePooling2D(2)(x)
+    x = _block(x, 64, kernel=5, strides=4, name="last_conv")
+    return layers.Dense(classes)(_places(x))
+
+
+@register
+def tissue(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """How much of each sixteenth of the slice has the tone of thinned gray matter: 68 weights.
+
+    Too small to recognise a person. Each slice is standardised, since its file was scaled to its
+    brightest pixel; a fixed Gaussian band of tones, the partial volume between cortex and fluid, is
+    averaged over a 4 × 4 grid, and a linear layer reads the sixteen numbers.
+    """
+    # All in float32: the band is narrow, and there is nothing here to speed up.
+    exact = {"dtype": "float32"}
+    x = layers.GroupNormalization(1, center=False, scale=False, **exact)(x)
+    x = layers.Rescaling(4.0, -2.6, name="band", **exact)(x)  # (x - 0.65) / 0.25
+    x = layers.Rescaling(-1.0, name="distance", **exact)(layers.Multiply(**exact)([x, x]))
+    x = layers.Activation("exponential", name="last_conv", **exact)(x)
+    x = layers.AveragePooling2D((x.shape[1] // 4, x.shape[2] // 4), **exact)(x)
+    x = layers.BatchNormalization(momentum=MOMENTUM, center=False, scale=False, **exact)(x)
+    return layers.Dense(classes, **exact)(layers.Flatten(**exact)(x))
+
+
+def _block(
+    x: keras.KerasTensor,
+    filters: int,
+    *,
+    kernel: int = 3,
+    strides: int = 1,
+    name: str | None = None,
+) -> keras.KerasTensor:
+    x = layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=False)(x)
+    x = layers.BatchNormalization(momentum=MOMENTUM)(x)
+    return layers.Activation("relu", name=name)(x)
+
+
+def _places(x: keras.KerasTensor) -> keras.KerasTensor:
+    """Read what is where: a normalised dense layer on all places of the grid."""
+    x = layers.Dropout(0.2)(layers.Flatten()(x))
+    x = layers.Dense(64, use_bias=False)(x)
+    return layers.Activation("relu")(layers.BatchNormalization(momentum=MOMENTUM)(x))
+
+
+def _conv(
+    x: keras.KerasTensor, filters: int, kernel: int = 3, name: str | None = None
+) -> keras.KerasTensor:
+    return layers.Conv2D(filters, kernel, padding="same", activation="relu", name=name)(x)
+
+
+def _pooled(
+    x: keras.KerasTensor,
+    filters: int,
+    *,
+    kernel: int = 3,
+    norm: bool = True,
+    dropout: float = 0.0,
+    name: str | None = None,
+) -> keras.KerasTensor:
+    x = layers.MaxPooling2D()(_conv(x, filters, kernel, name))
+    x = layers.BatchNormalization(momentum=MOMENTUM)(x) if norm else x
+    return layers.Dropout(dropout)(x) if dropout else x
+
+
+def _normed(
+    x: keras.KerasTensor,
+    filters: int,
+    *,
+    kernel: int = 3,
+    dropout: float = 0.0,
+    name: str | None = None,
+) -> keras.KerasTensor:
+    x = layers.BatchNormalization(momentum=MOMENTUM)(_conv(x, filters, kernel, name))
+    x = layers.MaxPooling2D()(x)
+    return layers.Dropout(dropout)(x) if dropout else x
+
+
+def _dense(x: keras.KerasTensor, units: int, *, dropout: float = 0.0) -> keras.KerasTensor:
+    x = layers.Dense(units, activation="relu")(layers.Flatten()(x))
+    return layers.Dropout(dropout)(x) if dropout else x
+
+
+def _deep(x: keras.KerasTensor) -> keras.KerasTensor:
+    for filters, name in ((32, None), (64, None), (128, "last_conv")):
+        x = _pooled(x, filters, name=name)
+    return x
+
+
+def _backbone(architecture: str, x: keras.KerasTensor) -> keras.KerasTensor:
+    make = partial(
+        getattr(keras.applications, architecture), include_top=False, input_shape=x.shape[1:]
+    )
+    try:
+        if not DOWNLOAD:
+            raise OSError("mri.models.builders.DOWNLOAD is off")
+        network = make(weights="imagenet", name=f"{architecture.lower()}_{IMAGENET}")
+    except Exception as error:  # Of a download almost any kind; the card says what it began with.
+        if DOWNLOAD:
+            warnings.warn(
+                f"{architecture}: no ImageNet weights ({error}), so it starts from random ones",
+                stacklevel=2,
+            )
+        network = make(weights=None, name=architecture.lower())
+    for layer in network._flatten_layers():
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = MOMENTUM
+    # A layer of the outer graph, for Grad-CAM: those inside the backbone have no output there.
+    return layers.Activation("linear", name="last_conv")(network(x))
+
+
+def _head(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+    return layers.Dense(classes)(x)

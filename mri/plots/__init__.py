@@ -1,0 +1,20 @@
+"""Figures for the notebooks: each function draws what it is given and computes nothing.
+
+A function of one panel takes ``ax=None`` and returns the axes. A function of a grid returns the
+figure. None calls ``show``: a notebook shows a figure by itself (end the line with a semicolon).
+Classes stand in order of severity and keep their colours.
+"""
+
+from mri import _face
+
+__getattr__, __dir__, __all__ = _face(
+    __name__,
+    {
+        "explorer": "Explorer explore",
+        "figures": "anatomy class_counts confusion metric_intervals reliability roc sample_grid "
+        "similarity_histogram slice_pairs training_curves",
+        "maps": "heatmap_grid mean_maps overlay overlay_columns overlay_scale",
+        "ranking": "cost leaderboard p_values side_by_side",
+        "style": "COLOURS STYLE",
+    },
+)

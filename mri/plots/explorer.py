@@ -1,0 +1,200 @@
+"""Heatmaps to play with in a notebook: pick a person, slide through the slices, ask for any class.
+
+Only widgets and wiring: the maps are `GradCAM`'s, the picture is `plots.heatmap_grid`'s.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from scipy.special import softmax
+
+from mri import plots
+from mri._arguments import integers, row_numbers
+from mri.data.scans import Scans
+from mri.subjects.recovery import order_slices
+
+if TYPE_CHECKING:
+    from mri.gradcam.cam import GradCAM
+    from mri.training.loop import Trained
+
+
+PREDICTED = "predicted class"
+MARKED = "last convolution"
+
+
+class Explorer:
+    """What the controls of `explore` choose, and the picture of it.
+
+    Made of the same parameters as `explore`.
+    """
+
+    def __init__(
+        self, runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows: np.ndarray
+    ) -> None:
+        if not runs or not len(rows):
+            raise ValueError(
+                "Expected at least one network and one slice. "
+                f"Received: {list(runs)} and {len(rows)} slices"
+            )
+        n = len(scans.labels)
+        groups, rows = integers("groups", groups, n), row_numbers("rows", rows, n)
+        self.runs, self.scans = dict(runs), scans
+        self.people: dict[str, np.ndarray] = {}
+        for subject in np.unique(groups[rows]):
+            of = rows[groups[rows] == subject]
+            name = scans.class_names[scans.labels[of[0]]].replace("_", " ")
+            self.people[f"{subject}: {name}"] = of[order_slices(scans.images[of])]
+        self._cam = cache(self._make_cam)
+
+    def _make_cam(self, network: str, method: str, layer: str) -> GradCAM:
+        from mri.gradcam.cam import GradCAM
+
+        chosen = None if layer == MARKED else layer
+        return GradCAM(self.runs[network].model, chosen, method=method)
+
+    def layers(self, network: str) -> list[str]:
+        """Return the names of the layers with a map of their own, the usual one first."""
+        found = [MARKED]
+        for layer in self.runs[network].model.layers[2:]:
+            shape = getattr(layer.output, "shape", ())
+            if len(shape) == 4 and min(shape[1:3]) > 1:
+                found.append(layer.name)
+        return found
+
+    def draw(
+        self,
+        person: str,
+        position: int,
+        *,
+        network: str | None = None,
+        explained: str = PREDICTED,
+        method: str = "hirescam",
+        layer: str = MARKED,
+    ) -> Figure:
+        """Return the figure of one slice, its heatmap and what the network says.
+
+        Parameters
+        ----------
+        person : str
+            A key of `people`.
+        position : int
+            Of the slice, from below; the lowest is 0.
+        network : str, optional
+            By default the first.
+        explained : str
+            A class name, or the predicted one.
+        method, layer : str
+            See `GradCAM`.
+        """
+        network = network or next(iter(self.runs))
+        row, names = self.people[person][position], self.scans.class_names
+        wanted = None if explained == PREDICTED else names.index(explained)
+        found = self._cam(network, method, layer)(self.scans.images[[row]], wanted)
+        shares = softmax(found.logits / self.runs[network].card["temperature"], axis=1)
+        count = len(self.people[person])
+        title = f"person {person}, slice {position + 1} of {count}, {network}, {method}"
+        return plots.heatmap_grid(
+            self.scans.images[[row]], found, self.scans.labels[[row]], shares, names, title=title
+        )
+
+
+def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows: np.ndarray) -> Any:
+    """Return controls over the heatmaps of whole people: person, slice, class, method, layer.
+
+    Where widgets cannot run, as on a code host, the result shows as the picture of its first
+    choice; without ipywidgets it is that figure.
+
+    Parameters
+    ----------
+    runs : mapping of str to Trained
+        Networks by the name that is shown.
+    scans : Scans
+    groups : ndarray of int, shape (n,)
+        Subject of each slice.
+    rows : ndarray of int
+        The slices that can be chosen, of whole subjects.
+
+    Returns
+    -------
+    ipywidgets.VBox or matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If there is no network or no slice, or groups or rows are not of these slices.
+
+    Examples
+    --------
+    >>> from mri.models import build_model
+    >>> from mri.phantom import make_phantoms
+    >>> from mri.training import Trained
+    >>> phantoms = make_phantoms(4, 2, size=64)
+    >>> run = Trained(build_model("compact", input_shape=(64, 64, 1)), {"temperature": 1.0}, None)
+    >>> shown = explore({"compact": run}, phantoms.scans, phantoms.subjects, np.arange(8))
+    """
+    explorer = Explorer(runs, scans, groups, rows)
+    first = next(iter(explorer.people))
+    middle = len(explorer.people[first]) // 2
+    try:
+        import ipywidgets
+    except ImportError:
+        return explorer.draw(first, middle)
+    from mri.gradcam.cam import METHODS
+
+    def dropdown(name: str, options: list[str]) -> Any:
+        return ipywidgets.Dropdown(options=options, description=name)
+
+    count = len(explorer.people[first])
+    chosen = {
+        "network": dropdown("network", list(runs)),
+        "person": dropdown("person", list(explorer.people)),
+        "position": ipywidgets.IntSlider(middle + 1, 1, count, description="slice"),
+        "explained": dropdown("explain", [PREDICTED, *scans.class_names]),
+        "method": dropdown("method", sorted(METHODS, key="hirescam".__ne__)),
+        "layer": dropdown("layer", explorer.layers(next(iter(runs)))),
+    }
+    picture = ipywidgets.Image(format="png")
+
+    class Controls(ipywidgets.VBox):
+        def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+            bundle = super()._repr_mimebundle_(**options)
+            # For readers whose viewer runs no widgets.
+            return bundle | {"image/png": bytes(picture.value)}
+
+    def update(change: Mapping[str, Any] | None = None) -> None:
+        values = {name: of.value for name, of in chosen.items()}
+        # People count from one, as the title does.
+        values["position"] -= 1
+        picture.value = _png(explorer.draw(**values))
+
+    drawn = [control for name, control in chosen.items() if name not in ("network", "person")]
+
+    def renew(change: Mapping[str, Any]) -> None:
+        """Fit the slider to the person and the layers to the network, then draw once."""
+        for control in drawn:
+            control.unobserve(update, "value")
+        chosen["position"].max = len(explorer.people[chosen["person"].value])
+        chosen["layer"].options = explorer.layers(chosen["network"].value)
+        for control in drawn:
+            control.observe(update, "value")
+        update()
+
+    for name, control in chosen.items():
+        control.observe(renew if name in ("network", "person") else update, "value")
+    update()
+    rows_of = [list(chosen.values())[i : i + 3] for i in (0, 3)]
+    return Controls([*(ipywidgets.HBox(of) for of in rows_of), picture])
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()

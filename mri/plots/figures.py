@@ -1,0 +1,297 @@
+"""Figures of slices, of training and of one model's evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mri.evaluation.metrics import metric_label, reliability_bins
+
+if TYPE_CHECKING:
+    from mri.evaluation.metrics import Evaluation
+from mri.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    PINK,
+    STYLE,
+    bare,
+    beside,
+    class_colour,
+    figure_title,
+    mark_epoch,
+    panel,
+    readable,
+    severity_order,
+    show_image,
+)
+
+# Part of the head, as shares of width and height: where it is, where its name stands, the name.
+_PARTS = [
+    (np.array(at) / 128, np.array(place) / 128, name)
+    for at, place, name in (
+        ((64, 26), (134, 18), "fissure between the hemispheres"),
+        ((64, 52), (134, 46), "corpus callosum: white matter\nthat joins them"),
+        ((70, 66), (134, 76), "thalamus: gray matter"),
+        ((66, 84), (134, 106), "lateral ventricle, front horn: fluid"),
+        ((47, 48), (-6, 32), "lateral ventricle, back horn: fluid"),
+        ((24, 66), (-6, 68), "sulci, the grooves between\nturns of the cortex: fluid"),
+        ((36, 97), (-6, 104), "cortex, the gray rim, on\nwhite matter"),
+    )
+]
+
+
+@mpl.rc_context(STYLE)
+def class_counts(
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    unit: str = "slices",
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw how many of `labels` (n,) each class has, with its share; `unit` says of what."""
+    ax = panel(ax, 6, 2.2)
+    order = severity_order(class_names)
+    counts = np.bincount(labels, minlength=len(class_names))[order]
+    names = [readable(class_names[c]) for c in order]
+    bars = ax.barh(names, counts, color=[class_colour(class_names, c) for c in order], height=0.7)
+    ax.bar_label(bars, [f"{n}  ({n / counts.sum():.1%})" for n in counts], padding=4)
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel=f"number of {unit}", title=title, xlim=(0, 1.3 * counts.max()))
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def sample_grid(
+    images: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    per_class: int = 6,
+    seed: int = 0,
+    title: str = "",
+) -> Figure:
+    """Draw random slices of uint8 `images` (n, h, w), a row a class, with the class's count."""
+    rng, order = np.random.default_rng(seed), severity_order(class_names)
+    size = (1.25 * per_class + 1.2, 1.3 * len(order) + 0.4)
+    fig, axes = plt.subplots(len(order), per_class, figsize=size, squeeze=False)
+    for row, c in zip(axes, order, strict=True):
+        found = np.flatnonzero(labels == c)
+        name = "\n".join([*class_names[c].split("_"), f"n = {len(found)}"])
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+        chosen = rng.choice(found, min(per_class, len(found)), replace=False)
+        for i, ax in enumerate(row):
+            bare(ax)
+            if i < len(chosen):
+                show_image(ax, images[chosen[i]])
+    fig.suptitle(title)
+    return fig
+
+
+@mpl.rc_context(STYLE)
+def anatomy(image: np.ndarray, *, title: str = "") -> Figure:
+    """Draw uint8 `image` (h, w), a slice from the middle of a head, with its parts named.
+
+    The places are those of the average head; slices of this set are aligned well enough for them.
+    """
+    # Room for names on both sides, which a layout that knows of them would take from the slice.
+    fig = plt.figure(figsize=(9, 4.4), layout="none")
+    ax = fig.add_axes((0.27, 0.01, 0.46, 0.92))
+    size = np.array(image.shape[::-1])
+    show_image(ax, image)
+    for at, place, name in _PARTS:
+        side = np.sign(place[0] - 0.5)
+        ax.annotate(
+            name,
+            at * size - 0.5,
+            place * size - 0.5,
+            ha="left" if side > 0 else "right",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": PINK, "linewidth": 1.2, "shrinkA": 0},
+        )
+    centred: dict[str, Any] = {"color": "white", "ha": "center", "transform": ax.transAxes}
+    ax.text(0.5, 0.98, "back of the head", va="top", **centred)
+    ax.text(0.5, 0.02, "forehead", **centred)
+    ax.set_title(title)
+    return fig
+
+
+@mpl.rc_context(STYLE)
+def training_curves(
+    history: Mapping[str, Sequence[float]], *, best_epoch: int | None = None, title: str = ""
+) -> Figure:
+    """Draw loss and accuracy by epoch from 1, training beside validation.
+
+    `history` has lists under loss, val_loss, accuracy, val_accuracy, and perhaps
+    val_balanced_accuracy. `best_epoch`, from 1, is the one that was kept.
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    epochs = np.arange(1, len(history["loss"]) + 1)
+    curves = {"": ("training", GREY), "val_": ("validation", BLUE)}
+    curves["val_balanced_"] = ("validation, balanced over the classes", PINK)
+    for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
+        for prefix, (name, colour) in curves.items():
+            if prefix + quantity in history:
+                values = history[prefix + quantity]
+                ax.plot(epochs, values, color=colour, marker="o", markersize=2.5, label=name)
+        ax.set_ylim(bottom=0 if quantity == "loss" else None)
+        if best_epoch is not None:
+            mark_epoch(ax, best_epoch, f"best: {best_epoch}")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        ax.set(xlabel="epoch", ylabel=quantity)
+        ax.grid(axis="y")
+    fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    fig.suptitle(title)
+    return fig
+
+
+@mpl.rc_context(STYLE)
+def confusion(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None = None) -> Axes:
+    """Draw the counts over their share of the true class, which gives the colour."""
+    ax = panel(ax, 4.8, 4.6)
+    order = severity_order(evaluation.class_names)
+    counts = evaluation.confusion(unit)[np.ix_(order, order)]
+    shares = evaluation.confusion(unit, normalize=True)[np.ix_(order, order)]
+    ax.imshow(shares, cmap="magma_r", vmin=0, vmax=1)
+    for (i, j), share in np.ndenumerate(shares):
+        text = "–" if np.isnan(share) else f"{counts[i, j]}\n{share:.0%}"
+        ax.text(j, i, text, ha="center", va="center", color="white" if share > 0.45 else "black")
+    ticks = [evaluation.class_names[c].replace("_", "\n") for c in order]
+    ax.set_xticks(range(len(order)), ticks)
+    ax.set_yticks(range(len(order)), ticks)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set(
+        xlabel="predicted class",
+        ylabel="true class (shares and colours by row)",
+        title=figure_title(evaluation, unit),
+    )
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def roc(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None = None) -> Axes:
+    """Draw the one-vs-rest ROC curve of every class, with its AUC and 95% interval."""
+    ax = panel(ax, 4.8, 4.6)
+    names, curves = evaluation.class_names, evaluation.roc(unit)
+    ax.plot((0, 1), (0, 1), color=GREY, linestyle=":", linewidth=1)
+    for c in (c for c in severity_order(names) if names[c] in curves):
+        auc = evaluation.metrics[unit][f"auc_{names[c]}"]
+        label = f"{readable(names[c])}\n{auc}"
+        ax.plot(*curves[names[c]], color=class_colour(names, c), label=label, linewidth=1.8)
+    if curves:
+        ax.legend(loc="lower right", title="AUC, 95% interval", alignment="left")
+    ax.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), title=figure_title(evaluation, unit))
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def reliability(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None = None) -> Axes:
+    """Draw accuracy against confidence in each bin of the ECE: a line a gap, an area a count."""
+    ax = panel(ax, 4.8, 4.6)
+    bins = reliability_bins(*evaluation.sample(unit)[:2]).dropna()
+    x, y, n = bins["confidence"], bins["accuracy"], bins["count"]
+    ax.plot((0, 1), (0, 1), color="black", linestyle=":", linewidth=1)
+    ax.vlines(x, x, y, color="#56B4E9", linewidth=0.6 + 2.4 * n / n.max())
+    ax.scatter(x, y, s=6 + 120 * n / n.max(), color=BLUE, zorder=3)
+    options: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center"}
+    for confidence, accuracy, count in zip(x, y, n, strict=True):
+        away = 11 if accuracy > confidence else -11
+        ax.annotate(f"{count}", (confidence, accuracy), (0, away), fontsize=7, **options)
+    ece = f"ECE {evaluation.metrics[unit]['ece']}"
+    ax.text(0.98, 0.02, f"{ece}\nnumbers and areas: {unit}s in the bin", ha="right", va="bottom")
+    ax.set(xlabel="confidence (probability of the predicted class)", ylabel="accuracy")
+    ax.set(xlim=(0, 1.05), ylim=(0, 1.05), aspect="equal", title=figure_title(evaluation, unit))
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def metric_intervals(
+    evaluations: Mapping[str, Evaluation],
+    *,
+    metric: str = "balanced_accuracy",
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw a metric of several named evaluations with 95% intervals, per slice and per subject."""
+    ax = panel(ax, 7.5, 1 + 0.5 * len(evaluations))
+    for unit, marker, colour, shift in (
+        ("slice", "o", GREY, -0.17),
+        ("subject", "s", BLACK, 0.17),
+    ):
+        for i, evaluation in enumerate(evaluations.values()):
+            if unit in evaluation.metrics:
+                value, low, high = estimate = evaluation.metrics[unit][metric]
+                ax.hlines(i + shift, low, high, color=colour, linewidth=1.8)
+                ax.plot(value, i + shift, marker, color=colour, markersize=5)
+                text = "–" if np.isnan(value) else str(estimate)
+                place = {"xycoords": ("axes fraction", "data"), "fontsize": 8}
+                beside(ax, f"{text} per {unit}", (1, i + shift), color=colour, **place)
+    ax.set_yticks(range(len(evaluations)), evaluations)
+    ax.set_ylim(len(evaluations) - 0.5, -0.5)
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel=f"{metric_label(metric)}, 95% interval", title=title)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def slice_pairs(
+    left: np.ndarray,
+    right: np.ndarray,
+    captions: Sequence[str],
+    *,
+    names: tuple[str, str] = ("test slice", "nearest in training"),
+    title: str = "",
+) -> Figure:
+    """Draw uint8 slices (n, h, w) beside their partners, three pairs a row, with captions."""
+    columns = min(3, len(left))
+    rows = -(-len(left) // columns)
+    fig = plt.figure(figsize=(3.1 * columns, 1.9 * rows + 0.3))
+    cells = fig.subfigures(rows, columns, squeeze=False).flat
+    trios = zip(left, right, captions, strict=True)
+    for cell, (*pair, caption) in zip(cells, trios, strict=False):
+        axes = cell.subplots(1, 2)
+        for ax, image, name in zip(axes, pair, names, strict=True):
+            show_image(ax, image)
+            ax.set_title(name, loc="center", fontsize=8)
+        axes[0].set_xlabel(caption, x=1.03, fontsize=8)
+    fig.suptitle(title)
+    return fig
+
+
+@mpl.rc_context(STYLE)
+def similarity_histogram(
+    same: np.ndarray,
+    different: np.ndarray,
+    threshold: float | None = None,
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw correlations (n,) within a subject and between two; what is NaN is left out."""
+    ax = panel(ax, 7, 3.2)
+    same, different = (np.asarray(x)[np.isfinite(x)] for x in (same, different))
+    found = np.concatenate([same, different, [1]])  # rounding may exceed 1
+    bins = np.linspace(found.min(), found.max(), 81).tolist()
+    for values, who, colour in ((different, "two subjects", PINK), (same, "one subject", GREEN)):
+        label = f"slices of {who} (n = {len(values)})"
+        ax.hist(values, bins, color=colour, alpha=0.75, label=label)
+    if threshold is not None:
+        mark_epoch(ax, threshold, f"threshold {threshold:.3f}")
+    # Filled, so that the line of the threshold ends behind it.
+    ax.legend(loc="upper left", frameon=True, facecolor="w", edgecolor="none", framealpha=1)
+    ax.set(xlabel="correlation", ylabel="number of correlations")
+    ax.set_title(title, pad=18)
+    return ax

@@ -1,0 +1,16 @@
+"""Who is who.
+
+`recovery` finds the people in the pixels, `splits` divides slices without tearing a person in two,
+and `leakage` measures how much of an accuracy is only recognition of people.
+"""
+
+from mri import _face
+
+__getattr__, __dir__, __all__ = _face(
+    __name__,
+    {
+        "leakage": "Audit audit checklist linear_probe shuffle_diagnoses",
+        "recovery": "Subjects UnclearSubjectsError order_slices recover_subjects",
+        "splits": "DataLeakageError Split check_disjoint image_split subject_split",
+    },
+)

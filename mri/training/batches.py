@@ -1,0 +1,116 @@
+"""What feeds and measures a run: batches in a repeatable order, a loss and a metric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mri._keras import keras
+
+
+class BalancedAccuracy(keras.metrics.Metric):
+    """Mean recall over the classes seen, from one-hot labels and logits."""
+
+    def __init__(self, classes: int, name: str = "balanced_accuracy", **options: Any) -> None:
+        super().__init__(name=name, **options)
+        self.hits = self.add_weight(shape=(classes,), initializer="zeros", name="hits")
+        self.seen = self.add_weight(shape=(classes,), initializer="zeros", name="seen")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Count a batch; sample weights change the loss, not this figure."""
+        right = keras.ops.argmax(y_true, -1) == keras.ops.argmax(y_pred, -1)
+        right = keras.ops.cast(right, y_true.dtype)[:, None]
+        self.hits.assign_add(keras.ops.sum(y_true * right, axis=0))
+        self.seen.assign_add(keras.ops.sum(y_true, axis=0))
+
+    def result(self) -> Any:
+        """Return the mean recall over the classes that have occurred."""
+        recall = self.hits / keras.ops.maximum(self.seen, 1)
+        present = keras.ops.cast(self.seen > 0, recall.dtype)
+        return keras.ops.sum(recall) / keras.ops.maximum(keras.ops.sum(present), 1)
+
+
+class HardExamples(keras.losses.CategoricalCrossentropy):
+    """Cross-entropy of the hardest share of each batch; with 1, of all of it.
+
+    Parameters
+    ----------
+    hardest : float
+        Share of the batch in (0, 1], at least one slice; the mean is over these.
+    **options
+        Of `keras.losses.CategoricalCrossentropy`.
+    """
+
+    def __init__(self, hardest: float = 1.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.hardest = hardest
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return (batch,) losses, those of the easy zero and the hard in proportion larger."""
+        losses = super().call(y_true, y_pred)
+        if self.hardest == 1:
+            return losses
+        n = keras.ops.cast(keras.ops.shape(losses)[0], losses.dtype)
+        kept = keras.ops.maximum(keras.ops.round(self.hardest * n), 1.0)
+        rank = keras.ops.argsort(keras.ops.argsort(-losses))
+        hard = keras.ops.cast(rank, losses.dtype) < kept
+        return keras.ops.where(hard, losses * n / kept, 0.0)
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches in an order that depends on (seed, epoch) alone, so that a resumed run repeats it.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (n, h, w)
+    labels : ndarray of int, shape (n,)
+    classes : int
+    batch_size : int
+    balanced : bool
+        Draw every class equally often, with replacement.
+    seed, epoch : int
+        Of the first epoch to come.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        classes: int,
+        batch_size: int,
+        balanced: bool,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        super().__init__()
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.targets = np.eye(classes, dtype=np.float32)[labels]
+        self.balanced, self.seed, self.epoch = balanced, seed, epoch
+        self._draw()
+
+    def _draw(self) -> None:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        n = len(self.labels)
+        if self.balanced:
+            share = 1 / np.bincount(self.labels)[self.labels]
+            self.order = rng.choice(n, n, p=share / share.sum())
+        else:
+            self.order = rng.permutation(n)
+
+    @property
+    def num_batches(self) -> int:
+        """Number of full batches; the few slices left over differ from epoch to epoch."""
+        return max(1, len(self.labels) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return images uint8 (batch, h, w, 1) and one-hot labels float32 (batch, classes)."""
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.images[rows][..., None], self.targets[rows]
+
+    def on_epoch_begin(self) -> None:
+        """Draw the order of the epoch that begins."""
+        # Not on_epoch_end: `fit` calls that once before the first epoch too.
+        self._draw()
+        self.epoch += 1

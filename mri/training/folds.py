@@ -1,0 +1,459 @@
+"""Models × folds × seeds, each trained once whatever happens in between, and their logits kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from sklearn.metrics import pairwise_distances_argmin
+from tqdm.auto import tqdm
+
+from mri._arguments import integers, require
+from mri._keras import keras, tf
+from mri.data.decode import DataError
+from mri.data.scans import Scans
+from mri.evaluation.logits import LogitsTable, find_logits, keep_logits, logits_frame
+from mri.evaluation.metrics import Evaluation, evaluate, fit_temperature, metric_label
+from mri.models.builders import _BUILDERS, Builder, list_models, predict_logits, register
+from mri.models.files import ModelFile
+from mri.subjects.leakage import linear_probe, shuffle_diagnoses
+from mri.subjects.splits import Split, subject_split
+from mri.training.loop import Run, is_trained, train
+from mri.training.recipe import Recipe, entries, recipe_of
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """Logits of every slice from networks that have never seen its subject.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        One row a slice, part and network: model, fold, seed, part ('test' or 'validation'), row
+        (in the scans), subject, label, and one column `logit_<class>`, divided by the temperature
+        that was fitted on the validation part of the same network.
+    class_names : tuple of str
+        In label order.
+    origin : str
+        What the slices are, for titles.
+    """
+
+    frame: pd.DataFrame = field(repr=False)
+    class_names: tuple[str, ...]
+    origin: str
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the networks, in the order in which they were asked for."""
+        return list(self.frame["model"].unique())
+
+    @property
+    def _logits(self) -> list[str]:
+        return [f"logit_{name}" for name in self.class_names]
+
+    def _wanted(self, models: Sequence[str] | str | None) -> list[str]:
+        return self.models if models is None else np.atleast_1d(models).tolist()
+
+    def pooled(self, models: Sequence[str] | str | None = None, part: str = "test") -> pd.DataFrame:
+        """Return one row a slice, with the mean of its logits over the given models and seeds.
+
+        A slice that is in the validation part of several folds has been judged by several
+        networks; their logits are averaged too.
+        """
+        wanted = self._wanted(models)
+        chosen = self.frame[self.frame["model"].isin(wanted) & (self.frame["part"] == part)]
+        if chosen.empty:
+            raise ValueError(
+                f"no {part} logits of {wanted}; there are {self.models}, parts "
+                f"{sorted(self.frame['part'].unique())}"
+            )
+        found = chosen.groupby(["row", "subject", "label"], as_index=False)[self._logits].mean()
+        alike = not found["row"].duplicated().any()
+        require(
+            alike, "Only models of the same labels and subjects can be averaged.", models=wanted
+        )
+        return found
+
+    def evaluate(
+        self,
+        models: Sequence[str] | str | None = None,
+        *,
+        part: str = "test",
+        seed: int = 0,
+    ) -> Evaluation:
+        """Measure the mean of the logits of the given models (by default all) over all seeds.
+
+        Parameters
+        ----------
+        models : str or sequence of str, optional
+            Several are an ensemble, as are the seeds of one.
+        part : {'test', 'validation'}
+            Choose recipes by 'validation', report 'test'.
+        seed : int
+            Of the bootstrap over subjects.
+
+        Returns
+        -------
+        Evaluation
+
+        Raises
+        ------
+        ValueError
+            If there are none such, or they were judged by different labels or subjects.
+        """
+        frame = self.pooled(models, part)
+        names = " + ".join(self._wanted(models))
+        return evaluate(
+            frame["label"].to_numpy(),
+            frame[self._logits].to_numpy(),
+            frame["subject"].to_numpy(),
+            class_names=self.class_names,
+            title=f"{names}, {part} parts of all folds, {len(frame)} {self.origin}",
+            seed=seed,
+        )
+
+    def table(self, *, unit: str = "subject", part: str = "test") -> pd.DataFrame:
+        """Return a row a network, a column a figure with its interval.
+
+        Of a network with several seeds the logits are averaged: its row is that of an ensemble.
+
+        Parameters
+        ----------
+        unit : {'subject', 'slice'}
+        part : {'test', 'validation'}
+
+        Returns
+        -------
+        DataFrame of str
+        """
+        rows = {}
+        for model in self.models:
+            found = self.evaluate(model, part=part).metrics[unit]
+            rows[model] = {
+                metric_label(key): str(found[key])
+                for key in ("accuracy", "balanced_accuracy", "balanced_accuracy_3", "demented_auc")
+                if key in found
+            }
+        return pd.DataFrame(rows).T
+
+    def per_fold(self, metric: str = "demented_auc", *, unit: str = "subject") -> pd.DataFrame:
+        """Return a row a network, a column a fold: its figure on the people of that fold."""
+        rows: dict[str, dict[str, float]] = {}
+        for (model, fold), of in self.frame.groupby(["model", "fold"], sort=False):
+            found = replace(self, frame=of).evaluate(model).metrics[unit][metric]
+            rows.setdefault(model, {})[f"fold {fold}"] = found.value
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the logits as parquet, so that every figure can be had again without training."""
+        about = {"class_names": list(self.class_names), "origin": self.origin}
+        LogitsTable(self.frame, about).save(Path(path))
+
+
+def read_crossval(path: str | os.PathLike[str]) -> CrossValidation:
+    """Read what `CrossValidation.save` has written.
+
+    Raises
+    ------
+    DataError
+        If the file is not such a one.
+
+    Examples
+    --------
+    >>> read_crossval("models/crossval.parquet").models[:3]
+    ['tissue', 'compact', '1-nearest neighbour']
+    """
+    table = LogitsTable.read(path)
+    columns = {"model", "fold", "seed", "part"} - set(table.frame)
+    if columns or "origin" not in table.about:
+        raise DataError(f"{path}: no logits of a cross-validation, it lacks {sorted(columns)}")
+    return CrossValidation(table.frame, tuple(table.about["class_names"]), table.about["origin"])
+
+
+def cross_validate(
+    builders: Sequence[str] | str,
+    scans: Scans,
+    groups: np.ndarray,
+    *,
+    recipe: Recipe | None = None,
+    folds: int = 5,
+    seeds: Sequence[int] = (0,),
+    folder: str | os.PathLike[str] = "models/crossval",
+    jobs: int | None = None,
+) -> CrossValidation:
+    """Train every builder on every fold with every seed, subject-wise, and keep all logits.
+
+    Each cell of the sweep trains with `mri.train` and leaves its network, its card and
+    ``<cell>.parquet`` in `folder`. A finished cell is read, a killed one goes on after its last
+    whole epoch, so the same call is repeated until the sweep is done. Cells run through joblib:
+    ``with joblib.parallel_config("dask"):`` (or ``"ray"``) around the call spreads them over a
+    cluster whose workers see `folder` under the same path.
+
+    Parameters
+    ----------
+    builders : str or sequence of str
+        Names of registered builders.
+    scans : Scans
+    groups : ndarray of int, shape (n,)
+        Subject of each slice.
+    recipe : Recipe, optional
+        Of all builders; by default each one's own, see `mri.training.RECIPES`.
+    folds : int
+        Of `mri.subject_split`; the division has seed 0 whatever the training's seed.
+    seeds : sequence of int
+        Of weights, order and augmentation.
+    folder : path
+    jobs : int, optional
+        Networks at a time, each on its share of the cores; by default one, or as many as the
+        backend chosen with ``joblib.parallel_config`` runs.
+
+    Returns
+    -------
+    CrossValidation
+
+    Raises
+    ------
+    ValueError
+        If a builder is not registered, there is nothing to do, the groups are not of these slices,
+        `folds` is below 2 or `jobs` below 1.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from mri.phantom import make_phantoms
+    >>> from mri.training import Recipe
+    >>> phantoms, short = make_phantoms(16, 2, size=64), Recipe(epochs=1, batch_size=8)
+    >>> options = {"recipe": short, "folds": 2}
+    >>> with TemporaryDirectory() as folder:
+    ...     found = cross_validate(
+    ...         "tissue", phantoms.scans, phantoms.subjects, folder=folder, **options
+    ...     )
+    >>> len(found.pooled())  # Every slice has been in one test part.
+    32
+    """
+    builders = np.atleast_1d(builders).tolist()
+    unknown = sorted(set(builders) - set(list_models()))
+    if unknown or not builders or not len(seeds):
+        raise ValueError(
+            f"builders must be some of {list_models()}, and seeds not empty. "
+            f"Received: {builders}, seeds={list(seeds)}"
+        )
+    groups = integers("groups", groups, len(scans))
+    require(folds >= 2, "folds must be at least 2.", folds=folds)
+    require(jobs is None or jobs >= 1, "jobs must be None or at least 1.", jobs=jobs)
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [
+        Run(name, scans, _split(scans.labels, groups, fold, folds), recipe or recipe_of(name), seed)
+        for name in builders
+        for seed in seeds
+        for fold in range(folds)
+    ]
+    threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
+    frames = Parallel(n_jobs=jobs, return_as="list")(
+        # The function itself goes along: a worker knows only the builders of `mri.models`.
+        delayed(_run_cell)(_BUILDERS[cell.builder], cell, groups, folder, threads)
+        for cell in tqdm(cells, desc="networks", disable=None)
+    )
+    return CrossValidation(pd.concat(frames, ignore_index=True), scans.class_names, scans.origin)
+
+
+def _run_cell(
+    builder: Builder, cell: Run, groups: np.ndarray, folder: Path, threads: int
+) -> pd.DataFrame:
+    """Train one network, or find it trained, and return its logits on the parts held out."""
+    with suppress(RuntimeError):  # Of a process that has computed already.
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    register(builder)
+    scans, split, seed = cell.scans, cell.split, cell.seed
+    settings = json.dumps([asdict(cell.recipe), scans.fingerprint(), split.folds], sort_keys=True)
+    tag = hashlib.sha256(settings.encode()).hexdigest()[:8]
+    name = f"{cell.builder}-{tag}-fold{split.fold}-seed{seed}"
+    run = train(
+        cell.builder,
+        scans,
+        split,
+        name=name,
+        recipe=cell.recipe,
+        seed=seed,
+        folder=folder,
+        verbose=0,
+    )
+    path = folder / f"{name}.cell.parquet"
+    people = hashlib.sha256(groups.astype(np.int64).tobytes()).hexdigest()
+    key = f"{run.card['signature']} {people}"
+    with suppress(DataError):  # Absent or damaged: computed again.
+        table = LogitsTable.read(path)
+        if table.about.get("key") == key:
+            return table.frame
+    logits = predict_logits(run.model, scans.images[_held_out(split)]) / run.card["temperature"]
+    frame = _frame(cell.builder, scans, groups, split, logits, seed=seed)
+    LogitsTable(frame, {"class_names": list(scans.class_names), "key": key}).save(path)
+    keras.backend.clear_session()
+    return frame
+
+
+def cross_validate_probes(scans: Scans, groups: np.ndarray, *, folds: int = 5) -> pd.DataFrame:
+    """Judge everybody, as `cross_validate` does, by classifiers that know nothing of anatomy.
+
+    The nearest neighbour in pixels and a linear probe on principal components: what a network has
+    to be better than. Their temperature too is fitted on the validation part.
+
+    Returns
+    -------
+    DataFrame
+        As `CrossValidation.frame`.
+    """
+    pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
+    frames = []
+    for fold in range(folds):
+        split = _split(scans.labels, groups, fold, folds)
+        rows, train, known = _held_out(split), pixels[split.train], scans.labels[split.train]
+        nearest = known[pairwise_distances_argmin(pixels[rows], train)]
+        probe = linear_probe(train, known)
+        shares = np.zeros((len(rows), len(scans.class_names)))
+        shares[:, probe.classes_] = probe.predict_proba(pixels[rows])
+        linear, votes = np.log(shares.clip(1e-9)), np.eye(len(scans.class_names))[nearest]
+        validation = scans.labels[split.validation]
+        for name, logits in (("1-nearest neighbour", votes), ("linear probe", linear)):
+            temperature = fit_temperature(validation, logits[: len(validation)])
+            frames.append(_frame(name, scans, groups, split, logits / temperature))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _split(labels: np.ndarray, groups: np.ndarray, fold: int, folds: int) -> Split:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fewer subjects than the")
+        return subject_split(labels, groups, fold=fold, folds=folds)
+
+
+def _held_out(split: Split) -> np.ndarray:
+    return np.concatenate([split.validation, split.test])
+
+
+def _frame(
+    model: str,
+    scans: Scans,
+    groups: np.ndarray,
+    split: Split,
+    logits: np.ndarray,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the rows of `CrossValidation.frame` that one classifier gives, calibrated."""
+    rows, sizes = _held_out(split), [len(split.validation), len(split.test)]
+    part = np.repeat(["validation", "test"], sizes)
+    about = pd.DataFrame({"model": model, "fold": split.fold, "seed": seed, "part": part})
+    return about.join(logits_frame(scans, groups, rows, logits.astype(np.float32)))
+
+
+def sweep(
+    builders: Sequence[str],
+    scans: Scans,
+    groups: np.ndarray,
+    output: str | os.PathLike[str] = "models/crossval.parquet",
+    *,
+    folds: int = 5,
+    seeds: int = 1,
+) -> CrossValidation:
+    """Judge networks, classifiers that know no anatomy, and a control on all people, and keep it.
+
+    The control is the first network trained on diagnoses shuffled among the subjects.
+
+    Parameters
+    ----------
+    builders : sequence of str
+    scans : Scans
+    groups : ndarray of int, shape (n,)
+        Subject of each slice.
+    output : path
+        Of the logits; the networks go into the folder of the same name without ending.
+    folds, seeds : int
+
+    Returns
+    -------
+    CrossValidation
+    """
+    options: dict[str, Any] = {
+        "folds": folds,
+        "seeds": range(seeds),
+        "folder": Path(output).with_suffix(""),
+    }
+    found = cross_validate(builders, scans, groups, **options)
+    control = replace(scans, labels=shuffle_diagnoses(scans.labels, groups))
+    shuffled = cross_validate(builders[0], control, groups, **options).frame
+    shuffled["model"] += ", diagnoses shuffled"
+    frames = [found.frame, cross_validate_probes(scans, groups, folds=folds), shuffled]
+    result = replace(found, frame=pd.concat(frames, ignore_index=True))
+    result.save(output)
+    return result
+
+
+def train_zoo(
+    scans: Scans,
+    splits: Mapping[str, Split],
+    groups: np.ndarray,
+    names: Sequence[str] = (),
+    *,
+    seeds: int = 1,
+    folder: str | os.PathLike[str] = "models/zoo",
+) -> Iterator[str]:
+    """Train networks under both protocols and keep their logits, a line of text for each.
+
+    What is finished already is not done again.
+
+    Parameters
+    ----------
+    scans : Scans
+    splits : mapping of str to Split
+        By protocol.
+    groups : ndarray of int, shape (n,)
+        Subject of each slice.
+    names : sequence of str
+        Of `mri.training.recipe.entries`; by default all.
+    seeds : int
+    folder : path
+
+    Raises
+    ------
+    ValueError
+        If there is no network of that name.
+    """
+    zoo = entries()
+    unknown = sorted(set(names) - set(zoo))
+    require(not unknown, f"No network of that name, there are {', '.join(zoo)}.", names=unknown)
+    for name, seed, protocol in product(names or zoo, range(seeds), splits):
+        builder, recipe = zoo[name]
+        stem = f"{name}{f'-seed{seed}' if seed else ''}-{protocol}"
+        path, split = Path(folder) / f"{stem}.keras", splits[protocol]
+        # Not every model file is in the repository, but every card with its logits.
+        if find_logits(ModelFile(path)) and is_trained(
+            builder, scans, split, path, recipe=recipe, seed=seed
+        ):
+            yield f"{path}: trained before"
+            continue
+        run = train(
+            builder,
+            scans,
+            split,
+            name=stem,
+            recipe=recipe,
+            seed=seed,
+            folder=folder,
+            verbose=0,
+        )
+        if find_logits(ModelFile(run.path)) is None:
+            keep_logits(ModelFile(run.path), scans, groups)
+        figures = ", ".join(f"{key} {value:.3f}" for key, value in run.card["validation"].items())
+        yield f"{run.path}: validation {figures}, {run.card['seconds']} s"

@@ -1,0 +1,418 @@
+"""One `train` for every network and protocol, resumable after a kill to the same result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import recall_score
+from sklearn.utils.class_weight import compute_class_weight
+
+from mri._arguments import require, row_numbers
+from mri._files import alone
+from mri._keras import keras, tf
+from mri.data.scans import Scans
+from mri.evaluation.metrics import fit_temperature
+from mri.models.builders import DTYPES, build_model, initial_weights, predict_logits
+from mri.models.files import ModelFile, ModelFileError, save_model
+from mri.subjects.splits import PARTS, DataLeakageError, Split
+from mri.training.batches import BalancedAccuracy, Batches, HardExamples
+from mri.training.checkpoint import Checkpoint
+from mri.training.recipe import Recipe, native_dtype, recipe_of
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A network, what it is trained on and how: all that determines the result.
+
+    Attributes
+    ----------
+    builder : str
+        One of `mri.list_models`.
+    scans : Scans
+    split : Split
+    recipe : Recipe
+        With a `dtype` other than 'auto'.
+    seed : int
+    """
+
+    builder: str
+    scans: Scans
+    split: Split
+    recipe: Recipe
+    seed: int = 0
+
+    def build(self) -> keras.Model:
+        """Return the network with the initial weights of the seed."""
+        keras.utils.set_random_seed(self.seed)
+        return build_model(
+            self.builder,
+            input_shape=(*self.scans.images.shape[1:], 1),
+            classes=len(self.scans.class_names),
+            augment=self.recipe.augment,
+            dtype=self.recipe.dtype,
+        )
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """The network that is trained; built once."""
+        return self.build()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that determines the result, JSON-ready."""
+        rows = hashlib.sha256()
+        for part in PARTS:
+            rows.update(np.ascontiguousarray(getattr(self.split, part), np.int64).tobytes() + b"|")
+        # A builder may be edited between two runs; Keras numbers layers on from one to the next.
+        network = re.sub(r'_\d+(?=")', "", self.model.to_json())
+        parts = [len(getattr(self.split, part)) for part in PARTS]
+        return {
+            "builder": self.builder,
+            "network_sha256": hashlib.sha256(network.encode()).hexdigest(),
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "data": self.scans.fingerprint(),
+            "split": {
+                "protocol": self.split.protocol,
+                "fold": self.split.fold,
+                "folds": self.split.folds,
+                "seed": self.split.seed,
+                "slices": parts,
+                "rows_sha256": rows.hexdigest(),
+            },
+        }
+
+    @cached_property
+    def signature(self) -> str:
+        """SHA-256 of the identity: equal where the results are."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return max(1, len(self.split.train) // self.recipe.batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained network with all that is known about it.
+
+    Attributes
+    ----------
+    model : keras.Model
+        With the weights of the best epoch.
+    card : dict
+        What ``models/<name>.json`` says.
+    path : Path
+        The ``.keras`` file.
+    """
+
+    model: keras.Model
+    card: dict[str, Any]
+    path: Path
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """Losses and metrics per epoch, one list per name."""
+        return self.card["history"]
+
+    @property
+    def best_epoch(self) -> int:
+        """Number of the epoch kept, from 0."""
+        return self.card["best_epoch"]
+
+
+def train(
+    builder: str,
+    scans: Scans,
+    split: Split,
+    *,
+    name: str | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    folder: str | os.PathLike[str] = "models",
+    resume: bool = True,
+    verbose: str | int = "auto",
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Trained:
+    """Train a registered network and save it with its card.
+
+    Parameters
+    ----------
+    builder : str
+        One of `mri.list_models`.
+    scans : Scans
+        All slices; `split` says which are used for what, the test part is never touched.
+    split : Split
+        From `subject_split` or `image_split`: the validation part is cut as the test part is.
+    name : str, optional
+        File name without ending; by default ``<builder>-<protocol>``.
+    recipe : Recipe, optional
+        By default the one of its name in `mri.training.RECIPES`, else ``Recipe()``.
+    seed : int
+        Of the initial weights, the order of the slices, augmentation and dropout.
+    folder : path
+        Where ``<name>.keras`` and ``<name>.json`` go.
+    resume : bool
+        Continue a killed run after its last whole epoch, to the same result; return a finished
+        one as it is. With False, start anew. Where another process trains under the same name,
+        wait for it.
+    verbose : 'auto', 0, 1 or 2
+        Of Keras' progress bar.
+    callbacks : sequence of keras.callbacks.Callback
+        That watch the epochs trained in this call, such as TensorBoard's or MLflow's; the result
+        is the same with and without them, and a finished run calls none.
+
+    Returns
+    -------
+    Trained
+
+    Raises
+    ------
+    ValueError
+        If there is no such builder, or the split has an empty train or validation part or is not
+        of these slices, or a network of real slices would be overwritten by one of phantoms.
+    DataLeakageError
+        If parts of the split share a slice.
+    RuntimeError
+        If the loss becomes NaN or infinite; lower the learning rate.
+    OSError
+        If `folder` cannot be written, or its disk is full.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from mri.phantom import make_phantoms
+    >>> phantoms, short = make_phantoms(24, 2, size=64), Recipe(epochs=2, batch_size=8)
+    >>> split = subject_split(phantoms.labels, phantoms.subjects, folds=2)
+    >>> with TemporaryDirectory() as folder:
+    ...     run = train("tissue", phantoms.scans, split, recipe=short, folder=folder, verbose=0)
+    >>> run.path.name, len(run.history["loss"])
+    ('tissue-subject.keras', 2)
+    """
+    recipe = recipe or recipe_of(builder)
+    _check_split(split, len(scans))
+    file = ModelFile(Path(folder) / f"{name or f'{builder}-{split.protocol}'}.keras")
+    card = _card_of(file)
+    require(
+        not scans.synthetic or card.get("synthetic", True),
+        "A network of real slices is not overwritten by one of phantoms; take another folder.",
+        path=str(file.path),
+    )
+    run = _same_run(Run(builder, scans, split, recipe, seed), card)
+    run = run or Run(builder, scans, split, replace(recipe, dtype=_resolved(recipe)), seed)
+    # Looked for again where another process had to be waited for.
+    if resume and (done := _finished(file, run)):
+        return done
+    with alone(file.path):
+        file = ModelFile(file.path)
+        if resume and (done := _finished(file, run)):
+            return done
+        return _trained(file.path, run, resume=resume, verbose=verbose, callbacks=callbacks)
+
+
+def is_trained(
+    builder: str, scans: Scans, split: Split, path: Path, *, recipe: Recipe, seed: int = 0
+) -> bool:
+    """Whether the card at `path` is of this very run, with its model file or without.
+
+    A recipe that leaves the arithmetic to the machine fits a run on any.
+    """
+    return (
+        _same_run(Run(builder, scans, split, recipe, seed), _card_of(ModelFile(path))) is not None
+    )
+
+
+def _same_run(run: Run, card: Mapping[str, Any]) -> Run | None:
+    """Return the run with the arithmetic of the card, None where the card is of another run."""
+    dtype = card.get("recipe", {}).get("dtype")
+    if run.recipe.dtype not in ("auto", dtype) or dtype not in DTYPES:
+        return None
+    run = replace(run, recipe=replace(run.recipe, dtype=dtype))
+    return run if card.get("signature") == run.signature else None
+
+
+def _resolved(recipe: Recipe) -> str:
+    return native_dtype() if recipe.dtype == "auto" else recipe.dtype
+
+
+def _check_split(split: Split, n: int) -> None:
+    sizes = len(split.train), len(split.validation)
+    require(all(sizes), "train and validation parts must not be empty.", slices=sizes)
+    parts = [row_numbers(f"split.{x}", getattr(split, x), n) for x in PARTS]
+    rows, times = np.unique(np.concatenate(parts), return_counts=True)
+    if len(twice := rows[times > 1]):
+        raise DataLeakageError(
+            f"{len(twice)} rows stand twice in the split, such as {twice[0]}; divide the slices "
+            "with subject_split"
+        )
+
+
+def _card_of(file: ModelFile) -> dict[str, Any]:
+    """Return the card of a file, empty where it is absent or damaged."""
+    with suppress(ModelFileError):
+        return file.card or {}
+    return {}
+
+
+def _finished(file: ModelFile, run: Run) -> Trained | None:
+    """Return the finished run; what is damaged is trained again."""
+    card = _card_of(file)
+    if card.get("signature") != run.signature:
+        return None
+    with suppress(ModelFileError):
+        file.load_into(run.model)
+        return Trained(run.model, card, file.path)
+    return None
+
+
+def _trained(
+    path: Path,
+    run: Run,
+    *,
+    resume: bool,
+    verbose: str | int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> Trained:
+    """Train what is not trained yet, save it and return it."""
+    state = path.with_name(f".{path.stem}.state.npz")
+    if not resume:
+        state.unlink(missing_ok=True)
+    checkpoint = Checkpoint(state, _stopper(run.recipe), run.signature)
+    # A file of other weights may have been read into the network of the run.
+    model = run.build()
+    steps = run.recipe.epochs * run.steps
+    _compile(model, run.recipe, classes=len(run.scans.class_names), steps=steps)
+    _fit(model, run, checkpoint, verbose=verbose, callbacks=callbacks)
+    # Saved without optimiser and metrics: a third of the size, and any Keras can load it.
+    final = run.build()
+    final.set_weights(model.get_weights())
+    card = save_model(final, path, _card(final, run, checkpoint))
+    state.unlink(missing_ok=True)
+    return Trained(final, card, path)
+
+
+def _stopper(recipe: Recipe) -> keras.callbacks.EarlyStopping:
+    return keras.callbacks.EarlyStopping(
+        monitor=recipe.monitor,
+        mode="min" if recipe.monitor == "val_loss" else "max",
+        patience=recipe.patience or recipe.epochs,
+        restore_best_weights=True,
+    )
+
+
+def _fit(
+    model: keras.Model,
+    run: Run,
+    checkpoint: Checkpoint,
+    *,
+    verbose: str | int,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> None:
+    """Train what the checkpoint has not yet; an error says what is kept."""
+    scans, split, recipe = run.scans, run.split, run.recipe
+    classes = len(scans.class_names)
+    checkpoint.restore(model)
+    validation = (
+        scans.images[split.validation][..., None],
+        np.eye(classes, dtype=np.float32)[scans.labels[split.validation]],
+    )
+    batches = Batches(
+        scans.images[split.train],
+        scans.labels[split.train],
+        classes=classes,
+        batch_size=recipe.batch_size,
+        balanced=recipe.balance == "sampling",
+        seed=run.seed,
+        epoch=checkpoint.epochs_done,
+    )
+    try:
+        model.fit(
+            batches,
+            epochs=checkpoint.epochs_done if checkpoint.stopped else recipe.epochs,
+            initial_epoch=checkpoint.epochs_done,
+            validation_data=validation,
+            validation_batch_size=256,
+            class_weight=_class_weights(scans.labels[split.train], recipe, classes),
+            # Keras would shuffle the batches by Python's global random state, which no file keeps.
+            shuffle=False,
+            callbacks=[
+                keras.callbacks.TerminateOnNaN(raise_error=True),
+                checkpoint.stopper,
+                checkpoint,
+                *callbacks,
+            ],
+            verbose=verbose,
+        )
+    except BaseException as error:  # Ctrl-C too.
+        if isinstance(error, RuntimeError) and "NaN or Inf" in str(error):
+            error.add_note(f"Lower the learning rate, it is {recipe.learning_rate}.")
+        error.add_note(checkpoint.kept())
+        raise
+
+
+def _card(model: keras.Model, run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return all that is known of a finished run, JSON-ready."""
+    rows = run.split.validation
+    logits, labels = predict_logits(model, run.scans.images[rows]), run.scans.labels[rows]
+    return {
+        **run.identity,
+        "signature": run.signature,
+        "class_names": list(run.scans.class_names),
+        "synthetic": run.scans.synthetic,
+        "initial_weights": initial_weights(model),
+        "parameters": model.count_params(),
+        "validation": {
+            "accuracy": float((logits.argmax(1) == labels).mean()),
+            "balanced_accuracy": float(
+                recall_score(labels, logits.argmax(1), labels=np.unique(labels), average="macro")
+            ),
+        },
+        "temperature": fit_temperature(labels, logits),
+        "best_epoch": int(checkpoint.stopper.best_epoch),
+        "seconds": round(checkpoint.seconds, 1),
+        "history": {key: [e[key] for e in checkpoint.record] for key in checkpoint.record[0]},
+        "test_rows": run.split.test.tolist(),
+        "versions": {
+            "python": platform.python_version(),
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _compile(model: keras.Model, recipe: Recipe, *, classes: int, steps: int) -> None:
+    warm_up = steps // 10
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - warm_up, warmup_target=recipe.learning_rate, warmup_steps=warm_up
+    )
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    model.compile(
+        optimizer,
+        HardExamples(recipe.hardest, from_logits=True, label_smoothing=recipe.label_smoothing),
+        metrics=["accuracy", BalancedAccuracy(classes)],
+    )
+    # Keras may have wrapped it, to scale the loss.
+    model.optimizer.build(model.trainable_variables)
+
+
+def _class_weights(labels: np.ndarray, recipe: Recipe, classes: int) -> dict[int, float] | None:
+    if recipe.balance != "weights":
+        return None
+    present = np.unique(labels)
+    weights = compute_class_weight("balanced", classes=present, y=labels)
+    found = dict(zip(present.tolist(), weights.tolist(), strict=True))
+    return {label: found.get(label, 0.0) for label in range(classes)}

@@ -1,0 +1,141 @@
+"""How each network is trained: the options of a run, and the recipe of every network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mri._arguments import require
+from mri._keras import tf
+from mri.models.builders import DTYPES, list_models
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; the defaults are the recommended run.
+
+    Attributes
+    ----------
+    epochs : int
+        Passes over the training part; the learning rate reaches zero at the last one.
+    batch_size : int
+    learning_rate : float
+        Peak of the AdamW schedule: linear warm-up over the first tenth of the steps, then a
+        cosine (Loshchilov & Hutter, https://doi.org/10.48550/arXiv.1711.05101).
+    weight_decay : float
+    label_smoothing : float
+        Share of the target spread evenly over the classes.
+    balance : {'none', 'weights', 'sampling'}
+        Leave the classes as they are, weight the loss by inverse class frequency, or draw every
+        class equally often (with replacement).
+    hardest : float
+        Share of each batch, those of largest loss, that the gradient comes from: online hard
+        example mining (Shrivastava et al. 2016, https://doi.org/10.1109/CVPR.2016.89).
+    augment : bool
+        See `mri.models.augmentation`.
+    monitor : {'val_balanced_accuracy', 'val_loss'}
+        What the best epoch is chosen by, on the validation part. On people it does not know, a
+        network's loss is lowest before it has learnt to name the rarer classes at all.
+    patience : int or None
+        Stop after so many epochs without a better one.
+    dtype : str
+        Layer policy; 'auto' takes mixed_bfloat16 where the processor computes in it.
+
+    Examples
+    --------
+    >>> Recipe(epochs=3, balance="weights").learning_rate
+    0.001
+    >>> Recipe(epochs=0)
+    Traceback (most recent call last):
+    ValueError: epochs must be a positive integer. Received: epochs=0
+    """
+
+    epochs: int = 15
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 4e-3
+    label_smoothing: float = 0.0
+    balance: str = "none"
+    hardest: float = 1.0
+    augment: bool = False
+    monitor: str = "val_balanced_accuracy"
+    patience: int | None = None
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse values that would only fail in the middle of a run."""
+        balances, monitors = ("none", "weights", "sampling"), ("val_balanced_accuracy", "val_loss")
+        dtypes = ("auto", *DTYPES)
+        for name, expected, valid in (
+            ("epochs", "a positive integer", _positive(self.epochs)),
+            ("batch_size", "a positive integer", _positive(self.batch_size)),
+            ("patience", "a positive integer", self.patience is None or _positive(self.patience)),
+            ("learning_rate", "positive", self.learning_rate > 0),
+            ("weight_decay", "at least 0", self.weight_decay >= 0),
+            ("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1),
+            ("hardest", "in (0, 1]", 0 < self.hardest <= 1),
+            ("balance", f"one of {balances}", self.balance in balances),
+            ("monitor", f"one of {monitors}", self.monitor in monitors),
+            ("dtype", f"one of {dtypes}", self.dtype in dtypes),
+        ):
+            require(valid, f"{name} must be {expected}.", **{name: getattr(self, name)})
+
+
+PLAIN = Recipe(epochs=10)
+MINING = Recipe(epochs=20, learning_rate=3e-4, hardest=0.2)
+RECIPES = {
+    "default": Recipe(),
+    "baseline": PLAIN,
+    "baseline_dropout": PLAIN,
+    "baseline_dropout_reduced": PLAIN,
+    "baseline_dropout_light": PLAIN,
+    "baseline_deep": PLAIN,
+    "baseline_deep_plain": PLAIN,
+    "small_5x5": PLAIN,
+    "three_block_5x5": PLAIN,
+    # Half a minute an epoch to minutes, and a decaying rate needs few of them.
+    "keras_like": Recipe(epochs=6),
+    "dual_path": Recipe(epochs=3),
+    "resnet50": Recipe(epochs=6, learning_rate=5e-4),
+    # Depthwise convolutions are faster in float32.
+    "efficientnet_b3": Recipe(epochs=6, dtype="float32"),
+    "fast": Recipe(epochs=8),
+    "tissue": Recipe(epochs=10, learning_rate=1e-2, balance="weights"),
+    "weighted_sampling": Recipe(epochs=10, balance="sampling"),
+    # From a rate of 1e-3 one run in two never left a quarter right: with nothing but what a network
+    # gets most wrong, it learns to say the same of every slice. The fewer slices there are in a
+    # step, three of a batch of sixteen, the smaller a step it bears.
+    "hard_mining_16": replace(MINING, batch_size=16, learning_rate=7.5e-5),
+    "hard_mining_32": replace(MINING, learning_rate=1.5e-4),
+    "hard_mining_64": replace(MINING, batch_size=64),
+}
+"""Recipes by name; a network of `mri.models` is trained by the one that bears its name."""
+
+
+def recipe_of(builder: str) -> Recipe:
+    """Return the recipe that `train` takes for a builder where none is given."""
+    return RECIPES.get(builder, RECIPES["default"])
+
+
+def native_dtype() -> str:
+    """Return the fastest policy that this machine computes in: 'mixed_bfloat16' or 'float32'."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability")
+        return "mixed_bfloat16" if capability and capability >= (8, 0) else "float32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "float32"
+    return "mixed_bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def entries() -> dict[str, tuple[str, Recipe]]:
+    """Return builder and recipe by entry: every network, and the baseline by other recipes."""
+    found = {name: (name, recipe_of(name)) for name in list_models()}
+    others = set(RECIPES) - set(found) - {"default"}
+    return found | {f"baseline_{name}": ("baseline", RECIPES[name]) for name in sorted(others)}

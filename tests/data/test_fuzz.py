@@ -1,0 +1,405 @@
+"""Mutated images, mutated files and tables of anything: an array, or an error that says why.
+
+The work is done in processes of its own, so that a crash or a hang of the C libraries is seen.
+``python test_fuzz.py KIND START STOP`` runs some cases; each depends on its number alone.
+"""
+
+import collections
+import faulthandler
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mri.data.decode import DataError, dict_to_image
+from mri.data.parquet import CLASS_NAMES
+from mri.data.scans import iter_batches, read_scans
+
+HANG_SECONDS, BOUND_MB = 5, 400
+CASES = {"images": 24_000, "files": 6_000, "tables": 2_000}
+SHORT = {"images": 300, "files": 150, "tables": 50}
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def rotated():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+COARSE = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+COLOUR = Image.fromarray(cv2.resize(COARSE, (20, 24), interpolation=cv2.INTER_CUBIC))
+GRAY = COLOUR.convert("L")
+DEEP = Image.fromarray(np.asarray(GRAY).astype(np.uint16) * 257)
+JPEGS = {
+    "gray": encoded(GRAY, "jpeg"),
+    "colour": encoded(COLOUR, "jpeg"),
+    "progressive": encoded(COLOUR, "jpeg", progressive=True),
+    "CMYK": encoded(COLOUR.convert("CMYK"), "jpeg"),
+    "EXIF rotation": encoded(GRAY, "jpeg", exif=rotated()),
+}
+PNGS = {
+    "gray": encoded(GRAY, "png"),
+    "colour": encoded(COLOUR, "png"),
+    "palette": encoded(COLOUR.quantize(16), "png"),
+    "16 bits": encoded(DEEP, "png"),
+    "alpha": encoded(COLOUR.convert("RGBA"), "png"),
+    "one bit": encoded(GRAY.convert("1"), "png"),
+    "animated": encoded(GRAY, "png", save_all=True, append_images=[COLOUR.convert("L")] * 2),
+}
+OTHERS = {
+    "animated GIF": encoded(GRAY, "gif", save_all=True, append_images=[GRAY.rotate(90)]),
+    "WebP": encoded(GRAY, "webp"),
+    "TIFF": encoded(GRAY, "tiff"),
+    "BMP": encoded(GRAY, "bmp"),
+    "text": b"a slice of a brain",
+    "empty": b"",
+    "null": None,
+    "bomb": PNGS["gray"][:16] + b"\x7f\xff\xff\xff" * 2 + PNGS["gray"][24:],
+    "cut": JPEGS["gray"][:-30],
+}
+
+
+def mutate(data, rng):
+    """Change up to four places, half of the time near the ends, where headers and footers are."""
+    data = bytearray(data)
+    for _ in range(min(4, rng.geometric(0.6))):
+        n, kind = len(data), rng.integers(7)
+        if not n:
+            break
+        near = int(rng.integers(min(n, 96)))
+        at = [int(rng.integers(n)), int(rng.integers(n)), near, n - 1 - near][rng.integers(4)]
+        span = slice(at, at + int(rng.integers(1, 40)))
+        if kind == 0:
+            data[at] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            data[at] = int(rng.integers(256))
+        elif kind == 2:
+            del data[at:]
+        elif kind == 3:
+            del data[span]
+        elif kind == 4:
+            data[at:at] = data[span]
+        elif kind == 5:
+            data[at:at] = rng.bytes(span.stop - at)
+        else:
+            extremes = [b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\x01", b"\0\0\x10\0"]
+            data[at : at + 4] = extremes[rng.integers(5)]
+    return bytes(data)
+
+
+# --- the three kinds of cases: each returns its outcome, or raises ---
+
+
+def images(case, folder):
+    """A PNG has checksums: its pixels come back, or it is refused; of a JPEG the size is known."""
+    rng = np.random.default_rng((1, case))
+    blobs = [*PNGS.items()] if case % 2 else [*JPEGS.items()]
+    _, blob = blobs[case // 2 % len(blobs)]
+    found = mutate(blob, rng)
+    try:
+        image = dict_to_image(found)
+    except DataError as error:
+        assert str(error), "an error says why"
+        return "refused"
+    assert image.dtype == np.uint8 and image.ndim == 2
+    if case % 2:
+        np.testing.assert_array_equal(image, dict_to_image(blob))
+    else:
+        # Of a damaged EXIF the two libraries may think differently: turned or not.
+        # What Pillow does not know by its first bytes is within the limit at least.
+        assert max(image.shape) <= 4096
+        with suppress(OSError), Image.open(io.BytesIO(found)) as header:
+            assert image.shape in (header.size, header.size[::-1])
+    return "decoded"
+
+
+def files(case, folder):
+    """With page checksums every row kept is as it was written; without, no row gets lost."""
+    rng, checked = np.random.default_rng((2, case)), case % 2 == 0
+    path = Path(folder) / f"case{case}.parquet"
+    blobs = [PNGS["gray"], PNGS["colour"], PNGS["palette"], PNGS["16 bits"], PNGS["one bit"]]
+    order = rng.integers(5, size=12)
+    labels = rng.integers(4, size=12)
+    image = pa.array([{"bytes": blobs[i], "path": f"{i}.png"} for i in order])
+    table = pa.table({"image": image, "label": labels})
+    pq.write_table(table, path, row_group_size=5, write_page_checksum=checked)
+    path.write_bytes(mutate(path.read_bytes(), rng))
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            scans = read_scans(path, on_error="skip", threads=1)
+    except DataError as error:
+        assert str(path) in str(error)
+        return "refused"
+    rows = pq.ParquetFile(path).metadata.num_rows
+    assert len(scans) + len(scans.rejected) == rows
+    assert scans.images.shape == (len(scans), *scans.images.shape[1:])
+    assert set(scans.labels.tolist()) <= set(range(len(scans.class_names)))
+    if checked:
+        kept = np.setdiff1d(np.arange(rows), scans.rejected["row"])
+        np.testing.assert_array_equal(scans.labels, labels[kept])
+        for pixels, i in zip(scans.images, order[kept], strict=True):
+            np.testing.assert_array_equal(pixels, dict_to_image(blobs[i]))
+    return "decoded"
+
+
+BLOBS = [*JPEGS.values(), *PNGS.values()]
+ROWS = st.lists(
+    st.tuples(
+        st.one_of(
+            st.sampled_from(BLOBS),
+            st.sampled_from([*OTHERS.values()]),
+            st.binary(max_size=40),
+            st.builds(
+                lambda blob, seed: mutate(blob, np.random.default_rng(seed)),
+                st.sampled_from(BLOBS),
+                st.integers(0, 10**6),
+            ),
+        ),
+        st.one_of(st.integers(0, 3), st.sampled_from([-1, 4, 127, None])),
+    ),
+    max_size=14,
+)
+TABLES = {
+    "rows": ROWS,
+    "column": st.sampled_from(
+        ["struct", "null struct", "binary", "large", "view", "dictionary", "list", "text"]
+    ),
+    "label": st.sampled_from([pa.int8(), pa.int64(), pa.int32(), pa.string(), pa.float64()]),
+    "group": st.integers(1, 6),
+    "names": st.permutations(["image", "label", "extra"]),
+    "batch": st.integers(1, 9),
+    "size": st.sampled_from([None, (7, 9)]),
+}
+
+
+def expected(rows, size):
+    """What a loop over the rows finds: images, labels, rejected row numbers; None if sizes mix."""
+    kept, bad, shape = [], [], size
+    for row, (blob, label) in enumerate(rows):
+        try:
+            image = dict_to_image(blob, size=size)
+        except DataError:
+            bad.append(row)
+            continue
+        shape = shape or image.shape
+        if image.shape != shape:
+            return None
+        if label is None or not 0 <= label < len(CLASS_NAMES):
+            bad.append(row)
+        else:
+            kept.append((image, label))
+    return [image for image, _ in kept], [label for _, label in kept], bad
+
+
+def check_table(folder, rows, column, label, group, names, batch, size):
+    path = Path(folder) / "table.parquet"
+    blobs = [blob for blob, _ in rows]
+    values = [None if y is None else label.to_pandas_dtype()(y) for _, y in rows]
+    kinds = {"large": pa.large_binary(), "view": pa.binary_view()}
+    image = pa.array(blobs, kinds.get(column, pa.binary()))
+    if column == "struct":
+        image = pa.StructArray.from_arrays([image], ["bytes"])
+    elif column == "null struct":
+        empty = pa.array([blob is None for blob in blobs], pa.bool_())
+        image = pa.StructArray.from_arrays([image], ["bytes"], mask=empty)
+    elif column == "dictionary":
+        image = image.dictionary_encode()
+    elif column == "list":
+        image = pa.array([None if blob is None else [[blob]] for blob in blobs])
+    elif column == "text":
+        image = pa.array([None if blob is None else repr(blob) for blob in blobs], pa.string())
+    labels = pa.array([None if y is None else str(y) for _, y in rows], pa.string())
+    labels = labels if label == pa.string() else pa.array(values, label)
+    whole = pa.table({"image": image, "label": labels, "extra": pa.nulls(len(rows))})
+    # In two chunks, as tables put together from shards are.
+    half = len(rows) // 2
+    whole = pa.concat_tables([whole.slice(0, half), whole.slice(half)]).select(names)
+    pq.write_table(whole, path, row_group_size=group)
+    wrong = column in ("list", "text") or not pa.types.is_integer(label)
+    truth = None if wrong else expected(rows, size)
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            scans = read_scans(path, size=size, on_error="skip", threads=2)
+            options = {"batch_size": batch, "size": size, "on_error": "skip", "threads": 1}
+            batches = list(iter_batches(path, **options))
+    except DataError as error:
+        assert str(path) in str(error)
+        assert truth is None or not truth[0], f"{error}, but {len(truth[0])} rows are good"
+        return "refused"
+    assert truth is not None and truth[0], "a table without a good row, or of mixed sizes, was read"
+    np.testing.assert_array_equal(scans.images, truth[0])
+    np.testing.assert_array_equal(scans.labels, truth[1])
+    assert scans.rejected["row"].tolist() == truth[2]
+    assert (scans.rejected["file"] == str(path)).all() and scans.rejected["cause"].all()
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), truth[0])
+    np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), truth[1])
+    return "decoded"
+
+
+# --- the worker ---
+
+
+def resident(key):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(key))
+
+
+def work(kind, start, stop):
+    """Run the cases and print outcomes, growth of the memory in MB; a hang ends the process."""
+    outcomes, before = collections.Counter(), resident("VmRSS")
+    with tempfile.TemporaryDirectory() as folder:
+        if kind == "tables":
+
+            @settings(
+                max_examples=stop - start,
+                derandomize=True,
+                database=None,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(**TABLES)
+            def run(**table):
+                faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+                outcomes[check_table(folder, **table)] += 1
+
+            run()
+        else:
+            for case in range(start, stop):
+                faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+                try:
+                    outcomes[{"images": images, "files": files}[kind](case, folder)] += 1
+                except BaseException as error:
+                    error.add_note(f"case {case} of {kind}")
+                    raise
+                for path in Path(folder).iterdir():
+                    path.unlink()
+    faulthandler.cancel_dump_traceback_later()
+    print(json.dumps([outcomes, resident("VmHWM") - before]))
+
+
+def fuzz(cases):
+    """Run all kinds of cases in processes; return outcomes and the largest growth in MB."""
+    total, growth = collections.Counter(), 0
+    for kind, n in cases.items():
+        # A crash ends one process: the numbers of its cases are in the report.
+        for start in range(0, n, 6000):
+            done = subprocess.run(
+                [sys.executable, __file__, kind, str(start), str(min(n, start + 6000))],
+                cwd=Path(__file__).parents[2],
+                capture_output=True,
+                text=True,
+                env={"PYTHONPATH": ".", "OPENCV_LOG_LEVEL": "OFF"},
+            )
+            assert done.returncode == 0, f"{kind} from {start}: {done.stderr[-3000:]}"
+            outcomes, grown = json.loads(done.stdout.splitlines()[-1])
+            total.update({f"{kind} {outcome}": count for outcome, count in outcomes.items()})
+            growth = max(growth, grown)
+    return total, growth
+
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="resident memory is read from /proc"
+)
+
+
+@needs_proc
+def test_five_hundred_mutations_are_read_or_refused():
+    total, growth = fuzz(SHORT)
+    assert sum(total.values()) >= 500
+    assert all(total[f"{kind} {end}"] for kind in SHORT for end in ("decoded", "refused"))
+    assert growth < BOUND_MB
+
+
+@needs_proc
+@pytest.mark.stress
+def test_thirty_thousand_mutations_are_read_or_refused(keep_figures):
+    total, growth = fuzz(CASES)
+    assert sum(total.values()) >= 30_000
+    assert growth < BOUND_MB
+    keep_figures(
+        "mutated data",
+        cases=sum(total.values()),
+        **{key.replace(" ", "_"): count for key, count in sorted(total.items())},
+        crashes=0,
+        hangs=0,
+        growth_mb=round(growth),
+    )
+
+
+# --- named cases that mutation would hardly meet ---
+
+
+def test_cmyk_is_as_dark_as_its_colours():
+    gray = np.asarray(COLOUR.convert("L")).astype(int)
+    assert abs(dict_to_image(JPEGS["CMYK"]).astype(int) - gray).mean() < 6
+
+
+def test_of_an_animated_png_the_first_picture_is_taken():
+    np.testing.assert_array_equal(dict_to_image(PNGS["animated"]), np.asarray(GRAY))
+
+
+@pytest.mark.parametrize("kind", ["animated GIF", "WebP", "TIFF", "BMP"])
+def test_what_is_neither_jpeg_nor_png_is_refused(kind):
+    with pytest.raises(DataError, match="not a JPEG or PNG image, it begins with"):
+        dict_to_image(OTHERS[kind])
+
+
+@pytest.mark.parametrize("length", [400, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize("chunk", [b"IDAT", b"acTL", b"tEXt"])
+def test_a_chunk_longer_than_the_image_does_not_reach_opencv(length, chunk, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", lambda *a: pytest.fail("it would set that aside"))
+    blob = PNGS["gray"]
+    cut = blob[:33] + length.to_bytes(4, "big") + chunk + blob[41:]
+    with pytest.raises(DataError, match="the image is truncated or corrupt"):
+        dict_to_image(cut)
+
+
+def test_a_page_larger_than_the_file_is_not_set_aside(tmp_path):
+    """Its header declares 2 GB: Arrow's buffered reader would take them."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [PNGS["gray"]] * 9, "label": [0] * 9}), path)
+    content = bytearray(path.read_bytes())
+    before = resident("VmHWM")
+    for at in range(5, 14):
+        path.write_bytes(content[:at] + b"\x15\xfe\xff\xff\xff\x0f" + content[at:])
+        with pytest.raises(DataError, match="damaged parquet data"):
+            read_scans(path)
+    assert resident("VmHWM") - before < 200
+
+
+def test_shards_of_different_columns_are_read_as_one(tmp_path):
+    image = pa.array([PNGS["gray"]])
+    struct = pa.StructArray.from_arrays([image], ["bytes"])
+    shards = [
+        pa.table({"image": struct, "label": pa.array([0], pa.int8())}),
+        pa.table({"label": pa.array([1]), "note": ["x"], "image": image}),
+        pa.table({"image": image.dictionary_encode(), "label": pa.array([2], pa.uint16())}),
+    ]
+    for i, shard in enumerate(shards):
+        pq.write_table(shard, tmp_path / f"{i}.parquet")
+    scans = read_scans(tmp_path)
+    np.testing.assert_array_equal(scans.labels, [0, 1, 2])
+    np.testing.assert_array_equal(scans.images, [np.asarray(GRAY)] * 3)
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

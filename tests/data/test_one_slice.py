@@ -1,0 +1,255 @@
+"""One slice of any file comes out as in the data set, and what is no such slice is refused."""
+
+import re
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from scipy import ndimage
+from sklearn.datasets import load_sample_images
+
+from mri.data.decode import DataError
+from mri.data.one_slice import SIZE, check_slice, read_slice
+from mri.data.phantom import make_phantoms, write_phantom
+
+
+@pytest.fixture(scope="module")
+def phantoms():
+    """Others than those that the check compares with."""
+    return make_phantoms(4, 32, seed=11)
+
+
+@pytest.fixture(scope="module")
+def head(phantoms):
+    """A volume (x, y, z) to the right, front and top, in whose middle stand a phantom's slices.
+
+    Above and below they shrink as an ellipsoid does. A bright spot lies on the patient's right, a
+    larger one at the front.
+    """
+    slices = phantoms.images[phantoms.subjects == 0].astype(np.float32)
+    planes = []
+    for height in np.linspace(-0.98, 0.98, 64):
+        size = np.sqrt(1 - max(0, abs(height) - 0.3) ** 2 / 0.49)
+        of = slices[round(31 * np.clip((height + 0.3) / 0.6, 0, 1))]
+        centre = np.array([64, 63.5])
+        planes.append(ndimage.affine_transform(of, [1 / size] * 2, centre - centre / size, order=1))
+    volume = 0.7 * np.minimum(np.stack(planes), 200)[:, :, ::-1].transpose(2, 1, 0).copy()
+    volume[95:99, 62:66, 28:36] = 350
+    volume[62:68, 98:104, 28:36] = 350
+    return volume
+
+
+def shares(images):
+    return np.mean([check_slice(image) is None for image in images])
+
+
+def test_phantoms_pass_and_their_turned_copies_are_told_how_to_turn_back(phantoms):
+    images = phantoms.images[::3]
+    assert shares(images) == 1
+    for turned, back in (
+        (images[:, ::-1], "upside down"),
+        (np.rot90(images, 1, (1, 2)), "by 90° to the right"),
+        (np.rot90(images, 3, (1, 2)), "by 90° to the left"),
+    ):
+        problems = [check_slice(image) for image in turned]
+        assert None not in problems
+        told = [problem for problem in problems if "looks turned" in problem]
+        assert len(told) > 0.9 * len(problems)
+        assert all(f"turn it {back} first" in problem for problem in told)
+
+
+def photographs(rng, n=100):
+    for photo in load_sample_images().images:
+        gray = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
+        for _ in range(n // 2):
+            size = rng.integers(128, 400)
+            top, left = (rng.integers(0, side - size) for side in gray.shape)
+            part = gray[top : top + size, left : left + size]
+            yield cv2.resize(part, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+
+
+def test_what_is_no_slice_is_refused(rng, phantoms, head):
+    oval = np.zeros((SIZE, SIZE), np.uint8)
+    cv2.ellipse(oval, (64, 64), (50, 52), 0, 0, 360, 200, -1)
+    noise = rng.integers(0, 256, (50, SIZE, SIZE)).astype(np.uint8)
+    views = (head / 0.7).clip(0, 255).astype(np.uint8)
+    tall = [cv2.resize(view, (SIZE, SIZE)) for axis in (0, 1) for view in np.rollaxis(views, axis)]
+    others = {
+        "photographs": list(photographs(rng)),
+        "noise": noise,
+        "noise in the outline of a head": np.where(phantoms.images[:50] > 16, noise, 0),
+        "negatives": 255 - phantoms.images[::4],
+        "negatives on black": np.where(phantoms.images > 16, 255 - phantoms.images, 0)[::4],
+        "an oval": [oval],
+        "black and white": [np.zeros_like(oval), np.full_like(oval, 255)],
+        "sagittal and coronal views": [np.rot90(v, k) for v in tall for k in range(4)],
+    }
+    assert {name: shares(images) for name, images in others.items() if shares(images) > 0.01} == {}
+    assert "(64, 128) pixels" in check_slice(oval[::2])
+
+
+@pytest.mark.stress
+@pytest.mark.real_data
+def test_nearly_all_real_slices_pass_and_no_turned_one(real_data):
+    from mri.data.scans import read_scans
+
+    images = np.concatenate([read_scans(real_data, split=s).images for s in ("train", "test")])
+    assert shares(images) > 0.998
+    assert shares(images[::8, ::-1]) == 0
+    assert shares(np.rot90(images[::8], 1, (1, 2))) == 0
+
+
+def test_a_row_of_a_parquet_file(tmp_path):
+    from mri.data.scans import read_scans
+
+    folder = write_phantom(tmp_path, subjects=8, slices=4)
+    scans = read_scans(folder / "test.parquet")
+    for row in (0, len(scans) - 1):
+        found = read_slice(folder / "test.parquet", row=row)
+        np.testing.assert_array_equal(found.image, scans.images[row])
+        assert found.label == scans.labels[row]
+        assert found.place.endswith(f"test.parquet, row {row}")
+    with pytest.raises(DataError, match=rf"has rows 0 to {len(scans) - 1}. Received: row=-1"):
+        read_slice(folder / "test.parquet", row=-1)
+
+
+def test_pictures_are_taken_as_they_are_or_resized(tmp_path, phantoms):
+    image = phantoms.images[16]
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    found = read_slice(tmp_path / "a.png")
+    np.testing.assert_array_equal(found.image, image)
+    assert found.label is None
+    cv2.imwrite(str(tmp_path / "b.png"), np.kron(image, np.ones((2, 2), np.uint8)))
+    np.testing.assert_array_equal(read_slice(tmp_path / "b.png").image, image)
+    cv2.imwrite(str(tmp_path / "c.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert np.abs(read_slice(tmp_path / "c.jpg").image.astype(int) - image).mean() < 3
+
+
+def test_errors_name_the_file_and_the_cause(tmp_path, phantoms):
+    with pytest.raises(DataError, match=r"nothing.png: no such file; give a JPEG"):
+        read_slice(tmp_path / "nothing.png")
+    (tmp_path / "a.png").write_bytes(b"no picture at all")
+    with pytest.raises(DataError, match=r"a.png: not a JPEG or PNG"):
+        read_slice(tmp_path / "a.png")
+    cv2.imwrite(str(tmp_path / "b.png"), phantoms.images[0][::-1])
+    with pytest.raises(DataError, match=r"b.png: it.* expected a skull-stripped axial T1 slice"):
+        read_slice(tmp_path / "b.png")
+    assert read_slice(tmp_path / "b.png", check=False).image.shape == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize(("name", "module"), [("a.nii.gz", "nibabel"), ("a.dcm", "pydicom")])
+def test_a_missing_extra_is_named_with_its_command(tmp_path, monkeypatch, name, module):
+    (tmp_path / name).write_bytes(bytes(200))
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=f"pip install {module}$"):
+        read_slice(tmp_path / name)
+
+
+def spots(image):
+    """(row, column) of the smaller and the larger of the two brightest spots."""
+    found, n = ndimage.label(image > 250)
+    sizes = ndimage.sum_labels(np.ones_like(found), found, range(1, n + 1))
+    two = np.argsort(sizes)[-2:] + 1
+    return np.array(ndimage.center_of_mass(np.ones_like(found), found, two))
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SAL"])
+def test_a_volume_is_turned_by_its_header_whatever_its_storage(tmp_path, head, codes):
+    nibabel = pytest.importorskip("nibabel")
+    from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+    # Twice as fine from side to side, and in other units.
+    fine = np.repeat(head, 2, 0) * 7.5
+    plain = nibabel.Nifti1Image(fine.astype(np.float32), np.diag([0.7, 1.6, 1.4, 1]))
+    turn = ornt_transform(io_orientation(plain.affine), axcodes2ornt(codes))
+    nibabel.save(plain.as_reoriented(turn), tmp_path / "head.nii.gz")
+    found = read_slice(tmp_path / "head.nii.gz", plane=31)
+    assert found.place.endswith("head.nii.gz, plane 31 of 64")
+    right, front = spots(found.image)
+    assert right[1] < 40 and abs(right[0] - 64) < 6  # The patient's right is on the left,
+    assert front[0] > 95 and abs(front[1] - 64) < 6  # the front is down.
+    expected = head[::-1, :, 31].T
+    assert np.corrcoef(found.image.ravel(), expected.ravel())[0, 1] > 0.9
+
+
+def test_a_volume_without_a_plane_gives_the_one_most_like_the_data_set(tmp_path, head):
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(head, np.eye(4)), tmp_path / "head.nii")
+    plane = int(re.search(r"plane (\d+) of 64", read_slice(tmp_path / "head.nii").place).group(1))
+    assert 15 <= plane <= 48
+    with pytest.raises(DataError, match=r"its outline overlaps 0\.\d\d, 0\.95 is needed"):
+        read_slice(tmp_path / "head.nii", plane=2)
+    with pytest.raises(DataError, match=r"has planes 0 to 63. Received: plane=64"):
+        read_slice(tmp_path / "head.nii", plane=64)
+
+
+@pytest.mark.parametrize(
+    ("array", "problem"),
+    [
+        (np.zeros((8, 8, 8)), "is empty, no pixel is above 0"),
+        (np.ones((8, 8, 8, 3)), r"array \(8, 8, 8, 3\), expected one volume"),
+    ],
+)
+def test_volumes_that_hold_no_head(tmp_path, array, problem):
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(DataError, match=rf"a\.nii: .*{problem}"):
+        read_slice(tmp_path / "a.nii")
+    (tmp_path / "a.nii").write_bytes(b"no volume")
+    with pytest.raises(DataError, match=r"a\.nii: nibabel cannot read it"):
+        read_slice(tmp_path / "a.nii")
+
+
+def write_dicom(path, pixels, orientation, photometric="MONOCHROME2"):
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    data.Rows, data.Columns = pixels.shape
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.SamplesPerPixel, data.PixelRepresentation = 15, 1, 0
+    data.PhotometricInterpretation = photometric
+    data.ImageOrientationPatient = orientation
+    data.PixelData = pixels.astype(np.uint16).tobytes()
+    data.save_as(path, enforce_file_format=True)
+
+
+# Rows of the head's plane go to the front (-y in DICOM), columns to the left (+x).
+DICOMS = {
+    "as usual": (lambda a: a[::-1], [1, 0, 0, 0, 1, 0]),
+    "mirrored": (lambda a: a[::-1, ::-1], [-1, 0, 0, 0, 1, 0]),
+    "lying": (lambda a: a.T, [0, -1, 0, 1, 0, 0]),
+    "tilted": (lambda a: a[::-1], [1, 0, 0, 0, 0.95, -0.31]),
+}
+
+
+@pytest.mark.parametrize("name", DICOMS)
+def test_dicom_is_turned_by_its_header(tmp_path, head, name):
+    pytest.importorskip("pydicom")
+    turn, orientation = DICOMS[name]
+    write_dicom(tmp_path / "a.dcm", turn(3 * head[::-1, :, 31].T), orientation)
+    found = read_slice(tmp_path / "a.dcm")
+    right, front = spots(found.image)
+    assert right[1] < 40 and front[0] > 95
+    (tmp_path / "a.dcm").rename(tmp_path / "IM0001")  # Often they have no ending.
+    np.testing.assert_array_equal(read_slice(tmp_path / "IM0001").image, found.image)
+
+
+def test_dicom_negative_and_views_from_the_side(tmp_path, head):
+    pytest.importorskip("pydicom")
+    plane = np.rint(head[::-1, :, 31].T[::-1])
+    write_dicom(tmp_path / "a.dcm", plane, DICOMS["as usual"][1])
+    write_dicom(tmp_path / "b.dcm", plane.max() - plane, DICOMS["as usual"][1], "MONOCHROME1")
+    difference = read_slice(tmp_path / "a.dcm").image.astype(int)
+    difference -= read_slice(tmp_path / "b.dcm").image
+    assert np.abs(difference).max() <= 1
+    write_dicom(tmp_path / "c.dcm", plane, [0, 1, 0, 0, 0, -1])
+    with pytest.raises(DataError, match=r"c\.dcm: expected one axial slice"):
+        read_slice(tmp_path / "c.dcm")
+    (tmp_path / "d.dcm").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"d\.dcm: not a DICOM image"):
+        read_slice(tmp_path / "d.dcm")

@@ -1,0 +1,184 @@
+"""Receptive fields against brute force: one line of the image changed, which cells notice?"""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mri import GradCAM, build_model
+from mri.gradcam.receptive_fields import Axis, receptive_fields, stretch
+
+K = keras.layers
+SIZE = 33, 41
+
+
+def conv(size, **options):
+    return K.Conv2D(2, size, **{"padding": "same", "activation": "relu"} | options)
+
+
+def residual(x):
+    """Halve the grid, as ResNet does: in the first of three layers, and beside them."""
+    wide = conv(3)(conv(1, strides=2, padding="valid")(x))
+    return K.Add()([wide, conv(1, strides=2, padding="valid")(x)])
+
+
+def branches(x):
+    """Halve the grid by windows that are not centred on the same pixel."""
+    return K.Concatenate()([conv(3, strides=2)(x), conv(1, strides=2)(x)])
+
+
+def stack(*steps):
+    def body(x):
+        for step in steps:
+            x = step(x)
+        return x
+
+    return body
+
+
+BODIES = {
+    "same, stride 2, three times": stack(*(conv(3, strides=2) for _ in range(3))),
+    "same, stride 2, even windows": stack(conv(4, strides=2), conv(2, strides=2)),
+    "valid": stack(conv(5, padding="valid"), conv(3, strides=3, padding="valid")),
+    "unequal": stack(conv((3, 5), strides=(1, 2), padding="valid"), conv((1, 4), strides=(3, 1))),
+    "dilated": stack(
+        conv(3), conv(3, dilation_rate=2), conv(3, dilation_rate=(3, 1), padding="valid")
+    ),
+    "pooled": stack(conv(3), K.MaxPooling2D(), conv(3), K.AveragePooling2D(3, 2, "same")),
+    "padded": stack(K.ZeroPadding2D(((3, 0), (1, 2))), conv(7, strides=2, padding="valid")),
+    "depthwise": stack(K.DepthwiseConv2D(3, 2, "same"), K.SeparableConv2D(2, 5, 2)),
+    "normalised": stack(K.Rescaling(3), conv(3, strides=2), K.BatchNormalization(), K.ReLU()),
+    "residual": stack(conv(3), residual, residual),
+    "branches": stack(branches, conv(3), branches),
+}
+
+
+def positive(model):
+    """Let every weight of a kernel be one, so that no cell misses a pixel that it sees."""
+    for layer in model.layers:
+        for weight in layer.weights:
+            if "kernel" in weight.name:
+                weight.assign(np.ones(weight.shape))
+    return model
+
+
+def noticed(trunk, axis):
+    """First and last line of the image along `axis` that each cell notices: int (cells, 2)."""
+    size = trunk.input_shape[1:3]
+    lines = np.moveaxis(np.eye(size[axis])[..., None] * np.ones(size[1 - axis]), 1, 1 + axis)
+    cells = trunk.predict(np.concatenate([lines, 0 * lines[:1]])[..., None], verbose=0)
+    changed = (cells[:-1] != cells[-1]).any((2 - axis, 3))
+    return np.array([np.flatnonzero(seen)[[0, -1]] for seen in changed.T])
+
+
+def derived(trunk):
+    """Receptive fields as read off a trace of the trunk."""
+    found = []
+    tf.function(lambda x: found.append(receptive_fields(x, trunk(x)))).get_concrete_function(
+        tf.TensorSpec(trunk.input_shape)
+    )
+    return found[0]
+
+
+def check(trunk):
+    for axis, (step, first, last) in enumerate(derived(trunk)):
+        expected = noticed(positive(trunk), axis)
+        start = step * np.arange(len(expected))
+        found = np.stack([first + start, last + start], 1)
+        np.testing.assert_array_equal(np.clip(found, 0, trunk.input_shape[1 + axis] - 1), expected)
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=list(BODIES))
+def test_cells_see_what_they_notice(body):
+    inputs = keras.Input((*SIZE, 1))
+    check(keras.Model(inputs, body(inputs)))
+
+
+@pytest.mark.parametrize("name", ["compact", "fast", "keras_like"])
+def test_cells_of_the_networks_here_see_what_they_notice(name):
+    model = build_model(name)
+    check(keras.Model(model.inputs, model.get_layer("last_conv").output))
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"), [("resnet50", -241, 241), ("efficientnet_b3", -672, 734)]
+)
+@pytest.mark.filterwarnings("ignore:.*no ImageNet weights")
+def test_backbones_in_closed_form(name, first, last):
+    """Araujo et al. give ResNet-50 a field of 483 pixels; here all its windows begin at pixel 0.
+
+    Each of the 27 windows of EfficientNet-B3, k wide on a step of s, adds s (k - 1) pixels; those
+    with a stride of two are padded by (k - 2) // 2 before and one more behind, the others evenly.
+    """
+    if name == "efficientnet_b3":
+        # (repeats, width, stride) of the seven stages of B3; the stem is one more.
+        stages = [(2, 3, 1), (3, 3, 2), (3, 5, 2), (5, 3, 2), (5, 5, 1), (6, 5, 2), (2, 3, 1)]
+        windows = [(3, 2)] + [(k, s if i == 0 else 1) for n, k, s in stages for i in range(n)]
+        step, low, high = 1, 0, 0
+        for width, stride in windows:
+            before = (width - 1) // 2 if stride == 1 else (width - 2) // 2
+            low, high = low - step * before, high + step * (width - 1 - before)
+            step *= stride
+        assert (step, low, high) == (32, first, last)
+    model = build_model(name)
+    trunk = keras.Model(model.inputs, model.get_layer("last_conv").output)
+    assert derived(trunk) == ((32, first, last),) * 2
+
+
+def weights(image_size, step, centre, cells):
+    """Weights of linear interpolation by NumPy: a unit of each cell in turn, (cells, pixels)."""
+    at = centre + step * np.arange(cells)
+    return np.array([np.interp(np.arange(image_size), at, unit) for unit in np.eye(cells)])
+
+
+@pytest.mark.parametrize("offset", [-3.0, 0.0, 1.5, 9.0])
+def test_stretching_is_linear_between_the_centres_and_flat_beyond(offset, rng):
+    axes = Axis(4.0, offset - 2, offset + 2), Axis(2.0, 0.0, 1.0)
+    maps = rng.uniform(0, 1, (2, 5, 6)).astype(np.float32)
+    rows, columns = weights(23, 4, offset, 5), weights(12, 2, 0.5, 6)
+    expected = np.einsum("iy,nij,jx->nyx", rows, maps, columns)
+    np.testing.assert_allclose(stretch(tf.constant(maps), axes, 23, 12), expected, atol=1e-6)
+
+
+def scored(x):
+    return K.Dense(2, kernel_initializer="ones")(K.GlobalAveragePooling2D()(x))
+
+
+@pytest.mark.parametrize("shrunk", [1, 2])
+def test_a_dot_is_found_where_it_is_however_the_grid_lies(shrunk):
+    """Three strided layers: laid on evenly, the maps would be 3.5 cells of their input off.
+
+    Over all places in a cell, what a cell sees of a dot is symmetric about its centre.
+    """
+    size, period = 64 * shrunk, 8 * shrunk
+    inputs = keras.Input((size, size, 1))
+    x = stack(K.Resizing(64, 64), *(conv(3, strides=2) for _ in range(3)))(inputs)
+    cam = GradCAM(positive(keras.Model(inputs, scored(x))))
+    dots = size // 2 + np.stack(np.divmod(np.arange(period**2), period), 1)
+    images = np.zeros((len(dots), size, size), np.float32)
+    images[np.arange(len(dots)), *dots.T] = 1
+    found = cam(images, 0)
+    maps = found.maps * found.raw.max((1, 2), keepdims=True)
+    for axis in (0, 1):
+        away = np.arange(size) - dots[:, axis, None]
+        assert abs((maps.sum(2 - axis) * away).sum() / maps.sum()) < 1e-3
+
+
+GRIDS = {
+    "grown": ((24, 36, 1), lambda x: conv(3, strides=2)(K.UpSampling2D()(conv(3, strides=3)(x)))),
+    "turned": ((24, 24, 1), lambda x: K.Permute((2, 1, 3))(conv(3, strides=2)(x))),
+    "open": ((None, None, 1), conv(3, strides=2)),
+}
+
+
+@pytest.mark.parametrize(("shape", "body"), GRIDS.values(), ids=list(GRIDS))
+def test_what_cannot_be_read_off_the_graph_divides_the_image_evenly(shape, body, rng):
+    inputs = keras.Input(shape)
+    x = K.Activation("relu", name="last_conv")(body(inputs))
+    h, w = (10, 14) if shape[0] is None else shape[:2]
+    found = GradCAM(positive(keras.Model(inputs, scored(x))))(rng.uniform(0, 1, (2, h, w)), 0)
+    hf, wf = found.raw.shape[1:]
+    rows = weights(h, h / hf, (h / hf - 1) / 2, hf)
+    columns = weights(w, w / wf, (w / wf - 1) / 2, wf)
+    maps = np.einsum("iy,nij,jx->nyx", rows, found.raw, columns)
+    np.testing.assert_allclose(found.maps, maps / maps.max((1, 2), keepdims=True), atol=1e-5)

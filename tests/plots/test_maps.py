@@ -1,0 +1,78 @@
+"""Heatmaps beside each other: every cell is its own slice, map and answer."""
+
+import numpy as np
+import pytest
+
+from mri import plots
+from mri.data.parquet import CLASS_NAMES
+from mri.gradcam.cam import Explanation
+
+pytestmark = pytest.mark.usefixtures("closed")
+
+
+def explanation(rng, answers, classes=None):
+    n = len(answers)
+    maps = rng.random((n, 12, 10)).astype(np.float32)
+    maps[-1] = 0
+    logits = np.eye(4, dtype=np.float32)[answers]
+    classes = np.array(answers if classes is None else classes)
+    return Explanation(maps, maps[:, ::2, ::2], classes, logits, ~maps.any((1, 2)))
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, (3, 12, 10), dtype=np.uint8)
+
+
+def test_columns_are_the_slice_and_each_explanation(rng, images):
+    found = {"one": explanation(rng, [0, 2, 3]), "two": explanation(rng, [2, 2, 1], [0, 2, 1])}
+    fig = plots.overlay_columns(images, found, np.array([0, 2, 3]), CLASS_NAMES, title="t")
+    cells = np.array(fig.axes[:9]).reshape(3, 3)
+    assert [ax.get_title() for ax in cells[0]] == ["slice", "one", "two"]
+    for i, row in enumerate(cells):
+        np.testing.assert_array_equal(row[0].get_images()[0].get_array(), images[i])
+        for ax, of in zip(row[1:], found.values(), strict=True):
+            expected = plots.overlay(images[i], of.maps[i])
+            np.testing.assert_array_equal(ax.get_images()[0].get_array(), expected)
+    said = [[ax.get_xlabel() for ax in row] for row in cells]
+    assert said[0] == [
+        "true: Mild Demented",
+        "✓ Mild Demented",
+        "✗ Non Demented\nexplained: Mild Demented",
+    ]
+    assert said[2] == ["true: Very Mild Demented", "✓ Very Mild Demented", "✗ Moderate Demented"]
+    none = [[bool(ax.texts) for ax in row] for row in cells]
+    assert none == [[False] * 3, [False] * 3, [False, True, True]]
+    assert fig.axes[9].get_ylabel() == "evidence, share of the map's maximum"
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_the_bar_has_the_colours_of_the_maps(bare, rng, images):
+    found = {"one": explanation(rng, [0, 2, 3])}
+    gray = np.full_like(images, 128)
+    drawn = plots.overlay_columns(gray, found, np.array([0, 2, 3]), CLASS_NAMES, bare=bare)
+    cell, bar = drawn.axes[1].get_images()[0], drawn.axes[6].collections[-1]
+    shown = bar.cmap(bar.norm(found["one"].maps[0]))[..., :3]
+    pixels = cell.cmap(cell.norm(cell.get_array()))[..., :3] if bare else cell.get_array() / 255
+    # 256 colours a bar.
+    np.testing.assert_allclose(shown, pixels, atol=0.02)
+
+
+def test_mean_maps_by_class_correct_above_wrong(rng):
+    labels, answers = np.array([0, 0, 0, 2, 2, 3]), np.array([0, 0, 2, 2, 2, 0])
+    found = explanation(rng, answers)
+    ground = rng.integers(0, 256, (12, 10), dtype=np.uint8)
+    fig = plots.mean_maps(found, labels, CLASS_NAMES, ground, title="t")
+    cells = np.array(fig.axes[:6]).reshape(2, 3)
+    titles = [[ax.get_title() for ax in row] for row in cells]
+    assert titles == [
+        ["Non Demented\nn = 2", "Very Mild Demented\nn = 0", "Mild Demented\nn = 2"],
+        ["Non Demented\nn = 0", "Very Mild Demented\nn = 1", "Mild Demented\nn = 1"],
+    ]
+    drawn = [[len(ax.get_images()) for ax in row] for row in cells]
+    assert drawn == [[1, 0, 1], [0, 1, 1]]
+    means = [(found.maps[0] + found.maps[1]) / 2, (found.maps[3] + found.maps[4]) / 2]
+    peak = max(mean.max() for mean in [*means, found.maps[2], found.maps[5]])
+    expected = plots.overlay(ground, means[0] / peak, alpha=1.0)
+    np.testing.assert_array_equal(cells[0, 2].get_images()[0].get_array(), expected)
+    assert [row[0].get_ylabel() for row in cells] == ["correct", "wrong"]

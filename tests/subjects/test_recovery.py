@@ -1,0 +1,584 @@
+"""Subjects from pixels, against the truth and brute force; splits that keep them apart."""
+
+import time
+import tracemalloc
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import squareform
+
+from mri.data.phantom import make_phantoms
+from mri.data.scans import read_scans
+from mri.subjects.recovery import (
+    UnclearSubjectsError,
+    _folding_pattern,
+    _without_common_anatomy,
+    order_slices,
+    recover_subjects,
+)
+from mri.subjects.splits import DataLeakageError, Split, check_disjoint, image_split, subject_split
+
+SUBJECTS, SLICES = 12, 16
+
+
+@pytest.fixture(scope="module")
+def phantoms():
+    return make_phantoms(SUBJECTS, SLICES, seed=11)
+
+
+@pytest.fixture(scope="module")
+def shuffled(phantoms):
+    """Rows of the phantoms in random order."""
+    return np.random.default_rng(3).permutation(SUBJECTS * SLICES)
+
+
+@pytest.fixture(scope="module")
+def recovered(phantoms, shuffled):
+    return recover_subjects(phantoms.images[shuffled], phantoms.labels[shuffled])
+
+
+def same_partition(a, b):
+    """Whether two numberings group alike: the pairs of numbers are then one-to-one."""
+    pairs = set(zip(np.asarray(a).tolist(), np.asarray(b).tolist(), strict=True))
+    return len(pairs) == len(set(a.tolist())) == len(set(b.tolist()))
+
+
+def single_linkage(features):
+    """Correlations at which SciPy joins clusters, descending, and its clustering."""
+    distance = 1 - np.clip(features.astype(float) @ features.T.astype(float), -1, 1)
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance, checks=False), "single")
+    return 1 - tree[:, 2], tree
+
+
+def features_of(images):
+    return _without_common_anatomy(_folding_pattern(images), 0)[0]
+
+
+# --- who is who ---
+
+
+def test_same_partition_knows_a_renumbering_from_another_partition():
+    a = np.array([0, 0, 1, 1])
+    assert same_partition(a, np.array([5, 5, 2, 2]))
+    assert not same_partition(a, np.array([0, 1, 1, 1]))
+    assert not same_partition(a, np.array([0, 0, 0, 0]))
+
+
+def test_subjects_of_shuffled_phantoms_are_exactly_the_truth(phantoms, shuffled, recovered):
+    assert same_partition(recovered.groups, phantoms.subjects[shuffled])
+    assert recovered.groups.dtype == np.int64
+    assert recovered.contradictory == ()
+    assert recovered.margin > 0.2
+
+
+def test_groups_are_numbered_by_first_appearance(recovered):
+    _, first = np.unique(recovered.groups, return_index=True)
+    assert (np.diff(first) > 0).all()
+
+
+def test_the_partition_does_not_depend_on_order_or_seed(phantoms, shuffled, recovered):
+    again = recover_subjects(phantoms.images, seed=5)
+    assert same_partition(again.groups[shuffled], recovered.groups)
+    assert again.threshold == pytest.approx(recovered.threshold, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_correlations_to_the_bit(phantoms):
+    images = phantoms.images[: 8 * SLICES]
+    one, two = recover_subjects(images, seed=3), recover_subjects(images, seed=3)
+    np.testing.assert_array_equal(one.same, two.same)
+    np.testing.assert_array_equal(one.different, two.different)
+    other = recover_subjects(images, seed=4)
+    assert not np.array_equal(one.different, other.different), "the seed is of no use"
+
+
+def test_the_pattern_is_what_a_blur_takes_away_at_64_pixels(rng):
+    """With SciPy: means of 3 × 3 pixels, less their Gaussian, scaled to length one."""
+    images = rng.integers(0, 256, (4, 192, 192)).astype(np.uint8)
+    small = images.reshape(4, 64, 3, 64, 3).mean((2, 4))
+    sharp = [image - gaussian_filter(image, 2, mode="mirror", truncate=4) for image in small]
+    expected = np.stack(sharp).reshape(4, -1)
+    expected -= expected.mean(1, keepdims=True)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = _folding_pattern(images)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_slices_that_are_not_finite_are_listed(phantoms):
+    images = phantoms.images[:9].astype(float)
+    images[[3, 5], 7, 7] = np.nan, np.inf
+    message = r"^Pixels must be finite\. Received: slices=array\(\[3, 5\]\)$"
+    with pytest.raises(ValueError, match=message):
+        recover_subjects(images)
+
+
+def test_subjects_survive_jpeg_and_brightness(phantoms, shuffled):
+    gain = np.random.default_rng(0).uniform(0.95, 1.05, len(shuffled))
+    images = [
+        cv2.imdecode(cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 60))[1], 0)
+        for image in phantoms.images[shuffled]
+    ]
+    found = recover_subjects(np.stack(images))
+    assert same_partition(found.groups, phantoms.subjects[shuffled])
+    found = recover_subjects(phantoms.images[shuffled] * gain[:, None, None])
+    assert same_partition(found.groups, phantoms.subjects[shuffled])
+
+
+def test_small_n_equals_single_linkage_of_the_exact_correlations(phantoms):
+    images = phantoms.images[: 2 * SLICES]  # Every other slice is among the 40 neighbours.
+    found = recover_subjects(images)
+    joins, tree = single_linkage(features_of(images))
+    ours = np.concatenate([found.different, found.same])
+    np.testing.assert_allclose(ours, np.sort(joins), atol=1e-6)
+    ascending = np.sort(joins)
+    cut = np.argmax(np.diff(ascending))
+    assert found.margin == pytest.approx(ascending[cut + 1] - ascending[cut], abs=1e-6)
+    middle = (ascending[cut] + ascending[cut + 1]) / 2
+    assert found.threshold == pytest.approx(middle, abs=1e-6)
+    assert same_partition(found.groups, fcluster(tree, 1 - middle, "distance"))
+
+
+def test_larger_n_finds_the_same_margin_among_the_nearest_neighbours(phantoms, recovered, shuffled):
+    joins, tree = single_linkage(features_of(phantoms.images[shuffled]))
+    ascending = np.sort(joins)
+    cut = np.argmax(np.diff(ascending))
+    assert recovered.same[0] == pytest.approx(ascending[cut + 1], abs=1e-5)
+    assert recovered.different[-1] == pytest.approx(ascending[cut], abs=1e-5)
+    assert len(recovered.same) == SUBJECTS * (SLICES - 1)
+    assert same_partition(recovered.groups, fcluster(tree, 1 - recovered.threshold, "distance"))
+
+
+def test_subjects_with_more_slices_than_the_first_neighbour_search(phantoms):
+    """Copies have distance 0, and 64 slices of one subject fill the first 40 neighbours."""
+    copies = np.random.default_rng(1).permutation(np.repeat(np.arange(4 * SLICES), 4))
+    found = recover_subjects(phantoms.images[copies])
+    assert same_partition(found.groups, phantoms.subjects[copies])
+    assert np.bincount(found.groups).tolist() == [4 * SLICES] * 4
+
+
+def test_features_are_correlations_of_the_high_passed_slices(phantoms):
+    images = phantoms.images[:20].astype(float)
+    halved = images.reshape(-1, 64, 2, 64, 2).mean((2, 4))
+    smooth = np.stack([gaussian_filter(image, 2, mode="mirror", truncate=4) for image in halved])
+    expected = np.corrcoef((halved - smooth).reshape(20, -1))
+    features = _folding_pattern(phantoms.images[:20])
+    np.testing.assert_allclose(features @ features.T, expected, atol=2e-4)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
+
+
+def test_what_heads_have_in_common_is_removed_as_by_a_full_decomposition(phantoms):
+    plain = _folding_pattern(phantoms.images).astype(float)
+    own, components = _without_common_anatomy(_folding_pattern(phantoms.images), 0)
+    centred = plain - plain.mean(0)
+    u, s, vt = np.linalg.svd(centred, full_matrices=False)
+    common = len(plain) // 50
+    rest = (u[:, common:] * s[common:]) @ vt[common:]
+    rest /= np.linalg.norm(rest, axis=1, keepdims=True)
+    np.testing.assert_allclose(own, rest, atol=2e-3)
+    np.testing.assert_allclose(components @ vt[:common].T, 0, atol=1e-3)
+
+
+def test_features_ignore_brightness_and_contrast(phantoms):
+    images = phantoms.images[:5]
+    plain = _folding_pattern(images)
+    np.testing.assert_allclose(_folding_pattern(0.37 * images + 21.5), plain, atol=1e-5)
+
+
+def test_features_leave_the_slices_as_they_were(phantoms):
+    images = phantoms.images[:3].astype(np.float32)
+    before = images.copy()
+    _folding_pattern(images)
+    np.testing.assert_array_equal(images, before)
+
+
+# --- where pixels do not tell ---
+
+
+def test_noise_is_refused(rng):
+    with pytest.raises(UnclearSubjectsError, match=r"no clear gap.* Pass the subject ids"):
+        recover_subjects(rng.integers(0, 256, (60, 64, 64), dtype=np.uint8))
+
+
+def test_one_slice_a_subject_is_refused(phantoms):
+    with pytest.raises(UnclearSubjectsError, match="no clear gap"):
+        recover_subjects(phantoms.images[::SLICES])
+
+
+def test_slices_too_far_apart_are_refused():
+    """Top and bottom slices alone correlate by height, not by subject."""
+    heights = make_phantoms(24, 32, seed=5).images.reshape(24, 32, 128, 128)
+    for far in (8, 16, 31):
+        with pytest.raises(UnclearSubjectsError, match="slices may be missing"):
+            recover_subjects(heights[:, ::far].reshape(-1, 128, 128))
+
+
+def test_the_margin_asked_for_is_kept(phantoms, recovered):
+    images = phantoms.images
+    assert recover_subjects(images, min_margin=recovered.margin - 1e-4).margin > 0
+    wanted = recovered.margin + 1e-3
+    with pytest.raises(UnclearSubjectsError, match=f"the widest is .*wanted {wanted}"):
+        recover_subjects(images, min_margin=wanted)
+
+
+def test_contradictory_labels_are_reported(phantoms, shuffled):
+    labels = phantoms.labels[shuffled].copy()
+    wrong = np.array([7, 50])
+    labels[wrong] = (labels[wrong] + 1) % 4
+    found = recover_subjects(phantoms.images[shuffled], labels)
+    assert found.contradictory == tuple(sorted(set(found.groups[wrong].tolist())))
+    assert f"{len(found.contradictory)} with contradictory labels" in repr(found)
+
+
+def test_repr_says_the_sizes_and_the_gap(recovered):
+    assert repr(recovered) == (
+        f"Subjects({SUBJECTS} subjects of {SLICES} to {SLICES} slices, same ≥ "
+        f"{recovered.same.min():.3f}, different ≤ {recovered.different.max():.3f}, "
+        "0 with contradictory labels)"
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8), (5, 8, 8, 1), (0, 8, 8)])
+def test_wrong_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"images must be numbers \(n, h, w\).*Received: shape=\("):
+        recover_subjects(np.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [0, 1, 100, 255, 0.3])
+def test_constant_slices_are_named(phantoms, value):
+    images = phantoms.images[:6].astype(float)
+    images[[2, 4]] = value
+    with pytest.raises(ValueError, match="2 slices are constant, the first at index 2"):
+        recover_subjects(images)
+
+
+def test_labels_of_another_length_are_refused(phantoms):
+    images = phantoms.images[: 2 * SLICES]
+    with pytest.raises(
+        ValueError, match=rf"labels must be {2 * SLICES} integers. Received: shape=\(3,\)"
+    ):
+        recover_subjects(images, np.zeros(3, int))
+
+
+@pytest.mark.stress
+def test_a_hundred_thousand_slices_in_any_order():
+    """Each person's slices turn slowly from one random pattern into another, as folds do."""
+    people, slices, side = 3125, 32, 64
+    rng, angles = np.random.default_rng(0), 0.15 * np.arange(32)
+    images = np.empty((people, slices, side, side), np.uint8)
+    for person in images:
+        one, other = (
+            cv2.GaussianBlur(rng.standard_normal((side, side)).astype(np.float32), (0, 0), 1.5)
+            for _ in range(2)
+        )
+        turned = np.cos(angles)[:, None, None] * one + np.sin(angles)[:, None, None] * other
+        person[:] = (128 + 250 * turned).clip(0, 255)
+    order = rng.permutation(people * slices)
+    begin = time.perf_counter()
+    found = recover_subjects(images.reshape(-1, side, side)[order])
+    print(f"{len(order)} slices: {found}, {time.perf_counter() - begin:.0f} s")
+    assert same_partition(found.groups, order // slices)
+
+
+@pytest.mark.real_data
+def test_real_slices_are_200_subjects_of_32(real_data):
+    from mri.data.scans import read_scans
+
+    scans = read_scans(real_data, split="train") + read_scans(real_data, split="test")
+    if scans.synthetic:
+        pytest.skip("these are phantoms")
+    order = np.random.default_rng(9).permutation(len(scans))
+    tracemalloc.start()
+    start = time.perf_counter()
+    found = recover_subjects(scans.images[order], scans.labels[order])
+    seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"\n{found}\n{seconds:.1f} s, {peak / 1e6:.0f} MB beside the slices")
+    assert np.bincount(found.groups).tolist() == [32] * 200
+    assert found.contradictory == ()
+    assert found.margin > 0.45
+    assert seconds <= 30 and peak <= 2e9
+    _, first = np.unique(found.groups, return_index=True)
+    people = np.bincount(scans.labels[order][first])
+    assert dict(zip(scans.class_names, people.tolist(), strict=True)) == {
+        "Mild_Demented": 28,
+        "Moderate_Demented": 2,
+        "Non_Demented": 100,
+        "Very_Mild_Demented": 70,
+    }
+
+
+def seriated(images, groups):
+    """Rows of each group in anatomical order: along the Fiedler vector of their correlations."""
+    for group in range(groups.max() + 1):
+        rows = np.flatnonzero(groups == group)
+        weight = np.exp((np.corrcoef(images[rows].reshape(len(rows), -1)) - 1) / 0.01)
+        laplacian = np.diag(weight.sum(1)) - weight
+        yield rows[np.argsort(np.linalg.eigh(laplacian)[1][:, 1])]
+
+
+@pytest.mark.real_data
+@pytest.mark.stress
+def test_damaged_and_thinned_real_slices_give_the_same_people_or_a_refusal(real_data):
+    """Never another partition; the README quotes how far it holds."""
+    from mri.data.scans import read_scans
+
+    scans = read_scans(real_data, split="train") + read_scans(real_data, split="test")
+    if scans.synthetic:
+        pytest.skip("these are phantoms")
+    images, rng = scans.images, np.random.default_rng(0)
+    truth = recover_subjects(images).groups
+    lines = list(seriated(images, truth))
+    everything = np.arange(len(images))
+
+    def jpeg(quality):
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        return np.stack([cv2.imdecode(cv2.imencode(".jpg", x, options)[1], 0) for x in images])
+
+    def clipped(values):
+        return np.clip(values, 0, 255).astype(np.uint8)
+
+    def gain(share):
+        return clipped(images * rng.uniform(1 - share, 1 + share, (len(images), 1, 1)))
+
+    def noise(deviation):
+        return clipped(images + rng.normal(0, deviation, images.shape))
+
+    def drawn(share):
+        return rng.choice(everything, int(share * len(images)), replace=False)
+
+    cases = [(f"JPEG quality {q}", jpeg(q), everything, True) for q in (60, 5)]
+    cases += [(f"brightness ±{d:.0%}", gain(d), everything, True) for d in (0.05, 0.5)]
+    cases += [(f"noise, sd {d}", noise(d), everything, d <= 20) for d in (10, 20, 40, 80)]
+    for step in (2, 3, 4, 8):
+        kept = np.concatenate([line[::step] for line in lines])
+        cases.append((f"every slice number {step}", images, kept, step == 2))
+    cases += [(f"random {f:.0%}", images, drawn(f), False) for f in (0.95, 0.75, 0.5, 0.25)]
+    for name, changed, rows, holds in cases:
+        rows = rng.permutation(rows)
+        if holds:
+            found = recover_subjects(changed[rows])
+            print(f"\n{name}: {found}", end="")
+            assert same_partition(found.groups, truth[rows]), name
+        else:
+            with pytest.raises(UnclearSubjectsError, match="no clear gap") as refusal:
+                recover_subjects(changed[rows])
+            print(f"\n{name}: refused, {str(refusal.value)[:110]}", end="")
+
+
+# --- splits ---
+
+COUNTS = np.array([28, 2, 100, 70])
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    """Labels and subject numbers of 200 subjects of 8 slices, as in the public set, shuffled."""
+    rng = np.random.default_rng(2)
+    diagnosis = rng.permutation(np.repeat(np.arange(4), COUNTS))
+    groups = rng.permutation(np.repeat(np.arange(200), 8))
+    return diagnosis[groups], groups
+
+
+@pytest.fixture(scope="module")
+def folds(cohort):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [subject_split(*cohort, fold=fold) for fold in range(5)]
+
+
+def parts(split):
+    return [split.train, split.validation, split.test]
+
+
+def test_folds_are_disjoint_and_complete(cohort, folds):
+    labels, groups = cohort
+    for fold, split in enumerate(folds):
+        assert (split.protocol, split.fold, split.folds) == ("subject", fold, 5)
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts(split))), np.arange(len(labels)))
+        people = [set(groups[part]) for part in parts(split)]
+        assert sum(map(len, people)) == len(set.union(*people)) == 200
+
+
+def test_every_subject_is_tested_once(cohort, folds):
+    tested = np.concatenate([np.unique(cohort[1][split.test]) for split in folds])
+    np.testing.assert_array_equal(np.sort(tested), np.arange(200))
+
+
+def test_class_shares_are_near_the_whole(cohort, folds):
+    labels, _ = cohort
+    for split in folds:
+        sizes = np.array([len(part) for part in parts(split)]) / len(labels)
+        np.testing.assert_allclose(sizes, [0.7, 0.1, 0.2], atol=0.02)
+        for part, share in zip(parts(split), (0.7, 0.1, 0.2), strict=True):
+            people = np.bincount(labels[part], minlength=4) / 8
+            assert (np.abs(people - share * COUNTS) <= [1.5, 1.5, 2, 2]).all(), people
+
+
+def test_seeds_give_other_folds_and_the_same_seed_the_same(cohort):
+    with pytest.warns(UserWarning, match="fewer subjects"):
+        splits = [subject_split(*cohort, seed=seed) for seed in (0, 0, 1)]
+    for one, two, other in zip(*map(parts, splits), strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert set(one) != set(other)
+
+
+def test_rare_classes_are_named(cohort):
+    with pytest.warns(UserWarning, match=r"^fewer subjects than the 5 folds \(class 1: 2\)$"):
+        subject_split(*cohort)
+    with pytest.warns(UserWarning, match=r"the 40 folds \(class 0: 28, class 1: 2\)"):
+        subject_split(*cohort, folds=40)
+
+
+def test_common_classes_warn_of_nothing(cohort):
+    labels, groups = cohort
+    subject_split(np.where(labels == 1, 0, labels), groups)  # A warning would be an error.
+
+
+@pytest.mark.parametrize("count", [5, 6, 9])
+def test_few_subjects_still_make_three_parts(count):
+    groups = np.repeat(np.arange(count), 3)
+    split = subject_split(np.zeros(3 * count, int), groups)
+    assert all(len(part) for part in parts(split))
+    assert sum(len(set(groups[part])) for part in parts(split)) == count
+
+
+@pytest.mark.parametrize("fold", [-1, 5])
+def test_folds_out_of_range_are_refused(cohort, fold):
+    with pytest.raises(ValueError, match=f"fold must be 0 to 4. Received: fold={fold}"):
+        subject_split(*cohort, fold=fold)
+
+
+def test_one_fold_is_none():
+    with pytest.raises(ValueError, match=r"^folds must be at least 2\. Received: folds=1$"):
+        subject_split(np.zeros(9, int), np.repeat([0, 1, 2], 3), folds=1)
+
+
+def test_fewer_subjects_than_folds_are_refused():
+    with pytest.raises(ValueError, match=r"take at least 5 subjects\. Received: subjects=3"):
+        subject_split(np.zeros(9, int), np.repeat([0, 1, 2], 3))
+
+
+def test_an_image_level_split_keeps_the_published_test_rows_and_leaks(cohort):
+    labels, groups = cohort
+    published = np.random.default_rng(4).permutation(len(labels))[:320]
+    split = image_split(labels, published, seed=3)
+    assert (split.protocol, split.fold, split.folds, split.seed) == ("image", -1, 1, 3)
+    np.testing.assert_array_equal(split.test, np.sort(published))
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts(split))), np.arange(1600))
+    assert len(split.validation) == pytest.approx(0.1 * 1280, abs=1)
+    shares = np.bincount(labels[split.validation], minlength=4) / len(split.validation)
+    np.testing.assert_allclose(shares, COUNTS / 200, atol=0.02)
+
+    tested, trained = set(groups[split.test]), set(groups[split.train])
+    shared = tested & trained
+    message = (
+        f"^{len(shared)} of {len(tested)} subjects of the test part stand in the train part too, "
+        f"among them subject {min(shared)}; divide with subject_split$"
+    )
+    with pytest.raises(DataLeakageError, match=message):
+        check_disjoint(split, groups)
+    other = image_split(labels, published, seed=4)
+    assert set(other.validation) != set(split.validation)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ([0, 1600], r"test must be rows from 0 to 1599. Received: outside=array\(\[1600\]\)"),
+        ([-1, 2], r"test must be rows from 0 to 1599. Received: outside=array\(\[-1\]\)"),
+        ([3, 3], "test must be different rows. Received: repeats=1"),
+        (np.ones(1600, bool), r"test must be integers. Received: .*dtype\('bool'\)"),
+        (np.arange(1600), "test must leave 10 rows of some class to train on. Received: most=0"),
+    ],
+)
+def test_test_rows_that_are_none_are_refused(cohort, test, message):
+    with pytest.raises(ValueError, match=message):
+        image_split(cohort[0], test)
+
+
+@pytest.mark.parametrize("sides", [("train", "test"), ("train", "validation"), ("validation",) * 2])
+def test_one_shared_subject_is_leakage(sides):
+    groups = np.array([0, 0, 1, 1, 2, 2])
+    rows = {"train": [0, 1], "validation": [2, 3], "test": [4, 5]}
+    if sides == ("train", "test"):
+        rows["train"], rows["test"] = [0, 1, 4], [5]
+    elif sides == ("train", "validation"):
+        rows["train"], rows["validation"] = [0, 1, 2], [3]
+    else:
+        rows["validation"], rows["test"] = [2, 3, 4], [5]
+    split = Split("subject", *(np.array(rows[side]) for side in ("train", "validation", "test")))
+    with pytest.raises(DataLeakageError, match=r"^1 of [12] subjects of the"):
+        check_disjoint(split, groups)
+
+
+def test_subjects_kept_apart_are_no_leakage(cohort, folds):
+    for split in folds:
+        check_disjoint(split, cohort[1])
+
+
+def test_leakage_makes_a_nearest_neighbour_look_perfect(phantoms):
+    """It knows nothing of disease: image-level it is right by recognising people."""
+    pixels = phantoms.images.reshape(SUBJECTS * SLICES, -1).astype(float)
+
+    def accuracy(split):
+        distance = (
+            (pixels[split.test] ** 2).sum(1)[:, None]
+            - 2 * pixels[split.test] @ pixels[split.train].T
+            + (pixels[split.train] ** 2).sum(1)
+        )
+        nearest = split.train[distance.argmin(1)]
+        return (phantoms.labels[nearest] == phantoms.labels[split.test]).mean()
+
+    published = np.random.default_rng(0).permutation(len(pixels))[: len(pixels) // 5]
+    leaky = accuracy(image_split(phantoms.labels, published))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        splits = [subject_split(phantoms.labels, phantoms.subjects, fold=k) for k in range(5)]
+    honest = np.mean([accuracy(split) for split in splits])
+    print(f"\n1-NN: image-level {leaky:.2f}, subject-wise {honest:.2f}")
+    assert leaky > 0.97
+    assert honest < leaky - 0.3
+
+
+# --- along the head ---
+
+
+def test_slices_of_a_person_are_put_in_order_from_below():
+    phantoms = make_phantoms(6, 32, seed=1)
+    rng = np.random.default_rng(0)
+    for subject in range(6):
+        rows = rng.permutation(np.flatnonzero(phantoms.subjects == subject))
+        found = rows[order_slices(phantoms.images[rows])]
+        assert (np.diff(phantoms.z[found]) > 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_slices_have_an_order_too(n):
+    phantoms = make_phantoms(4, 12, seed=1)
+    found = order_slices(phantoms.images[:n][::-1])
+    assert sorted(found) == list(range(n))
+    if n == 3:
+        np.testing.assert_array_equal(found, [2, 1, 0])
+
+
+def test_order_wants_a_stack():
+    with pytest.raises(ValueError, match=r"images must be \(n, h, w\). Received: shape \(4, 4\)"):
+        order_slices(np.zeros((4, 4)))
+
+
+@pytest.mark.real_data
+def test_real_slices_in_order_change_little_by_little(real_data):
+    """Next neighbours are more alike than those two apart, all along every head tried."""
+    scans = read_scans(real_data, split="train") + read_scans(real_data, split="test")
+    groups = recover_subjects(scans.images).groups
+    for subject in range(40):
+        rows = np.flatnonzero(groups == subject)
+        images = scans.images[rows[order_slices(scans.images[rows])]]
+        likeness = np.corrcoef(images.reshape(len(images), -1))
+        near, far = np.diag(likeness, 1), np.diag(likeness, 2)
+        assert (np.minimum(near[:-1], near[1:]) > far - 0.002).all()

@@ -246,11 +246,11 @@ WRONG = {
     "read_crossval": [
         (
             lambda c: read_crossval(c.folder / "none"),
-            "none: no logits of a cross-validation",
+            "none: not a table of logits",
         ),
         (
             lambda c: read_crossval(c.data / "test.parquet"),
-            "no logits of a cross-validation",
+            "not a table of logits",
         ),
     ],
     "read_scans": [

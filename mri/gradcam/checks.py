@@ -124,7 +124,7 @@ def check_heatmaps(
     Examples
     --------
     >>> from mri.models import build_model
-    >>> from mri.phantom import make_phantoms
+    >>> from mri.data import make_phantoms
     >>> phantoms = make_phantoms(8, 1, size=64)
     >>> model = build_model("compact", input_shape=(64, 64, 1))  # Untrained: its maps show nothing.
     >>> check_heatmaps(model, phantoms.images, subjects=phantoms.subjects).verdict
@@ -331,7 +331,7 @@ def ground_truth(
     Examples
     --------
     >>> from mri.models import build_model
-    >>> from mri.phantom import make_phantoms
+    >>> from mri.data import make_phantoms
     >>> model = build_model("compact", input_shape=(64, 64, 1))
     >>> table = ground_truth(model, make_phantoms(8, 1, size=64))
     >>> table.index.get_level_values(0).unique().tolist()

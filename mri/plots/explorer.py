@@ -133,7 +133,7 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
     Examples
     --------
     >>> from mri.models import build_model
-    >>> from mri.phantom import make_phantoms
+    >>> from mri.data import make_phantoms
     >>> from mri.training import Trained
     >>> phantoms = make_phantoms(4, 2, size=64)
     >>> run = Trained(build_model("compact", input_shape=(64, 64, 1)), {"temperature": 1.0}, None)

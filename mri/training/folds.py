@@ -231,7 +231,7 @@ def cross_validate(
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
-    >>> from mri.phantom import make_phantoms
+    >>> from mri.data import make_phantoms
     >>> from mri.training import Recipe
     >>> phantoms, short = make_phantoms(16, 2, size=64), Recipe(epochs=1, batch_size=8)
     >>> options = {"recipe": short, "folds": 2}

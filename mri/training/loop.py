@@ -193,7 +193,7 @@ def train(
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
-    >>> from mri.phantom import make_phantoms
+    >>> from mri.data import make_phantoms
     >>> phantoms, short = make_phantoms(24, 2, size=64), Recipe(epochs=2, batch_size=8)
     >>> split = subject_split(phantoms.labels, phantoms.subjects, folds=2)
     >>> with TemporaryDirectory() as folder:

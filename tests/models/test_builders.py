@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-import mri.models
+import mri.models.builders
 from mri._keras import keras, tf
 from mri.models.builders import (
     _BUILDERS,
@@ -33,7 +33,7 @@ EVERY = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def no_download(monkeypatch):
-    monkeypatch.setattr(mri.models, "DOWNLOAD", False)
+    monkeypatch.setattr(mri.models.builders, "DOWNLOAD", False)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_backbone_says_what_it_starts_from(monkeypatch):
         start = keras.Input(input_shape)
         return keras.Model(start, layers.Conv2D(3, 32)(start), name=name)
 
-    monkeypatch.setattr(mri.models, "DOWNLOAD", True)
+    monkeypatch.setattr(mri.models.builders, "DOWNLOAD", True)
     monkeypatch.setattr(keras.applications, "ResNet50", resnet)
     with pytest.warns(UserWarning, match=r"no ImageNet weights \(URL fetch failure\)"):
         model = build_model("resnet50", input_shape=shape)

@@ -158,7 +158,7 @@ def die(name, folder):
         register(builder)
     at, options = DEATHS[name]["at"], {k: v for k, v in DEATHS[name].items() if k != "at"}
     if at == "saving":
-        mri.models.files.save_model = kill
+        mri.training.loop.save_model = kill
     else:
         Checkpoint.on_train_batch_end = lambda self, batch, logs=None: (
             kill() if (self.epochs_done, batch) == at else None

@@ -212,8 +212,8 @@ def test_a_full_disk_loses_nothing(tmp_path):
     assert caught.value.errno == errno.EFBIG
     assert caught.value.filename == str(folder / ".m.state.npz")
     assert caught.value.__notes__ == [
-        f"Kept in {folder / '.m.state.npz'}: 2 finished epochs, with the best weights so far; "
-        "the same call goes on from there."
+        f"Kept in {folder / '.m.state.npz'}: 2 finished epochs, with the best weights so far. "
+        "Repeat the same call to continue."
     ]
     assert names(folder) == [".m.state.npz"]
     seen = []
@@ -331,7 +331,7 @@ def test_an_interrupted_run_says_what_is_kept(tmp_path):
         cases.run(tmp_path, callbacks=[Interrupt()])
     (note,) = caught.value.__notes__
     assert "2 finished epochs" in note
-    assert "the same call goes on from there" in note
+    assert "Repeat the same call to continue" in note
     assert names(tmp_path) == [".m.state.npz"]
 
 

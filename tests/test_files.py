@@ -300,7 +300,7 @@ def test_a_read_only_folder_is_noticed_before_training(read_only):
     with nobody(), pytest.raises(PermissionError, match="models") as caught:
         cases.run(read_only, callbacks=[Log()])
     assert caught.value.__notes__ == [
-        f"{read_only}: cannot be written, nothing was done; take another folder"
+        f"{read_only}: cannot be written, nothing was done; use another folder"
     ]
     assert not begun
     assert names(read_only) == []

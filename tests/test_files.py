@@ -212,8 +212,8 @@ def test_a_full_disk_loses_nothing(tmp_path):
     assert caught.value.errno == errno.EFBIG
     assert caught.value.filename == str(folder / ".m.state.npz")
     assert caught.value.__notes__ == [
-        f"Kept in {folder / '.m.state.npz'}: 2 finished epochs, with the best weights so far; "
-        "the same call goes on from there."
+        f"Kept in {folder / '.m.state.npz'}: 2 finished epochs, with the best weights so far. "
+        "Repeat the same call to continue."
     ]
     assert names(folder) == [".m.state.npz"]
     seen = []
@@ -300,7 +300,7 @@ def test_a_read_only_folder_is_noticed_before_training(read_only):
     with nobody(), pytest.raises(PermissionError, match="models") as caught:
         cases.run(read_only, callbacks=[Log()])
     assert caught.value.__notes__ == [
-        f"{read_only}: cannot be written, nothing was done; take another folder"
+        f"{read_only}: cannot be written, nothing was done; use another folder"
     ]
     assert not begun
     assert names(read_only) == []
@@ -331,7 +331,7 @@ def test_an_interrupted_run_says_what_is_kept(tmp_path):
         cases.run(tmp_path, callbacks=[Interrupt()])
     (note,) = caught.value.__notes__
     assert "2 finished epochs" in note
-    assert "the same call goes on from there" in note
+    assert "Repeat the same call to continue" in note
     assert names(tmp_path) == [".m.state.npz"]
 
 

@@ -8,8 +8,8 @@ from scipy import stats
 from scipy.special import expit, log_softmax, logsumexp, softmax
 from sklearn import metrics as sk
 
-from mri.data.parquet import CLASS_NAMES
 import mri.evaluation.metrics
+from mri.data.parquet import CLASS_NAMES
 from mri.evaluation.metrics import (
     METRICS,
     evaluate,

@@ -68,8 +68,11 @@ def test_a_finished_run_is_built_once_and_its_file_read_once(tmp_path, counts, p
     counts.clear()
     again = mri.train("tissue", scans, split, **options)
     assert counts == {
-        **{"build_model": 1, "read_card": 1, "file_sha256": 1},
-        **{"_inspect_archive": 1, "_check_weights": 1},
+        "build_model": 1,
+        "read_card": 1,
+        "file_sha256": 1,
+        "_inspect_archive": 1,
+        "_check_weights": 1,
     }
     for one, other in zip(first.model.get_weights(), again.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)

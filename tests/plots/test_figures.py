@@ -10,11 +10,11 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from mri import plots
-from mri.plots.style import BLACK, GREY, readable
 from mri.data.parquet import CLASS_NAMES
 from mri.data.phantom import make_phantoms
 from mri.data.scans import read_scans
 from mri.evaluation.metrics import evaluate, reliability_bins
+from mri.plots.style import BLACK, GREY, readable
 from mri.subjects.recovery import order_slices, recover_subjects
 
 MILD, MODERATE, NON, VERY_MILD = range(4)
@@ -267,7 +267,8 @@ def test_overlay_is_the_slice_where_the_map_is_zero_and_mixed_by_strength():
 
 
 def test_overlay_of_unlike_shapes_is_an_error():
-    with pytest.raises(ValueError, match=r"alike.*image.shape=\(4, 4\), heatmap.shape=\(2, 2\)"):
+    message = r"same shape.*image.shape=\(4, 4\), heatmap.shape=\(2, 2\)"
+    with pytest.raises(ValueError, match=message):
         plots.overlay(np.zeros((4, 4), np.uint8), np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"Received: image.shape=\(4, 4, 1\)"):
         plots.overlay(np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4, 1)))

@@ -145,7 +145,7 @@ def test_an_ensemble_is_the_mean_of_the_logits(done):
 def test_what_is_not_there_is_named(done):
     with pytest.raises(ValueError, match=r"no train logits of .*'flat', 'wide'.*validation"):
         done[1].pooled(part="train")
-    with pytest.raises(ValueError, match=r"no test logits of .'absent'.; there are .'flat', 'wide"):
+    with pytest.raises(ValueError, match=r"no test logits of .'absent'.. Models: .'flat', 'wide"):
         done[1].evaluate("absent")
 
 

@@ -717,9 +717,9 @@ def test_a_run_that_diverges_keeps_what_was_good(unbroken, tmp_path):
     with pytest.raises(RuntimeError, match="NaN or Inf loss encountered") as caught:
         run(tmp_path, callbacks=[Poison()])
     assert caught.value.__notes__ == [
-        "Lower the learning rate, it is 0.02.",
-        f"Kept in {tmp_path / '.m.state.npz'}: 2 finished epochs, with the best weights so far; "
-        "the same call goes on from there.",
+        "Lower the learning rate; it is 0.02 now.",
+        f"Kept in {tmp_path / '.m.state.npz'}: 2 finished epochs, with the best weights so far. "
+        "Repeat the same call to continue.",
     ]
     assert [path.name for path in tmp_path.iterdir()] == [".m.state.npz"]
     with np.load(tmp_path / ".m.state.npz") as state:
@@ -914,7 +914,7 @@ def test_a_network_of_real_slices_is_not_overwritten_by_one_of_phantoms(tmp_path
 
 def test_a_slice_on_two_sides_of_a_split_is_refused(tmp_path):
     split = replace(make_split(), validation=make_split().train[-5:])
-    with pytest.raises(DataLeakageError, match="5 rows stand twice"):
+    with pytest.raises(DataLeakageError, match="5 rows occur twice"):
         train("speck", make_scans(), split, recipe=RECIPE, folder=tmp_path)
 
 

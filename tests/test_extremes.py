@@ -109,6 +109,7 @@ def test_a_single_class_has_the_figures_that_exist():
     assert found["log_loss"].value == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fewer subjects than the")
 def test_a_single_class_is_cross_validated(tmp_path):
     """Every fold lacks three classes."""
@@ -161,6 +162,7 @@ def test_slices_without_a_pattern_are_counted(size):
         mri.audit(blank, blank)
 
 
+@pytest.mark.slow
 def test_black_slices_are_trained_on_without_a_number_that_is_none(tmp_path):
     blank, groups = scans([0, 2] * 20), np.arange(40)
     blank.images[:] = 0

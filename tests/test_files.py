@@ -148,6 +148,7 @@ def test_many_at_once_are_never_two(tmp_path):
     assert names(tmp_path) == ["count"]
 
 
+@pytest.mark.slow
 def test_two_trainings_of_one_name_train_once(tmp_path):
     """Both get the same network: the second waits for the first and returns what it has made."""
     log, results = tmp_path / "log", {}
@@ -255,6 +256,7 @@ def full_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_real_full_disk(full_disk):
     (full_disk / "ballast").write_bytes(bytes(496 * 1024))
     with pytest.raises(OSError, match="No space left on device") as caught:
@@ -335,6 +337,7 @@ def test_an_interrupted_run_says_what_is_kept(tmp_path):
     assert names(tmp_path) == [".m.state.npz"]
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_back_changes_nothing(tmp_path, monkeypatch):
     clock = iter(range(10**9, 0, -1000))
     unbroken = cases.run(tmp_path / "steady")

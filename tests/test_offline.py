@@ -80,6 +80,7 @@ def worked(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1]), files
 
 
+@pytest.mark.slow
 def test_nothing_but_the_download_asks_for_the_network(worked):
     said, _ = worked
     assert said["quiet"]
@@ -88,6 +89,7 @@ def test_nothing_but_the_download_asks_for_the_network(worked):
     assert "Put train-00000-of-00001" in said["download"]
 
 
+@pytest.mark.slow
 def test_files_are_written_to_data_and_models_only(worked):
     _, files = worked
     assert files["cwd"] == {

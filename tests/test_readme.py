@@ -50,6 +50,7 @@ def test_public_names_are_those_of_the_package():
     assert re.findall(r"`(\w+)`", listed) == mri.__all__
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fewer subjects than the 5 folds")
 def test_the_code_runs(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -612,6 +612,7 @@ def trained(request):
     return train_on(learnt, 8, [(8, 1, 1), (8, 1, 1)]), strangers, False
 
 
+@pytest.mark.slow
 def test_maps_find_what_the_class_changed_or_reveal_the_shortcut(trained):
     model, strangers, shortcut = trained
     region = SHORTCUT if shortcut else None
@@ -633,6 +634,7 @@ def test_maps_find_what_the_class_changed_or_reveal_the_shortcut(trained):
         assert values.loc["grad-cam"].energy["found"] >= 2 * values.energy["grad-cam", "random"]
 
 
+@pytest.mark.slow
 def test_trained_maps_are_sane_and_faithful(trained):
     model, strangers, shortcut = trained
     images, subjects = strangers.images[::3], strangers.subjects[::3]

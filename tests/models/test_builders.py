@@ -23,11 +23,17 @@ from mri.models.files import load_model, save_model
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 layers = keras.layers
+# What takes a minute for one of these is left to `make stress`.
 HEAVY = {"dual_path", "resnet50", "efficientnet_b3"}
-# What takes a minute for one of these is left to `make test-all`.
+FEW = {"compact", "fast", "tissue"}
+
+
+def tier(name):
+    return pytest.mark.stress if name in HEAVY else pytest.mark.slow
+
+
 EVERY = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.stress) if n in HEAVY else n for n in list_models()],
+    "name", [n if n in FEW else pytest.param(n, marks=tier(n)) for n in list_models()]
 )
 
 

@@ -171,6 +171,7 @@ def test_features_are_correlations_of_the_high_passed_slices(phantoms):
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_heads_have_in_common_is_removed_as_by_a_full_decomposition(phantoms):
     plain = _folding_pattern(phantoms.images).astype(float)
     own, components = _without_common_anatomy(_folding_pattern(phantoms.images), 0)

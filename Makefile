@@ -41,8 +41,8 @@ coverage: .venv/ready  ## branches of mri/ that the tests go through; subprocess
 
 mutants: .venv/ready  ## change lines one at a time: which changes do the tests notice (an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mutmut~=3.8"
-	$(BIN)/python .ci/mutants.py evaluation
-	$(BIN)/python .ci/mutants.py subjects gradcam --sample 40
+	$(BIN)/python .ci/mutants.py evaluation/metrics
+	$(BIN)/python .ci/mutants.py subjects/recovery gradcam/cam --sample 40
 
 advisories: .venv/ready  ## ask pip-audit about the pinned versions; needs the internet
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit

@@ -174,7 +174,7 @@ WRONG = {
         ),
         (
             lambda c: ground_truth(c.model, c.phantoms, region=np.s_[99:, 99:]),
-            r"region must hold pixels of \(64, 64\). Received: region=",
+            r"region must hold pixels of slices \(64, 64\). Received: region=",
         ),
         (
             lambda c: ground_truth(c.model, c.phantoms.take(c.labels == 2)),

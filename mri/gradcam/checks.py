@@ -353,7 +353,7 @@ def ground_truth(
     if region is not None:
         masks = np.zeros_like(masks)
         masks[:, *region] = True
-        require(masks.any(), f"region must hold pixels of {masks.shape[1:]}.", region=region)
+        require(masks.any(), f"region must hold pixels of slices {masks.shape[1:]}.", region=region)
     rows, brain = {}, brain_mask(images)
     for method in METHODS:
         maps = GradCAM(model, layer, method=method)(images, classes[chosen]).maps

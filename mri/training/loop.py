@@ -195,6 +195,7 @@ def train(
     --------
     >>> from tempfile import TemporaryDirectory
     >>> from mri.data import make_phantoms
+    >>> from mri.subjects import subject_split
     >>> phantoms, short = make_phantoms(24, 2, size=64), Recipe(epochs=2, batch_size=8)
     >>> split = subject_split(phantoms.labels, phantoms.subjects, folds=2)
     >>> with TemporaryDirectory() as folder:

@@ -18,6 +18,14 @@ try:
     import keras
     import tensorflow as tf
 
+    # What a file in the home folder says is for models of one's own: here nothing depends on it.
+    if (float_type := keras.config.floatx()) != "float32":
+        keras.config.set_floatx("float32")
+        if keras.config.dtype_policy().name == float_type:
+            keras.config.set_dtype_policy("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+
     # The first look for a GPU complains where there is none.
     for gpu in tf.config.list_physical_devices("GPU"):
         # Else one process takes all of it, and the second of a sweep has none.

@@ -18,6 +18,7 @@ from mri._keras import keras, tf
 from mri.data.parquet import CLASS_NAMES
 from mri.gradcam.receptive_fields import cells_of, stretch
 from mri.gradcam.trace import choose, record_calls
+from mri.models.inputs import same_name
 from mri.models.scores import (
     are_probabilities,
     batches,
@@ -25,7 +26,6 @@ from mri.models.scores import (
     log_shares,
     one_output,
     read,
-    same_name,
 )
 
 
@@ -71,7 +71,7 @@ class GradCAM:
     The gradient is that of the class's logit, also where the model ends in softmax or sigmoid,
     whose own gradient vanishes when the model is sure; of probabilities whose logits are out of
     reach, as of an averaged ensemble, that of the log odds. The attribute `kind` says which, a key
-    of `mri.models.scores.READ_AS`. The channels may come first. Weights are read at every call: after more
+    of `mri.models.READ_AS`. The channels may come first. Weights are read at every call: after more
     training the same object explains the new state. Dropout and the like are off. Maps are
     stretched to the image bilinearly between the pixels on which the receptive fields of the cells
     are centred (`mri.gradcam.receptive_fields`), since strides and padding move these by up to half

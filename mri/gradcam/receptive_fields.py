@@ -8,7 +8,7 @@ grid, looks half a pixel further on, and five of them half a cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mri._keras import tf
@@ -80,7 +80,9 @@ def grids(images: tf.Tensor) -> Known:
     # In the order in which they were made, operations come after those that they take from.
     for op in images.graph.get_operations():
         if op.type not in BLIND and (found := _after(op, known)):
-            known |= {x.ref(): found for x in op.outputs if x.shape.rank == op.outputs[0].shape.rank}
+            known |= {
+                x.ref(): found for x in op.outputs if x.shape.rank == op.outputs[0].shape.rank
+            }
     return known
 
 
@@ -116,7 +118,7 @@ def receptive_fields(images: tf.Tensor, activations: tf.Tensor) -> Axes:
 
 
 def cells_of(images: tf.Tensor, activations: tf.Tensor, grid: Grid | None) -> Axes:
-    """What the cells of `activations` see: as the grid says, else an even share of the image."""
+    """Return what the cells of `activations` see: as the grid says, else an even share."""
     if grid and grid.axes:
         return grid.axes
     cells = tf.gather(tf.shape(activations), grid.at if grid else (1, 2))
@@ -160,15 +162,17 @@ def _weights(axis: Axis, pixels: int, cells: int) -> tf.Tensor:
 
 
 def _after(op: tf.Operation, known: Known) -> Grid | None:
-    """The grid behind an operation; None where there is none."""
+    """Return the grid behind an operation; None where there is none."""
     sources = [x for x in op.inputs if x.ref() in known]
     if not sources:
         return None
     grid = known[sources[0].ref()]
     if op.type == "Transpose":
         order = tf.get_static_value(op.inputs[1])
-        return None if order is None else grid._replace(
-            at=tuple(order.tolist().index(axis) for axis in grid.at)
+        return (
+            None
+            if order is None
+            else grid._replace(at=tuple(order.tolist().index(axis) for axis in grid.at))
         )
     if op.type in _RESHAPING:
         return _reshaped(grid, sources[0].shape, op.outputs[0].shape)
@@ -177,12 +181,13 @@ def _after(op: tf.Operation, known: Known) -> Grid | None:
     if len(grid.at) == 2 and op.type in _KNOWN:
         if op.type in _CONVOLUTIONS + _POOLINGS and set(_sides(op)) != set(grid.at):
             return None
-        return grid._replace(axes=_KNOWN[op.type](op, grid) if grid.axes else None)
+        axes = grid.axes and _KNOWN[op.type](op, grid.at, grid.axes)
+        return grid._replace(axes=axes)
     return _alike(op, [(x.shape, known[x.ref()]) for x in sources])
 
 
 def _alike(op: tf.Operation, sources: list[tuple[tf.TensorShape, Grid]]) -> Grid | None:
-    """The grid behind an operation of another kind, such as one that works on each cell alone."""
+    """Return the grid behind an operation of another kind, such as one on each cell alone."""
     to = op.outputs[0].shape if op.outputs else tf.TensorShape(None)
     if to.rank is None:
         return None
@@ -209,7 +214,7 @@ def _alike(op: tf.Operation, sources: list[tuple[tf.TensorShape, Grid]]) -> Grid
 
 
 def _reshaped(grid: Grid, of: tf.TensorShape, to: tf.TensorShape) -> Grid | None:
-    """The grid behind a change of form, None where rows and columns lie in no axes of their own.
+    """Return the grid behind a change of form, None where rows and columns have no own axes.
 
     They are looked for behind the same number of entries as before, such as groups of channels.
     """
@@ -226,16 +231,16 @@ def _reshaped(grid: Grid, of: tf.TensorShape, to: tf.TensorShape) -> Grid | None
     channels = of.rank > 1 and to.rank > 1 and to[-1] in (of[-1], None)
     if to.rank == 2 and channels and first <= 1:  # As dense layers do with all cells of a batch.
         return Grid((0,), grid.axes, size)
-    cells = None if None in size else size[0] * size[1]
+    cells = _entries(size)
     for axis in range(1, to.rank - 1):
         if cells and to[axis] == cells and _entries(to[1:axis]) == before and channels:
             return Grid((axis,), grid.axes, size)
     return None
 
 
-def _entries(sides: Iterable[int | None]) -> int | None:
-    known = list(sides)
-    return None if None in known else math.prod(known)
+def _entries(sides: Sequence[int | None]) -> int | None:
+    known = [side for side in sides if side is not None]
+    return math.prod(known) if len(known) == len(list(sides)) else None
 
 
 def _sides(op: tf.Operation) -> tuple[int, ...]:
@@ -243,9 +248,8 @@ def _sides(op: tf.Operation) -> tuple[int, ...]:
     return _LAYOUTS.get(op.get_attr("data_format"), ())
 
 
-def _behind_windows(op: tf.Operation, grid: Grid) -> Axes | None:
+def _behind_windows(op: tf.Operation, at: tuple[int, ...], axes: Axes) -> Axes | None:
     """Receptive fields behind a convolution or a pooling."""
-    at = list(grid.at)
     if op.type in _CONVOLUTIONS:
         kernel, dilations = op.inputs[1].shape, op.get_attr("dilations")
         windows = [(kernel[_sides(op).index(a)] - 1) * dilations[a] + 1 for a in at]
@@ -260,31 +264,31 @@ def _behind_windows(op: tf.Operation, grid: Grid) -> Axes | None:
             return None
         along = zip(sizes, windows, strides, strict=True)
         before = [max((-(-n // s) - 1) * s + k - n, 0) // 2 for n, k, s in along]
-    return _seen(grid.axes, before, windows, strides)
+    return _seen(axes, before, windows, strides)
 
 
-def _behind_padding(op: tf.Operation, grid: Grid) -> Axes | None:
+def _behind_padding(op: tf.Operation, at: tuple[int, ...], axes: Axes) -> Axes | None:
     """Receptive fields behind padding, or one of the two steps around a dilated convolution."""
     constants = [tf.get_static_value(x) for x in op.inputs[1:]]
     if any(x is None for x in constants):
         return None
     if op.type in _PADDINGS:
-        return _seen(grid.axes, constants[0][list(grid.at), 0])
+        return _seen(axes, constants[0][list(at), 0])
     blocks, around = constants
-    if len(blocks) != 2 or grid.at != (1, 2):
+    if len(blocks) != 2 or at != (1, 2):
         return None
     if op.type == "SpaceToBatchND":
-        return _seen(grid.axes, around[:, 0], strides=blocks)
-    return _seen(_seen(grid.axes, (0, 0), strides=1 / blocks), -around[:, 0])
+        return _seen(axes, around[:, 0], strides=blocks)
+    return _seen(_seen(axes, (0, 0), strides=1 / blocks), -around[:, 0])
 
 
-def _behind_resizing(op: tf.Operation, grid: Grid) -> Axes | None:
+def _behind_resizing(op: tf.Operation, at: tuple[int, ...], axes: Axes) -> Axes | None:
     """Receptive fields behind a change of size, without the width of its interpolation."""
     before, after = op.inputs[0].shape[1:3].as_list(), op.outputs[0].shape[1:3].as_list()
-    if None in before + after or grid.at != (1, 2) or not op.get_attr("half_pixel_centers"):
+    if None in before + after or at != (1, 2) or not op.get_attr("half_pixel_centers"):
         return None
     ratios = [n / m for n, m in zip(before, after, strict=True)]
-    return _seen(grid.axes, [(1 - ratio) / 2 for ratio in ratios], strides=ratios)
+    return _seen(axes, [(1 - ratio) / 2 for ratio in ratios], strides=ratios)
 
 
 _KNOWN = {

@@ -101,14 +101,16 @@ class Paths:
         self.known: Known = grids(images)
         # In the order in which they were made, operations come after those that they take from.
         self._operations = [op for op in images.graph.get_operations() if op.type not in BLIND]
-        reached, self._learned = {images.ref()}, set()
+        reached: set[Any] = {images.ref()}
+        self._learned: set[Any] = set()
         for op in self._operations:
             if any(x.ref() in reached for x in op.inputs):
                 made = {x.ref() for x in op.outputs}
                 reached |= made
                 if op.type in _LEARNED or any(x.ref() in self._learned for x in op.inputs):
                     self._learned |= made
-        needed, last_use = {logits.ref()}, {}
+        needed: set[Any] = {logits.ref()}
+        last_use: dict[Any, int] = {}
         for i, op in reversed(list(enumerate(self._operations))):
             if any(x.ref() in needed for x in op.outputs):
                 for x in op.inputs:
@@ -200,11 +202,11 @@ def choose(
     if any(v is wanted or v.name == wanted for v in hidden):
         problem = "called inside a tf.function of the model's own, out of reach: call it outside"
     ends = list(dict.fromkeys(_named(x, here, paths).name for x in paths.ends())) if here else []
-    if wanted is None and not found and len(ends) > 1:
+    if wanted is None and not found and ends:
         raise ValueError(
             "`layer` must be named here: no tensor with a grid lies on every path from the image "
             "to the logits. The branches of this network meet only where their grids are gone, and "
-            f"one of them alone is not the network. They end in {ends}. Received: {wanted=}"
+            f"one of them alone is not the network. They end in {ends}. Received: layer={wanted}"
         )
     raise ValueError(
         "`layer` must be one layer on the way to the output, itself 4-D, by name or as an object "

@@ -7,6 +7,7 @@ to 1, with their classes in another order. None of this can be seen in the file 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 
 FIELDS = ("size", "channels", "range", "scale", "offset", "mean", "std", "class_names")
 """What may be declared of a model; see `adapt`."""
+
+READ_AS = {
+    "logits": "",
+    "softmax": "ends in softmax: read by the logits before it",
+    "log-softmax": "ends in log-softmax: read by the logits before it",
+    "sigmoid": "ends in sigmoid: read by the logits before it",
+    "probabilities": "gives probabilities whose logits are out of reach: read by their logarithms",
+}
+"""What a model may end in, and what a reader of its figures has to know of it."""
 
 SLICE = (128, 128)
 """Rows and columns of the slices of the data set."""
@@ -53,7 +63,9 @@ class Expects:
         object.__setattr__(self, "size", sizes and tuple(sizes))
         valid = self.channels in (None, *_NUMBERS) and type(self.channels) is not bool
         require(valid, "channels must be 1 or 3.", channels=self.channels)
-        valid = self.range is None or (_list_of(self.range, float, 2) and self.range[0] < self.range[1])
+        valid = self.range is None or (
+            _list_of(self.range, float, 2) and self.range[0] < self.range[1]
+        )
         require(valid, "range must be two numbers, low and high.", range=self.range)
         for name in ("scale", "offset", "mean", "std"):
             value = getattr(self, name)
@@ -67,8 +79,8 @@ class Expects:
             "scale and offset": (self.scale, self.offset) != (None, None),
             "mean and std": (self.mean, self.std) != (None, None),
         }
-        require(sum(ways.values()) <= 1, "Only one may be declared of range, scale and offset, mean "
-                "and std.", declared=[name for name, given in ways.items() if given])  # fmt: skip
+        given = [name for name, of in ways.items() if of]
+        require(len(given) <= 1, f"Only one of {list(ways)} may be declared.", declared=given)
         names = self.class_names
         valid = names is None or (_list_of(names, str) and len(set(names)) == len(names))
         require(valid, "class_names must be distinct names.", class_names=names)
@@ -134,8 +146,10 @@ def declared(card: Mapping[str, Any]) -> Expects | None:
 
 def only_declares(card: Mapping[str, Any]) -> bool:
     """Whether a card says what a model expects and nothing of how it was trained."""
-    return bool(card) and set(card) <= {*FIELDS, "classes", "expects", "sha256"} and (
-        set(card) != {"sha256"}
+    return (
+        bool(card)
+        and set(card) <= {*FIELDS, "classes", "expects", "sha256"}
+        and (set(card) != {"sha256"})
     )
 
 
@@ -231,13 +245,23 @@ def _ordered(
     """Return scores (n, k) of the named classes in the order wanted."""
     from mri._keras import keras
     from mri.data.parquet import CLASS_NAMES
-    from mri.models.scores import same_name
 
     order = CLASS_NAMES if order is None else order
     places = [[i for i, of in enumerate(names) if same_name(of, name)] for name in order]
     alike = len(names) == len(order) and all(len(at) == 1 for at in places)
-    require(alike, f"class_names must be those of the data, {list(order)}.", class_names=list(names))
+    require(
+        alike, f"class_names must be those of the data, {list(order)}.", class_names=list(names)
+    )
     given = scores.shape[1]
     require(given == len(names), f"The model gives {given} scores.", class_names=list(names))
     at = [at[0] for at in places]
     return scores if at == list(range(given)) else keras.ops.take(scores, at, axis=1)
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two class names differ only in case, spaces, ``_`` and ``-``."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", str(name)).casefold()

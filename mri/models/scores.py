@@ -6,7 +6,7 @@ softmax or sigmoid at its end is taken out of that record. Nothing of the model 
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,15 +14,6 @@ import numpy as np
 
 from mri._arguments import require
 from mri._keras import keras, tf
-
-READ_AS = {
-    "logits": "",
-    "softmax": "ends in softmax: read by the logits before it",
-    "log-softmax": "ends in log-softmax: read by the logits before it",
-    "sigmoid": "ends in sigmoid: read by the logits before it",
-    "probabilities": "gives probabilities whose logits are out of reach: read by their logarithms",
-}
-"""What a model may end in, and what a reader of its figures has to know of it."""
 
 _ENDS = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid"}
 _PASSING = "Identity", "Cast", "Reshape", "Squeeze", "ExpandDims"
@@ -160,16 +151,19 @@ def _behind(x: tf.Tensor, k: int) -> tuple[tf.Tensor, str] | None:
 
 def _behind_average(op: tf.Operation, k: int) -> tuple[tf.Tensor, str] | None:
     """Return the logits of an average whose addends are all made of the same logits."""
-    addends = []
+    addends: list[tuple[tf.Tensor, str]] = []
     for x in op.inputs:
         value = tf.get_static_value(x)
         if value is None:
-            addends.append(_behind(x, k))
+            found = _behind(x, k)
+            if found is None:
+                return None
+            addends.append(found)
         elif op.type in _FACTORS and not np.all(np.asarray(value) > 0):
             return None
         elif op.type not in (*_FACTORS, "Mean", "ConcatV2"):
             return None
-    if not addends or None in addends or (op.type in _FACTORS and len(addends) > 1):
+    if not addends or (op.type in _FACTORS and len(addends) > 1):
         return None
     same = len({(z.ref(), kind) for z, kind in addends}) == 1
     return addends[0] if same and addends[0][1] == "softmax" else None
@@ -242,6 +236,63 @@ class Scorer:
         return log_shares(logits) if self.kind == "probabilities" else logits
 
 
+def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+    """Return the logits of slices, whatever the model ends in: see `READ_AS`.
+
+    Parameters
+    ----------
+    model : keras.Model
+    images : ndarray of uint8, shape (n, h, w) or (n, h, w, c)
+        Of gray values 0 to 255, unless the model takes others.
+    batch_size : int
+
+    Returns
+    -------
+    ndarray of float32, shape (n, classes)
+
+    Raises
+    ------
+    ValueError
+        If the images are not of the size that the model takes, or `batch_size` is below 1.
+
+    Warns
+    -----
+    UserWarning
+        If the images look rescaled, and the model is one that rescales them itself.
+
+    Examples
+    --------
+    >>> from mri.models import build_model
+    >>> predict_logits(build_model("tissue"), np.zeros((3, 128, 128), np.uint8)).shape
+    (3, 4)
+    """
+    images = np.asarray(images)
+    many = images.ndim in (3, 4) and len(images) >= 1 and images.dtype.kind in "uif"
+    shape = images.shape if images.ndim == 4 else (*images.shape, 1)
+    takes = image_input(model, like=shape)
+    sides = zip(takes.shape[1:], shape[1:], strict=False)
+    require(
+        many and all(wanted in (None, side) for wanted, side in sides),
+        f"images must be numbers (n, h, w) for a model of {takes.shape[1:]}.",
+        shape=images.shape,
+        dtype=images.dtype,
+    )
+    require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
+    if 0 < images.max() <= 1 and _rescales(model):
+        warnings.warn(
+            "these images have values 0 to 1, and this model rescales gray values 0 to 255 itself: "
+            "give it the slices as they were read",
+            stacklevel=2,
+        )
+    return Scorer(model, like=shape)(images, batch_size)
+
+
+def _rescales(model: keras.Model) -> bool:
+    """Whether the first thing that a model does is to make gray values small."""
+    layers = [v for v in model._flatten_layers() if isinstance(v, keras.layers.Rescaling)]
+    return any(np.max(np.abs(v.scale)) < 0.1 for v in layers[:1])
+
+
 def batches(images: np.ndarray, to: ImageInput, batch_size: int) -> list[tf.Tensor]:
     """Cut images into batches; to a model of a fixed batch size the last goes filled up."""
     fixed = to.shape[0]
@@ -250,12 +301,3 @@ def batches(images: np.ndarray, to: ImageInput, batch_size: int) -> list[tf.Tens
         missing = fixed - len(images) % fixed
         images = np.concatenate([images, np.repeat(images[-1:], missing, 0)])
     return [tf.cast(images[i : i + size], to.dtype) for i in range(0, len(images), size)]
-
-
-def same_name(one: str, other: str) -> bool:
-    """Whether two class names differ only in case, spaces, ``_`` and ``-``."""
-    return _plain(one) == _plain(other)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", str(name)).casefold()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from dataclasses import replace as with_
 from pathlib import Path
 from typing import Any
 
@@ -23,85 +20,14 @@ from mri._files import alone
 from mri._keras import keras, tf
 from mri.data.scans import Scans
 from mri.evaluation.metrics import fit_temperature
-from mri.models.builders import DTYPES, build_model, initial_weights, predict_logits
+from mri.models.builders import DTYPES, initial_weights, list_models
 from mri.models.files import ModelFile, ModelFileError, save_model
+from mri.models.scores import predict_logits
 from mri.subjects.splits import PARTS, DataLeakageError, Split
 from mri.training.batches import BalancedAccuracy, Batches, HardExamples
 from mri.training.checkpoint import Checkpoint
 from mri.training.recipe import Recipe, native_dtype, recipe_of
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A network, what it is trained on and how: all that determines the result.
-
-    Attributes
-    ----------
-    builder : str
-        One of `mri.list_models`.
-    scans : Scans
-    split : Split
-    recipe : Recipe
-        With a `dtype` other than 'auto'.
-    seed : int
-    """
-
-    builder: str
-    scans: Scans
-    split: Split
-    recipe: Recipe
-    seed: int = 0
-
-    def build(self) -> keras.Model:
-        """Return the network with the initial weights of the seed."""
-        keras.utils.set_random_seed(self.seed)
-        return build_model(
-            self.builder,
-            input_shape=(*self.scans.images.shape[1:], 1),
-            classes=len(self.scans.class_names),
-            augment=self.recipe.augment,
-            dtype=self.recipe.dtype,
-        )
-
-    @cached_property
-    def model(self) -> keras.Model:
-        """The network that is trained; built once."""
-        return self.build()
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """All that determines the result, JSON-ready."""
-        rows = hashlib.sha256()
-        for part in PARTS:
-            rows.update(np.ascontiguousarray(getattr(self.split, part), np.int64).tobytes() + b"|")
-        # A builder may be edited between two runs; Keras numbers layers on from one to the next.
-        network = re.sub(r'_\d+(?=")', "", self.model.to_json())
-        parts = [len(getattr(self.split, part)) for part in PARTS]
-        return {
-            "builder": self.builder,
-            "network_sha256": hashlib.sha256(network.encode()).hexdigest(),
-            "recipe": asdict(self.recipe),
-            "seed": self.seed,
-            "data": self.scans.fingerprint(),
-            "split": {
-                "protocol": self.split.protocol,
-                "fold": self.split.fold,
-                "folds": self.split.folds,
-                "seed": self.split.seed,
-                "slices": parts,
-                "rows_sha256": rows.hexdigest(),
-            },
-        }
-
-    @cached_property
-    def signature(self) -> str:
-        """SHA-256 of the identity: equal where the results are."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
-        return max(1, len(self.split.train) // self.recipe.batch_size)
+from mri.training.run import Run, differences
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,10 +69,15 @@ def train(
     seed: int = 0,
     folder: str | os.PathLike[str] = "models",
     resume: bool = True,
+    replace: bool = False,
     verbose: str | int = "auto",
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    **options: Any,
 ) -> Trained:
     """Train a registered network and save it with its card.
+
+    Says in one line whether it trains a new network, loads or resumes this very run, or replaces
+    another one.
 
     Parameters
     ----------
@@ -168,8 +99,11 @@ def train(
         Continue a killed run after its last whole epoch, to the same result; return a finished
         one as it is. With False, start anew. Where another process trains under the same name,
         wait for it.
+    replace : bool
+        Whether another finished run of that name, of another recipe, seed, split or network, may be
+        lost. Without it, it is refused.
     verbose : 'auto', 0, 1 or 2
-        Of Keras' progress bar.
+        Of Keras' progress bar; with 0, nothing is said at all.
     callbacks : sequence of keras.callbacks.Callback
         That watch the epochs trained in this call, such as TensorBoard's or MLflow's; the result
         is the same with and without them, and a finished run calls none.
@@ -182,7 +116,8 @@ def train(
     ------
     ValueError
         If there is no such builder, or the split has an empty train or validation part or is not
-        of these slices, or a network of real slices would be overwritten by one of phantoms.
+        of these slices, or another run has that name: one of real slices is not even replaced by
+        one of phantoms.
     DataLeakageError
         If parts of the split share a slice.
     RuntimeError
@@ -201,6 +136,7 @@ def train(
     >>> run.path.name, len(run.history["loss"])
     ('tissue-subject.keras', 2)
     """
+    _check_call(builder, scans, split, recipe, options)
     recipe = recipe or recipe_of(builder)
     _check_split(split, len(scans))
     file = ModelFile(Path(folder) / f"{name or f'{builder}-{split.protocol}'}.keras")
@@ -211,15 +147,50 @@ def train(
         path=str(file.path),
     )
     run = _same_run(Run(builder, scans, split, recipe, seed), card)
-    run = run or Run(builder, scans, split, replace(recipe, dtype=_resolved(recipe)), seed)
+    run = run or Run(builder, scans, split, with_(recipe, dtype=_resolved(recipe)), seed)
+    say = print if verbose else lambda *_: None
     # Looked for again where another process had to be waited for.
     if resume and (done := _finished(file, run)):
+        say(f"{file.path}: trained before, loaded")
         return done
     with alone(file.path):
         file = ModelFile(file.path)
         if resume and (done := _finished(file, run)):
+            say(f"{file.path}: trained by another process, loaded")
             return done
+        other = differences(_card_of(file), run)
+        require(
+            replace or not other,
+            f"{file.path} holds another run: take another name, or replace=True to lose it.",
+            **other,
+        )
+        if other:
+            say(f"{file.path}: another run is replaced ({', '.join(other)} differ)")
         return _trained(file.path, run, resume=resume, verbose=verbose, callbacks=callbacks)
+
+
+def _check_call(
+    builder: object, scans: object, split: object, recipe: object, options: Mapping[str, Any]
+) -> None:
+    """Say what a call lacks, in the order in which one would notice."""
+    of_recipe = [name for name in options if name in Recipe.__dataclass_fields__]
+    how = ", ".join(f"{name}={options[name]!r}" for name in of_recipe)
+    require(
+        not of_recipe, f"Epochs and the like must be in a recipe: recipe=Recipe({how}).", **options
+    )
+    require(not options, "Options must be those of mri.train.", **options)
+    require(builder in list_models(), f"builder must be one of {list_models()}.", builder=builder)
+    require(
+        isinstance(scans, Scans),
+        "scans must be Scans, as mri.read_scans() gives them.",
+        scans=f"{type(scans).__name__}",
+    )
+    require(
+        isinstance(split, Split),
+        "split must be a Split, from mri.subject_split or mri.image_split.",
+        split=split,
+    )
+    require(recipe is None or isinstance(recipe, Recipe), "recipe must be a Recipe.", recipe=recipe)
 
 
 def is_trained(
@@ -239,7 +210,7 @@ def _same_run(run: Run, card: Mapping[str, Any]) -> Run | None:
     dtype = card.get("recipe", {}).get("dtype")
     if run.recipe.dtype not in ("auto", dtype) or dtype not in DTYPES:
         return None
-    run = replace(run, recipe=replace(run.recipe, dtype=dtype))
+    run = with_(run, recipe=with_(run.recipe, dtype=dtype))
     return run if card.get("signature") == run.signature else None
 
 
@@ -294,6 +265,10 @@ def _trained(
     model = run.build()
     steps = run.recipe.epochs * run.steps
     _compile(model, run.recipe, classes=len(run.scans.class_names), steps=steps)
+    checkpoint.restore(model)
+    if verbose:
+        done = checkpoint.epochs_done
+        print(f"{path}: {f'resumed after epoch {done}' if done else 'trained anew'}")
     _fit(model, run, checkpoint, verbose=verbose, callbacks=callbacks)
     # Saved without optimiser and metrics: a third of the size, and any Keras can load it.
     final = run.build()
@@ -323,7 +298,6 @@ def _fit(
     """Train what the checkpoint has not yet; an error says what is kept."""
     scans, split, recipe = run.scans, run.split, run.recipe
     classes = len(scans.class_names)
-    checkpoint.restore(model)
     validation = (
         scans.images[split.validation][..., None],
         np.eye(classes, dtype=np.float32)[scans.labels[split.validation]],

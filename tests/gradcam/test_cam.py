@@ -388,7 +388,9 @@ class HiddenSoftmax(Subclassed):
 
 OUT_OF_REACH = {
     "in a function": lambda: subclassed(HiddenSoftmax),
-    "not the last": lambda: functional(scores(K.Softmax(), K.Rescaling(1.0, name="kept"), K.ReLU())),
+    "not the last": lambda: functional(
+        scores(K.Softmax(), K.Rescaling(1.0, name="kept"), K.ReLU())
+    ),
 }
 
 

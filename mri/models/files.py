@@ -367,15 +367,11 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
     from mri.models.scores import image_input
 
     scale, offset = after.values
-    ends = [
-        [round(v * s + o, 4) for s, o in zip(scale, offset * len(scale), strict=False)]
-        for v in (0, 255)
-    ]
-    low, high = (", ".join(f"{v:g}" for v in of) for of in ends)
+    n = max(len(scale), len(offset))
+    pairs = list(zip((scale * n)[:n], (offset * n)[:n], strict=True))
+    low, high = (", ".join(f"{v * s + o:.4g}" for s, o in pairs) for v in (0, 255))
     takes = image_input(model).shape
-    lines.append(
-        f"The model takes {takes}; slices {SLICE} of gray values 0 to 255 reach it as {low} to {high}."
-    )
+    lines.append(f"takes: {takes}; a gray value of 0 reaches it as {low}, one of 255 as {high}")
     if write:
         card = file.card or {}
         card = {**card, "expects": now} if file.trained_here else {"sha256": file.sha256, **now}

@@ -163,7 +163,7 @@ def _asked(
     fits = all(of in (None, side) for of, side in zip(takes[1:], expected[1:], strict=True))
     if not fits or scorer.classes != k:
         raise ModelFileError(
-            f"{path}: goes from {takes} to {(None, scorer.classes)}, expected {expected} to "
+            f"{path}: goes from {takes} to {scorer.gives}, expected {expected} to "
             f"{(None, k)}; choose another --model, or say what it expects: python -m mri card "
             f"{path} --help"
         )

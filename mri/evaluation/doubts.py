@@ -13,7 +13,14 @@ _SURE = 0.999
 _MARGIN = 0.15  # of accuracy, by which another order has to be better
 
 
-def doubts(labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> list[str]:
+def doubts(
+    labels: np.ndarray,
+    logits: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    values_known: bool = False,
+    order_known: bool = False,
+) -> list[str]:
     """Return what makes one doubt that a model was understood; costs nothing but its answers.
 
     Parameters
@@ -21,6 +28,7 @@ def doubts(labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -
     labels : int (n,)
     logits : float (n, k), finite
     class_names : sequence of str, in label order
+    values_known, order_known : whether somebody has said which values it takes, and its classes
 
     Returns
     -------
@@ -37,7 +45,7 @@ def doubts(labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -
     right = float((answers == labels).mean())
     given = np.unique(answers)
     found = []
-    asks = "does it expect other values, such as 0 to 1?"
+    asks = f"does it expect other values{' than were declared' * values_known}, such as 0 to 1?"
     if len(given) == 1 or np.delete(shares, given).max(initial=0) >= _RARE:
         found.append(f"answers only {len(given)} of {k} classes: {asks}")
     surest = softmax(logits.astype(np.float64), axis=1).max(1)
@@ -50,7 +58,7 @@ def doubts(labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -
     np.add.at(counts, (answers, labels), 1)
     _, stands_for = linear_sum_assignment(-counts)
     best = counts[np.arange(k), stands_for].sum() / n
-    if len(given) > 1 and best > max(right, shares.max()) + _MARGIN:
+    if not order_known and len(given) > 1 and best > max(right, shares.max()) + _MARGIN:
         order = ", ".join(class_names[i] for i in stands_for)
         found.append(f"in the order {order} it would be right on {best:.0%}, here on {right:.0%}")
     return found

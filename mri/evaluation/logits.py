@@ -10,7 +10,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -179,9 +179,7 @@ def keep_logits(
         ],
         "output": scorer.kind,
         "expects": _expected(file),
-        "doubts": []
-        if file.trained_here
-        else doubts(scans.labels[test], logits, scans.class_names),
+        "doubts": _doubts(file, scans.labels[test], logits, scans.class_names),
     }
     kept = LogitsTable(logits_frame(scans, groups, test, logits), about)
     try:
@@ -246,6 +244,21 @@ def _expected(file: ModelFile) -> dict[str, Any] | None:
     return file.expects.declared() if file.expects else None
 
 
+def _doubts(
+    file: ModelFile, labels: np.ndarray, logits: np.ndarray, names: Sequence[str]
+) -> list[str]:
+    if file.trained_here:
+        return []
+    told = (_expected(file) or {}).keys()
+    return doubts(
+        labels,
+        logits,
+        names,
+        values_known=bool(told & {"range", "scale", "offset", "mean", "std"}),
+        order_known="class_names" in told,
+    )
+
+
 def _scorer(path: Path, model: keras.Model, scans: Scans) -> Scorer:
     """Return the model as a function of slices; say what it lacks where it does not fit them."""
     from mri.models.scores import Scorer
@@ -263,6 +276,7 @@ def _scorer(path: Path, model: keras.Model, scans: Scans) -> Scorer:
             f"--channels {channels or 1} --range LOW HIGH"
         )
     if scorer.classes != len(scans.class_names):
-        gives = (None, scorer.classes)
-        raise ModelFileError(f"{path}: gives {gives}, the data have classes {scans.class_names}")
+        raise ModelFileError(
+            f"{path}: gives {scorer.gives}, the data have classes {scans.class_names}"
+        )
     return scorer

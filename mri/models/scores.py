@@ -197,8 +197,10 @@ class Scorer:
         What the model ends in, a key of `READ_AS`; of 'logits' and 'probabilities' sure after the
         first call.
     input : ImageInput
+    gives : tuple
+        Shape of the scores.
     classes : int
-        Number of logits.
+        Number of logits; of a single unit two.
 
     Raises
     ------
@@ -219,7 +221,9 @@ class Scorer:
         self.kind = "logits"
 
         def score(images: tf.Tensor) -> tf.Tensor:
-            logits, self.kind = read(one_output(model, self.input.give(model, images), None))
+            scores = one_output(model, self.input.give(model, images), None)
+            self.gives = tuple(scores.shape)
+            logits, self.kind = read(scores)
             return logits
 
         # One trace for all batch sizes.

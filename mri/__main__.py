@@ -111,6 +111,7 @@ def train(options: Options) -> int:
         recipe=replace(recipe, **given),
         seed=options.seed,
         verbose=2,
+        replace=options.replace,
         callbacks=callbacks,
     )
     print(f"{result.path}: validation {result.card['validation']}, {result.card['seconds']} s")
@@ -156,6 +157,22 @@ def heatmaps(options: Options) -> int:
     wanted = {"methods": options.methods, "slices": options.slices, "seed": options.seed}
     for line in heatmap_table(options.files, scans, groups, **wanted):
         print(line, flush=True)
+    return 0
+
+
+def card(options: Options) -> int:
+    """Write beside a model file what it expects of slices, and show what changes by it."""
+    from mri.models import declare
+
+    names = ("size", "channels", "range", "scale", "offset", "mean", "std")
+    told = {name: getattr(options, name) for name in names}
+    one = {name: v[0] if name != "range" and v and len(v) == 1 else v for name, v in told.items()
+           if name != "channels"}  # fmt: skip
+    names_of = [name for of in options.classes or [] for name in of.split(",") if name.strip()]
+    told |= one | {"class_names": [name.strip() for name in names_of] or None}
+    print(declare(options.file, write=not options.dry_run, **told))
+    if not options.dry_run:
+        print(f"Written: {Path(options.file).with_suffix('.json').name}")
     return 0
 
 
@@ -218,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     of.add_argument("--batch-size", type=int)
     of.add_argument("--learning-rate", type=float)
     of.add_argument("--seed", type=int, default=0)
+    of.add_argument("--replace", action="store_true", help="lose another run of that name")
     of.add_argument("--tensorboard", metavar="DIR", type=Path, help="write the curves there")
     of = command(folds)
     of.add_argument("names", metavar="NAME", nargs="+")
@@ -234,9 +252,25 @@ def _parser() -> argparse.ArgumentParser:
     of.add_argument("--methods", nargs="+", default=["grad-cam", "hirescam"])
     of.add_argument("--slices", type=int, default=64)
     of.add_argument("--seed", type=int, default=0)
+    _add_card(command(card))
     _add_predict(command(predict))
     command(report)
     return parser
+
+
+def _add_card(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE.keras", help="or the name of a file of models/")
+    parser.add_argument("--size", type=int, nargs="+", help="rows and columns, or one for both")
+    parser.add_argument("--channels", type=int, help="1, or 3 for gray repeated to RGB")
+    parser.add_argument("--range", type=float, nargs=2, help="what 0 and 255 become, such as 0 1")
+    parser.add_argument("--scale", type=float, nargs="+", help="of gray values 0 to 255")
+    parser.add_argument("--offset", type=float, nargs="+", help="added after --scale")
+    parser.add_argument(
+        "--mean", type=float, nargs="+", help="of gray values 0 to 1, as ImageNet's"
+    )
+    parser.add_argument("--std", type=float, nargs="+", help="by which they are divided")
+    parser.add_argument("--classes", nargs="+", help="names in the order of the model's scores")
+    parser.add_argument("--dry-run", action="store_true", help="show it, write nothing")
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:

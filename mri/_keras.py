@@ -18,6 +18,14 @@ try:
     import keras
     import tensorflow as tf
 
+    # What a file in the home folder says is for models of one's own: here nothing depends on it.
+    if (float_type := keras.config.floatx()) != "float32":
+        keras.config.set_floatx("float32")
+        if keras.config.dtype_policy().name == float_type:
+            keras.config.set_dtype_policy("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+
     # The first search for a GPU prints a warning if there is none.
     for gpu in tf.config.list_physical_devices("GPU"):
         # Otherwise one process takes all memory, and the next one of a sweep has none.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
@@ -13,11 +12,13 @@ from scipy.special import softmax
 from mri.data.decode import DataError
 from mri.data.one_slice import SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
-from mri.models.files import ModelFile, ModelFileError
+from mri.models.files import ModelFile, ModelFileError, find_model
+from mri.models.inputs import READ_AS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mri._keras import keras
     from mri.gradcam.cam import Explanation
 
 
@@ -25,7 +26,7 @@ DEFAULT_MODEL = "compact-subject"
 """Comes with the repository; judged on people it had never seen, and its map is HiResCAM's."""
 
 METHOD = "hirescam"
-FOLDERS = ("models", "models/zoo")
+_SURE = 0.9999
 
 _DEVICE = "Not a diagnostic device: 200 people of one study, for teaching and comparison only."
 _MAP = (
@@ -38,13 +39,14 @@ class Prediction(NamedTuple):
     """What a network says of a slice.
 
     `probabilities` maps class names to shares of 1, calibrated by the temperature of the card;
-    `explanation` is of the class predicted, by HiResCAM; `warnings` are to be read with them.
+    `explanation` is of the class predicted, by HiResCAM, None where the network has no map to show;
+    `warnings` are to be read with them.
     """
 
     slice: OneSlice
     model: str
     probabilities: dict[str, float]
-    explanation: Explanation
+    explanation: Explanation | None
     warnings: tuple[str, ...]
 
     @property
@@ -62,9 +64,11 @@ class Prediction(NamedTuple):
         return "\n".join([*lines, *self.warnings])
 
     def draw(self) -> Figure:
-        """Return slice, heatmap and overlay side by side."""
+        """Return slice, heatmap and overlay side by side; the slice alone where there is no map."""
         from mri.plots.maps import heatmap_grid
 
+        if self.explanation is None:
+            return _slice_alone(self)
         label = None if self.slice.label is None else np.array([self.slice.label])
         return heatmap_grid(
             self.slice.image[None],
@@ -131,47 +135,76 @@ def predict_slice(
             raise DataError(f"{found.place}: {problem}")
     else:
         found = read_slice(source, row=row, plane=plane, check=check)
-    network = file.load()
-    names = tuple((card or {}).get("class_names", CLASS_NAMES))
-    expected = (None, SIZE, SIZE, 1), (None, len(names))
-    if (network.input_shape, network.output_shape) != expected:
-        raise ModelFileError(
-            f"{path}: goes from {network.input_shape} to {network.output_shape}, expected "
-            f"{expected[0]} to {expected[1]}; choose another --model"
-        )
-    from mri.gradcam.cam import GradCAM
-
-    explanation = GradCAM(network, method=METHOD)(found.image)
+    names = CLASS_NAMES
+    if file.trained_here:
+        names = tuple((card or {}).get("class_names", CLASS_NAMES))
+    network = file.load((SIZE, SIZE), names)
+    logits, explanation, said = _asked(path, network, found.image, len(names))
     temperature = (card or {}).get("temperature", 1.0)
-    shares = softmax(explanation.logits[0].astype(np.float64) / temperature)
+    shares = softmax(logits.astype(np.float64) / temperature)
     probabilities = dict(zip(names, shares.tolist(), strict=True))
-    return Prediction(found, path.stem, probabilities, explanation, _warnings(card, check))
+    known = _warnings(file, check, surest=shares.max())
+    warnings = (*known, *said) if explanation is None else (*known, *said, _MAP)
+    return Prediction(found, path.stem, probabilities, explanation, warnings)
 
 
-def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -> Path:
-    """Return the ``.keras`` file of that name, or path, looked for in `folders` in turn.
+def _asked(
+    path: Path, network: keras.Model, image: np.ndarray, k: int
+) -> tuple[np.ndarray, Explanation | None, list[str]]:
+    """Return logits (k,), the explanation where there is one, and what to say of the two."""
+    from mri.gradcam.cam import GradCAM
+    from mri.models.scores import Scorer
 
-    Raises
-    ------
-    ModelFileError
-        If there is none; the message lists those there are.
-    """
-    if Path(name).suffix == ".keras":
-        return Path(name)
-    # The folders of the repository, wherever the command is run from.
-    homes = [home / folder for home in (Path(), Path(__file__).parents[1]) for folder in folders]
-    for home in homes:
-        if (path := home / f"{name}.keras").is_file():
-            return path
-    known = sorted({path.stem for home in homes for path in home.glob("[!.]*.keras")})
-    raise ModelFileError(f"no model {name!r} in {' or '.join(folders)}; there are {known}")
+    try:
+        scorer = Scorer(network, like=(1, *image.shape, 1))
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    takes, expected = scorer.input.shape, (None, SIZE, SIZE, 1)
+    fits = all(of in (None, side) for of, side in zip(takes[1:], expected[1:], strict=True))
+    if not fits or scorer.classes != k:
+        raise ModelFileError(
+            f"{path}: goes from {takes} to {scorer.gives}, expected {expected} to "
+            f"{(None, k)}; choose another --model, or say what it expects: python -m mri card "
+            f"{path} --help"
+        )
+    explanation, said = None, []
+    try:
+        cam = GradCAM(network, method=METHOD)
+        explanation = cam(image)
+        logits, kind = explanation.logits[0], cam.kind
+    except ValueError as error:
+        logits, kind = scorer(image[None])[0], scorer.kind
+        said = [f"No heatmap: {error}"]
+    if not np.isfinite(logits).all():
+        raise ModelFileError(f"{path}: gives logits that are not finite")
+    said += [f"The network {READ_AS[kind]}."] if READ_AS[kind] else []
+    return logits, explanation, said
 
 
-def _warnings(card: Mapping[str, Any] | None, checked: bool) -> tuple[str, ...]:
+def _slice_alone(of: Prediction) -> Figure:
+    from matplotlib import pyplot as plt
+
+    from mri.plots.style import show_image
+
+    figure, ax = plt.subplots(figsize=(3.4, 3.6), layout="compressed")
+    show_image(ax, of.slice.image)
+    answer = of.answer.replace("_", " ")
+    ax.set_title(
+        f"{of.model}\npredicted: {answer}, no heatmap\nnot a diagnostic device", fontsize=8
+    )
+    return figure
+
+
+def _warnings(file: ModelFile, checked: bool, surest: float) -> tuple[str, ...]:
     """Return what has to be known to read a prediction, most important first."""
-    said = [_DEVICE]
+    said, card = [_DEVICE], file.card
     if card is None:
         said.append("This model has no card: not calibrated, and its classes are guessed.")
+        if surest > _SURE:
+            said.append("It is all too sure: does it expect other values, such as 0 to 1?")
+    elif not file.trained_here:
+        named = "" if file.expects and file.expects.class_names else ", and its classes are guessed"
+        said.append(f"The card of this model says what it expects, no more: not calibrated{named}.")
     elif card.get("synthetic"):
         said.append("This model was trained on synthetic phantoms: it knows no real slice.")
     elif not {"split", "validation"} <= card.keys():
@@ -190,4 +223,4 @@ def _warnings(card: Mapping[str, Any] | None, checked: bool) -> tuple[str, ...]:
         )
     if not checked:
         said.append("Whether this is such a slice at all was not checked.")
-    return (*said, _MAP)
+    return tuple(said)

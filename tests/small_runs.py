@@ -5,8 +5,8 @@ import pandas as pd
 
 from mri._keras import keras
 from mri.data.scans import Scans
-from mri.models.builders import predict_logits
 from mri.models.files import load_model
+from mri.models.scores import predict_logits
 from mri.subjects.splits import Split
 from mri.training.loop import train
 from mri.training.recipe import Recipe
@@ -71,7 +71,7 @@ def make_split():
 
 
 def run(folder, builder="speck", recipe=RECIPE, **options):
-    options = {"name": "m", "verbose": 0} | options
+    options = {"name": "m", "verbose": 0, "replace": True} | options
     return train(builder, make_scans(), make_split(), recipe=recipe, folder=folder, **options)
 
 

@@ -12,8 +12,9 @@ import pytest
 from mri.__main__ import main
 from mri.data.decode import DataError
 from mri.data.phantom import make_phantoms, write_phantom
-from mri.models.builders import build_model, predict_logits
+from mri.models.builders import build_model
 from mri.models.files import ModelFileError, load_model, save_model
+from mri.models.scores import predict_logits
 from mri.predict import DEFAULT_MODEL, find_model, predict_slice
 
 ROOT = Path(__file__).resolve().parents[1]

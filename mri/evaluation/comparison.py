@@ -22,11 +22,13 @@ from mri.evaluation.logits import LogitsTable, find_logits, keep_logits
 from mri.evaluation.metrics import Evaluation, evaluate
 from mri.evaluation.significance import ADDITIVE, pairwise
 from mri.models.files import ModelFile, ModelFileError
+from mri.models.formats import may_be_model
+from mri.models.inputs import READ_AS
 
 RANKED_BY = "balanced_accuracy_3"
 """Of three classes: the few people with moderate dementia are in one protocol's test part only."""
 
-_OTHER_FORMATS = (".h5", ".hdf5", ".pkl", ".pt", ".pth")
+_OWN_FOLDERS = "zoo", "crossval"
 _FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc", "log_loss", "ece")
 
 
@@ -206,7 +208,10 @@ def _files(folder: Path) -> dict[str, Path]:
                 found[path.stem] = path.with_suffix(".keras")
         found |= {path.stem: path for path in place.glob("[!.]*.keras")}
         # Named with the reason, rather than passed over in silence.
-        found |= {path.name: path for path in place.glob("[!.]*") if path.suffix in _OTHER_FORMATS}
+        for path in place.glob("[!.]*"):
+            own = path.suffix == ".keras" or (path.is_dir() and path.name in _OWN_FOLDERS)
+            if not own and may_be_model(path):
+                found[path.name] = path
     return dict(sorted(found.items()))
 
 
@@ -224,14 +229,14 @@ def _measure(
     try:
         card = file.card
         other = fingerprint not in (None, about["data"])
-        protocol, note = _protocol(card, other)
+        protocol, note = _protocol(file, found.about, other)
         figures = evaluate(
             found.labels,
             found.logits,
             found.subjects,
             class_names=tuple(about["class_names"]),
             title=f"{name}: {len(found.rows)} {about['origin']}, {protocol} split",
-            temperature=card["temperature"] if card is not None else 1.0,
+            temperature=(card or {})["temperature"] if file.trained_here else 1.0,
             seed=seed,
         )
         per_slice = figures.metrics["slice"]
@@ -252,13 +257,15 @@ def _refused(name: str, path: Path, error: Exception) -> dict[str, Any]:
     return {"model": name, "other": False, "protocol": "–", "note": note}
 
 
-def _protocol(card: dict[str, Any] | None, other: bool) -> tuple[str, str]:
+def _protocol(file: ModelFile, about: Mapping[str, Any], other: bool) -> tuple[str, str]:
     """Return (protocol, note)."""
     notes = ["logits kept from other slices than these"] if other else []
-    if card is None:
-        notes.append("no card: nobody knows what it was trained on; these may be training slices")
+    notes += filter(None, [READ_AS[about.get("output", "logits")], *about.get("doubts", [])])
+    if not file.trained_here:
+        card = "no card" if file.card is None else "its card says what it expects, no more"
+        notes.append(f"{card}: nobody knows what it was trained on; these may be training slices")
         return "unknown", "; ".join(notes)
-    protocol = card["split"]["protocol"]
+    protocol = (file.card or {})["split"]["protocol"]
     if protocol not in ("subject", "image"):
         raise ValueError(f"unknown protocol {protocol!r} in its card")
     if protocol == "image":

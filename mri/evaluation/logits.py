@@ -10,12 +10,12 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,9 +25,17 @@ import pyarrow.parquet as pq
 from mri._files import replacing
 from mri.data.decode import DataError
 from mri.data.scans import Scans
+from mri.evaluation.doubts import doubts
 from mri.models.files import ModelFile, ModelFileError
 
+if TYPE_CHECKING:
+    from mri._keras import keras
+    from mri.models.scores import Scorer
+
 _KEY = b"mri_logits"
+
+VERSION = 2
+"""Of how a model is read; 1 took whatever it gave for logits, as those of `build_model` are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +140,10 @@ def keep_logits(
     Returns
     -------
     LogitsTable
-        Not divided by the temperature. `about` has sha256 of the file, data (fingerprint),
-        class_names, origin, parameters, bytes and milliseconds per call of batches of 1 and 64.
+        Not divided by the temperature. `about` has version, sha256 of the file, data (fingerprint),
+        class_names, origin, parameters, bytes, milliseconds per call of batches of 1 and 64, what
+        the model ends in (a key of `mri.models.READ_AS`), what its card declares of its inputs, and
+        doubts whether it was understood.
 
     Raises
     ------
@@ -151,14 +161,13 @@ def keep_logits(
         raise ModelFileError(f"{path}: no logits kept, and no slices to run it on")
     fingerprint = fingerprint or scans.fingerprint()
     test = file.held_out(scans, fingerprint)
-    model = file.load()
-    _check_fit(path, model, scans)
-    from mri.models.builders import predict_logits
-
-    logits = predict_logits(model, scans.images[test])
+    model = file.load(scans.images.shape[1:], scans.class_names)
+    scorer = _scorer(path, model, scans)
+    logits = scorer(scans.images[test])
     if not np.isfinite(logits).all():
         raise ModelFileError(f"{path}: gives logits that are not finite")
     about = {
+        "version": VERSION,
         "sha256": file.sha256,
         "data": fingerprint,
         "class_names": list(scans.class_names),
@@ -166,9 +175,11 @@ def keep_logits(
         "parameters": model.count_params(),
         "bytes": path.stat().st_size,
         "milliseconds": [
-            _milliseconds(partial(model.predict_on_batch, scans.images[test[:n], ..., None]))
-            for n in (1, 64)
+            _milliseconds(partial(scorer, scans.images[test[:n]], batch_size=n)) for n in (1, 64)
         ],
+        "output": scorer.kind,
+        "expects": _expected(file),
+        "doubts": _doubts(file, scans.labels[test], logits, scans.class_names),
     }
     kept = LogitsTable(logits_frame(scans, groups, test, logits), about)
     try:
@@ -202,7 +213,13 @@ def find_logits(file: ModelFile, fingerprint: str | None = None) -> LogitsTable 
         kept = LogitsTable.read(file.path.with_suffix(".parquet"))
         about = kept.about
         same = about["sha256"] == file.sha256
-        if card is None:
+        # Those of the first version are of networks made here, which give logits.
+        version = about.get("version", 1)
+        same &= version == VERSION or (
+            version == 1 and {"builder", "recipe"} <= (card or {}).keys()
+        )
+        same &= about.get("expects") == _expected(file)
+        if card is None or not file.trained_here:
             same &= fingerprint in (None, about["data"])
         else:
             same &= about["data"] == card["data"] and card["test_rows"] == kept.rows.tolist()
@@ -223,10 +240,43 @@ def _milliseconds(call: Callable[[], Any]) -> float:
     return round(1000 * float(np.median(times)), 2)
 
 
-def _check_fit(path: Path, model: object, scans: Scans) -> None:
-    expected = (None, *scans.images.shape[1:], 1)
-    takes, gives = (getattr(model, f"{side}_shape", None) for side in ("input", "output"))
-    if takes != expected:
-        raise ModelFileError(f"{path}: takes {takes}, the slices are {expected}")
-    if gives != (None, len(scans.class_names)):
-        raise ModelFileError(f"{path}: gives {gives}, the data have classes {scans.class_names}")
+def _expected(file: ModelFile) -> dict[str, Any] | None:
+    return file.expects.declared() if file.expects else None
+
+
+def _doubts(
+    file: ModelFile, labels: np.ndarray, logits: np.ndarray, names: Sequence[str]
+) -> list[str]:
+    if file.trained_here:
+        return []
+    told = (_expected(file) or {}).keys()
+    return doubts(
+        labels,
+        logits,
+        names,
+        values_known=bool(told & {"range", "scale", "offset", "mean", "std"}),
+        order_known="class_names" in told,
+    )
+
+
+def _scorer(path: Path, model: keras.Model, scans: Scans) -> Scorer:
+    """Return the model as a function of slices; say what it lacks where it does not fit them."""
+    from mri.models.scores import Scorer
+
+    try:
+        scorer = Scorer(model)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    expected, takes = (None, *scans.images.shape[1:], 1), scorer.input.shape
+    if not all(of in (None, side) for of, side in zip(takes[1:], expected[1:], strict=True)):
+        _, height, width, channels = takes
+        raise ModelFileError(
+            f"{path}: takes {takes}, the slices are {expected}; if it is to see them in that form, "
+            f"say so: python -m mri card {path} --size {height or 128} {width or 128} "
+            f"--channels {channels or 1} --range LOW HIGH"
+        )
+    if scorer.classes != len(scans.class_names):
+        raise ModelFileError(
+            f"{path}: gives {scorer.gives}, the data have classes {scans.class_names}"
+        )
+    return scorer

@@ -7,6 +7,7 @@ doi:10.1111/j.1467-9868.2007.00593.x). The input is labels, logits and subject n
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
@@ -169,6 +170,11 @@ def evaluate(
     ValueError
         If shapes, labels or names disagree, a logit is not finite, or a subject has two labels.
 
+    Warns
+    -----
+    UserWarning
+        If the logits look like probabilities, of which a softmax would be taken.
+
     Examples
     --------
     >>> labels, logits = [0, 1, 1, 0], [[2, 0], [0, 1], [3, 1], [1, 0]]
@@ -181,6 +187,12 @@ def evaluate(
     require(len(set(names)) == len(names) == k, f"Expected {k} class names.", class_names=names)
     require(0 < temperature < np.inf, "temperature must be positive.", temperature=temperature)
     require(draws >= 1, "draws must be at least 1.", draws=draws)
+    if (logits >= 0).all() and np.allclose(logits.sum(1), 1, rtol=0, atol=1e-3):
+        warnings.warn(
+            "these logits are shares of 1: if they are probabilities, give their logarithms, "
+            "np.log(p.clip(1e-7))",
+            stacklevel=2,
+        )
     logits /= temperature
     units = np.arange(len(labels)) if subjects is None else _subject_index(subjects, labels)
     samples = {"slice": Sample(labels, logits, units)}

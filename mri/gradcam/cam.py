@@ -7,20 +7,25 @@ logits and maps, and only the head behind the layer is differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mri._arguments import require
 from mri._keras import keras, tf
-from mri.gradcam.receptive_fields import receptive_fields, stretch
-from mri.gradcam.trace import (
-    differentiate,
-    image_spec,
-    logits_behind,
+from mri.data.parquet import CLASS_NAMES
+from mri.gradcam.receptive_fields import cells_of, stretch
+from mri.gradcam.trace import choose, record_calls
+from mri.models.inputs import same_name
+from mri.models.scores import (
+    are_probabilities,
+    batches,
+    image_input,
+    log_shares,
     one_output,
-    record_calls,
+    read,
 )
 
 
@@ -64,7 +69,9 @@ class GradCAM:
     """Class activation maps of a Keras model (TensorFlow backend), which is left as it was.
 
     The gradient is that of the class's logit, also where the model ends in softmax or sigmoid,
-    whose own gradient vanishes when the model is sure. Weights are read at every call: after more
+    whose own gradient vanishes when the model is sure; of probabilities whose logits are out of
+    reach, as of an averaged ensemble, that of the log odds. The attribute `kind` says which, a key
+    of `mri.models.READ_AS`. The channels may come first. Weights are read at every call: after more
     training the same object explains the new state. Dropout and the like are off. Maps are
     stretched to the image bilinearly between the pixels on which the receptive fields of the cells
     are centred (`mri.gradcam.receptive_fields`), since strides and padding move these by up to half
@@ -76,22 +83,27 @@ class GradCAM:
     model
         A built model from one image input to class scores (n, k).
     layer
-        Name or object of a layer with a 4-D output, at any depth. By default the one that is named
-        ``"last_conv"``, else the last convolution that leads to the output and has a grid, with the
-        normalisation and activation behind it.
-        Of a layer used more than once, the last use.
-        The attribute `layer` holds the one chosen.
+        Name or object of a layer with a 4-D output, at any depth; of one used more than once, the
+        last use. By default the one that is named ``"last_conv"``; else the last result with a
+        grid through which every path from the image to the logits goes, before pooling: behind
+        additions, concatenations, normalisation and activation, so that no branch is left out. If
+        what follows is linear, HiResCAM's map sums to the logit less its bias.
+        The attribute `layer` holds the one chosen, or the last before it.
     method
         ``"grad-cam"`` (doi:10.1109/ICCV.2017.74), ``"grad-cam++"`` (doi:10.1109/WACV.2018.00097,
         meant for activations >= 0), ``"hirescam"`` (arXiv:2011.08891) or ``"layercam"``
         (doi:10.1109/TIP.2021.3089943).
     output
         Name or index of the output to explain, of a model with several.
+    class_names
+        In the order of the logits, by which `classes` may be given; of four classes, by default
+        those of the data set.
 
     Raises
     ------
     ValueError
-        If the model is not of that form, or has no such method, layer or output.
+        If the model is not of that form, has no such method, layer or output, or no layer that
+        every path goes through and none is given: the message names those to choose from.
 
     Examples
     --------
@@ -109,28 +121,55 @@ class GradCAM:
         *,
         method: str = "grad-cam",
         output: str | int | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"`method` must be one of {list(METHODS)}. Received: {method=}")
-        self._images = image_spec(model)
+        self._input = image_input(model)
+        self._model, self._wanted, self._output = model, layer, output
+        self.method, self.kind = method, "logits"
+        self._trace()
+        names = class_names or (CLASS_NAMES if self._k == len(CLASS_NAMES) else ())
+        require(
+            len(names) in (0, self._k),
+            f"`class_names` must be {self._k} names.",
+            class_names=class_names,
+        )
+        self.class_names = tuple(names)
+
+    def _trace(self, shares: bool = False) -> None:
+        """Trace the model; with `shares`, what it gives are probabilities without logits."""
 
         def explain(images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            outputs, calls = record_calls(model, images)
-            self.layers = [layer for layer, _ in calls]
-            logits = logits_behind(one_output(model, outputs, output))
+            outputs, calls = record_calls(self._model, images, self._input)
+            self.layers = [v for v, _ in calls if isinstance(v, keras.Layer)]
+            logits, self.kind = read(one_output(self._model, outputs, self._output))
             self._k = logits.shape[1]
             classes = tf.where(classes < 0, tf.argmax(logits, 1, tf.int32), classes)
+            one_hot = tf.one_hot(classes, self._k)
             # Images do not mix in inference: one gradient of the batch holds each image's own.
-            self.layer, a, g = differentiate(logits, tf.one_hot(classes, self._k), calls, layer)
-            raw = tf.nn.relu(tf.reduce_sum(METHODS[method](a, g), -1))
+            explained = _log_odds(logits, one_hot) if shares else logits * one_hot
+            target, g = choose(images, logits, explained, calls, self._wanted)
+            self.layer = target.layer
+            a, g = target.moved(target.tensor), target.moved(g)
+            raw = tf.nn.relu(tf.reduce_sum(METHODS[self.method](a, g), -1))
             maps = tf.math.divide_no_nan(raw, tf.reduce_max(raw, (1, 2), keepdims=True))
-            maps = stretch(maps, receptive_fields(images, a), *tf.unstack(tf.shape(images)[1:3]))
+            axes = cells_of(images, target.tensor, target.grid)
+            maps = stretch(maps, axes, *tf.unstack(tf.shape(images)[1:3]))
             maps = tf.math.divide_no_nan(maps, tf.reduce_max(maps, (1, 2), keepdims=True))
             return maps, raw, classes, logits
 
         # One trace for all batch sizes, and here, so that what cannot work is said at once.
         self._explain = tf.function(explain, autograph=False).get_concrete_function(
-            self._images, tf.TensorSpec((None,), tf.int32)
+            self._input.spec, tf.TensorSpec((self._input.shape[0],), tf.int32)
+        )
+        self.kind = "probabilities" if shares else self.kind
+
+    def by(self, method: str) -> GradCAM:
+        """Return the same with another method: of the same model, layer and output."""
+        names = self.class_names
+        return GradCAM(
+            self._model, self._wanted, method=method, output=self._output, class_names=names
         )
 
     def __call__(
@@ -142,44 +181,84 @@ class GradCAM:
     ) -> Explanation:
         """Explain `images`, numbers (n, h, w), (n, h, w, c) or one slice (h, w), as for `predict`.
 
-        `classes` is the class to explain, one for all or (n,) integers; None is the predicted one.
-        `batch_size` changes memory and time only. Raises ValueError for images or classes of the
-        wrong shape, type or range, if a result is not finite, and if the results are probabilities
-        whose logits are out of reach.
+        `classes` is the class to explain, one for all or (n,) integers or names; None is the
+        predicted one. `batch_size` changes memory and time only. Raises ValueError for images or
+        classes of the wrong shape, type or range, if a result is not finite, and if it is a
+        probability without logits that is rounded to 1.
         """
-        x = np.asarray(images)
-        x = x[None] if x.ndim == 2 else x
-        x = x[..., None] if x.ndim == 3 else x
-        fits = self._images.shape.is_compatible_with(x.shape) and len(x) > 0
-        if not (fits and x.dtype.kind in "buif" and np.isfinite(x).all()):
-            raise ValueError(
-                f"`images` must be finite numbers (n, h, w, c) that fit {self._images.shape}. "
-                f"Received: images.shape={np.shape(images)}, images.dtype={x.dtype}"
-            )
-        wanted = np.asarray(-1 if classes is None else classes)
-        fits = wanted.shape in ((), (len(x),)) and wanted.dtype.kind in "iu"
-        if classes is not None and not (fits and 0 <= wanted.min() <= wanted.max() < self._k):
-            raise ValueError(
-                f"`classes` must be None, one integer or {len(x)} of them, in 0..{self._k - 1}. "
-                f"Received: {classes=}"
-            )
+        x = self._checked(images)
+        wanted = self._numbers(classes, len(x))
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1. Received: {batch_size=}")
-        wanted = np.full(len(x), wanted, np.int32)
-        batches = (slice(i, i + batch_size) for i in range(0, len(x), batch_size))
-        parts = [self._explain(tf.cast(x[b], self._images.dtype), wanted[b]) for b in batches]
-        maps, raw, chosen, logits = (np.concatenate(part) for part in zip(*parts, strict=True))
+        found = self._explained(x, wanted, batch_size)
+        if self.kind == "logits" and are_probabilities(found[3]):
+            self._trace(shares=True)
+            found = self._explained(x, wanted, batch_size)
+        maps, raw, chosen, logits = found
+        if self.kind == "probabilities":
+            # Where all others are rounded to zero, so is every trace of what decided.
+            sure = (logits == 1).any(1)
+            if sure.any():
+                raise ValueError(
+                    "The model gives probabilities whose logits are out of reach (a softmax is "
+                    "looked for as the last operation, outside a tf.function of the model's own), "
+                    "and rounds them to 1, which leaves no gradient. Explain a model of the layers "
+                    f"before. Received: {sure.sum()} such images, the first at index "
+                    f"{sure.argmax()}"
+                )
+            logits = log_shares(logits)
         finite = np.isfinite(logits).all(1) & np.isfinite(raw).all((1, 2))
         if not finite.all():
             raise ValueError(
                 "Logits or gradients are NaN or infinite: check the pixels and the weights. "
                 f"Received: {np.sum(~finite)} such images, the first at index {finite.argmin()}"
             )
-        if self._k > 1 and (logits >= 0).all() and np.allclose(logits.sum(1), 1, 0, 1e-5):
-            raise ValueError(
-                "The model ends in probabilities, whose gradients vanish where it is sure, and the "
-                "logits behind them cannot be found (a softmax is looked for as the last "
-                "operation, outside a tf.function of the model's own). Explain a model of the "
-                f"layers before. Received: {self.layers[-2:]} as the last layers"
-            )
         return Explanation(maps, raw, chosen.astype(np.int64), logits, maps.max((1, 2)) == 0)
+
+    def _checked(self, images: ArrayLike) -> np.ndarray:
+        x = np.asarray(images)
+        x = x[None] if x.ndim == 2 else x
+        x = x[..., None] if x.ndim == 3 else x
+        shape = tf.TensorShape((None, *self._input.shape[1:]))
+        fits = shape.is_compatible_with(x.shape) and len(x) > 0
+        if not (fits and x.dtype.kind in "buif" and np.isfinite(x).all()):
+            raise ValueError(
+                f"`images` must be finite numbers (n, h, w, c) that fit {shape}. "
+                f"Received: images.shape={np.shape(images)}, images.dtype={x.dtype}"
+            )
+        return x
+
+    def _numbers(self, classes: ArrayLike | None, n: int) -> np.ndarray:
+        """Return the class of each of `n` images, -1 for the predicted one."""
+        wanted = np.asarray(-1 if classes is None else classes)
+        if wanted.dtype.kind in "UO" and wanted.shape in ((), (n,)):
+            places = [
+                [i for i, of in enumerate(self.class_names) if same_name(of, name)]
+                for name in np.atleast_1d(wanted).tolist()
+            ]
+            if all(len(at) == 1 for at in places):
+                wanted = np.array([at[0] for at in places]).reshape(wanted.shape)
+        fits = wanted.shape in ((), (n,)) and wanted.dtype.kind in "iu"
+        if classes is not None and not (fits and 0 <= wanted.min() <= wanted.max() < self._k):
+            known = f"one of {list(self.class_names)}, " if self.class_names else ""
+            raise ValueError(
+                f"`classes` must be None, {known}one integer or {n} of them, in 0..{self._k - 1}. "
+                f"Received: {classes=}"
+            )
+        return np.full(n, wanted, np.int32)
+
+    def _explained(self, x: np.ndarray, wanted: np.ndarray, batch_size: int) -> list[np.ndarray]:
+        images = batches(x, self._input, batch_size)
+        ends = np.cumsum([len(batch) for batch in images])
+        padded = np.concatenate([wanted, np.repeat(wanted[-1:], ends[-1] - len(x))])
+        parts = [
+            self._explain(batch, padded[end - len(batch) : end])
+            for batch, end in zip(images, ends, strict=True)
+        ]
+        return [np.concatenate(part)[: len(x)] for part in zip(*parts, strict=True)]
+
+
+def _log_odds(shares: tf.Tensor, one_hot: tf.Tensor) -> tf.Tensor:
+    """Log odds (n, 1) of a class: of probabilities near 1 their gradient does not fade."""
+    own = tf.reduce_sum(shares * one_hot, 1, keepdims=True)
+    return tf.math.log(own) - tf.math.log(tf.reduce_sum(shares * (1 - one_hot), 1, keepdims=True))

@@ -150,7 +150,7 @@ def check_heatmaps(
     randomised, fallen = _random_weights(case)
     removed, usable = _deletion_and_insertion(case)
     rows = randomised | removed | _outside_the_brain(case)
-    rows |= _agreement(case, model, method) | _one_pixel_shift(case)
+    rows |= _agreement(case, method) | _one_pixel_shift(case)
     reasons = [
         f"{name}: {row['verdict']}; {row['found']} must be {row['criterion']}."
         for name, row in rows.items()
@@ -271,11 +271,9 @@ def _outside_the_brain(case: _Case) -> Rows:
     return {"outside the brain": case.row("below half of random", figures, margins)}
 
 
-def _agreement(case: _Case, model: keras.Model, method: str) -> Rows:
-    from mri.gradcam.cam import GradCAM
-
+def _agreement(case: _Case, method: str) -> Rows:
     other = "grad-cam" if method == "hirescam" else "hirescam"
-    maps = GradCAM(model, case.cam.layer, method=other)(case.images, case.plain.classes).maps
+    maps = case.cam.by(other)(case.images, case.plain.classes).maps
     figures = case.agreement([maps])
     # HiResCAM is the reference: its agreement with another method cannot judge it.
     judged = method != "hirescam"

@@ -1,4 +1,4 @@
-"""Follow a Keras model through one call: its layers, the layer to explain, and the logits.
+"""Follow a Keras model through one call: its layers, and the tensor to explain.
 
 Keras has no hooks. A model is called once while every layer records its result, so Sequential,
 functional, nested, subclassed and loaded models are all alike.
@@ -7,34 +7,31 @@ functional, nested, subclassed and loaded models are all alike.
 from __future__ import annotations
 
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 from mri._keras import keras, tf
+from mri.gradcam.receptive_fields import BLIND, Grid, Known, grids
+from mri.models.scores import ImageInput
 
-Calls = list[tuple[keras.Layer, tf.Tensor]]
+Calls = list[tuple[keras.Operation, tf.Tensor]]
+
+MARKED = "last_conv"
+"""Name by which the builders of `mri.models` mark the layer to look at."""
+
+# Before any of these, a tensor is still the image, whatever was done to it.
+_LEARNED = ("Conv2D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "MatMul", "BatchMatMulV2",
+            "Einsum", "PartitionedCall", "StatefulPartitionedCall")  # fmt: skip
+# What they make holds nothing that the finer grid before them does not.
+_COARSER = "MaxPool", "AvgPool", "Identity", "Transpose"
 
 _lock = Lock()
 
 
-def image_spec(model: keras.Model) -> tf.TensorSpec:
-    """Shape (None, h, w, c) and dtype of the model's one input."""
-    if not isinstance(model, keras.Model):
-        raise ValueError(f"`model` must be a Keras model. Received: {model=}")
-    try:
-        inputs = [(x.shape, x.dtype) for x in model.inputs]
-    except AttributeError:
-        # A subclassed model has no graph, only the shape that it was first called with.
-        inputs = [((model.get_build_config() or {}).get("input_shape") or (), "float32")]
-    if len(inputs) != 1 or len(inputs[0][0]) != 4:
-        raise ValueError(
-            "The model needs one image input (n, h, w, c); without an Input layer, call it once on "
-            f"images to build it. Received: {model.name!r} with inputs {inputs}"
-        )
-    return tf.TensorSpec((None, *inputs[0][0][1:]), inputs[0][1])
+def record_calls(model: keras.Model, images: tf.Tensor, to: ImageInput) -> tuple[Any, Calls]:
+    """Call the model; return its outputs and (layer, result) of each layer called, in order.
 
-
-def record_calls(model: keras.Model, images: tf.Tensor) -> tuple[Any, Calls]:
-    """Call the model; return its outputs and (layer, result) of each layer called, in order."""
+    Operations of `keras.ops` are recorded where a functional model holds them as steps.
+    """
     calls: Calls = []
 
     def record(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
@@ -42,89 +39,190 @@ def record_calls(model: keras.Model, images: tf.Tensor) -> tuple[Any, Calls]:
         calls.append((layer, result))
         return result
 
+    def record_step(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+        result = call_step(step, *args, **kwargs)
+        if not isinstance(step, keras.Layer):
+            calls.append((step, result))
+        return result
+
     # Keras has no hooks, and the layers are the user's: the class is lent for the time of one call.
-    # The scope keeps layers that count, draw or add losses in `call` from doing so.
-    with _lock, keras.StatelessScope(initialize_variables=False):
+    with _lock:
         call, keras.Layer.__call__ = keras.Layer.__call__, record
+        call_step, keras.Operation.__call__ = keras.Operation.__call__, record_step
         try:
-            return model(images, training=False), calls
+            return to.give(model, images), calls
         finally:
-            keras.Layer.__call__ = call
+            keras.Layer.__call__, keras.Operation.__call__ = call, call_step
 
 
-def one_output(model: keras.Model, outputs: Any, output: str | int | None) -> tf.Tensor:
-    """Choose the output to explain: the only one, or one by name or index."""
-    names = list(outputs) if isinstance(outputs, dict) else getattr(model, "output_names", [])
-    outputs = list(outputs.values()) if isinstance(outputs, dict) else outputs
-    outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-    index = 0 if output is None and len(outputs) == 1 else output
-    index = names.index(index) if index in names else index
-    if type(index) is not int or not 0 <= index < len(outputs):
-        raise ValueError(
-            f"`output` must be one of the names {names} or an index below {len(outputs)}. "
-            f"Received: {output=}"
-        )
-    return outputs[index]
+class Target(NamedTuple):
+    """What is explained.
+
+    Attributes
+    ----------
+    layer : the layer whose result it is, or the last one before it
+    tensor : 4-D, of the trace
+    grid : where its rows and columns are, None where nothing is known of them
+    """
+
+    layer: keras.Operation
+    tensor: tf.Tensor
+    grid: Grid | None
+
+    def moved(self, x: tf.Tensor) -> tf.Tensor:
+        """Return `x`, of the form of the tensor, as float32 (n, rows, columns, channels)."""
+        rows, columns = self.grid.at if self.grid else (1, 2)
+        channels = ({1, 2, 3} - {rows, columns}).pop()
+        x = tf.cast(x, tf.float32)
+        return x if channels == 3 and rows == 1 else tf.transpose(x, (0, rows, columns, channels))
+
+    @property
+    def cells(self) -> tf.TensorShape:
+        """Rows and columns, None where they are open."""
+        rows, columns = self.grid.at if self.grid else (1, 2)
+        return self.tensor.shape[rows], self.tensor.shape[columns]
 
 
-def logits_behind(scores: tf.Tensor) -> tf.Tensor:
-    """Float32 logits (n, k): what went into the softmax or sigmoid that gave the scores, if any."""
-    if scores.shape.rank != 2 or scores.shape[1] is None:
-        raise ValueError(f"The output must be class scores (n, k). Received: {scores.shape=}")
-    op = scores.op
-    while op.type in ("Identity", "Cast", "Reshape", "Squeeze"):
-        op = op.inputs[0].op
-    if op.type in ("Softmax", "LogSoftmax", "Sigmoid"):
-        scores = tf.reshape(op.inputs[0], (-1, scores.shape[1]))
-    scores = tf.cast(scores, tf.float32)
-    return tf.concat([-scores, scores], 1) if scores.shape[1] == 1 else scores
+class Paths:
+    """The ways from the images to the logits in a trace.
+
+    Parameters
+    ----------
+    images, logits : tensors of one trace
+
+    Attributes
+    ----------
+    known : grid of each tensor that has one
+    on_the_way : tensors that are made of the images and serve the logits, in order
+    cuts : those among them that every path goes through
+    """
+
+    def __init__(self, images: tf.Tensor, logits: tf.Tensor) -> None:
+        self.known: Known = grids(images)
+        # In the order in which they were made, operations come after those that they take from.
+        self._operations = [op for op in images.graph.get_operations() if op.type not in BLIND]
+        reached: set[Any] = {images.ref()}
+        self._learned: set[Any] = set()
+        for op in self._operations:
+            if any(x.ref() in reached for x in op.inputs):
+                made = {x.ref() for x in op.outputs}
+                reached |= made
+                if op.type in _LEARNED or any(x.ref() in self._learned for x in op.inputs):
+                    self._learned |= made
+        needed: set[Any] = {logits.ref()}
+        last_use: dict[Any, int] = {}
+        for i, op in reversed(list(enumerate(self._operations))):
+            if any(x.ref() in needed for x in op.outputs):
+                for x in op.inputs:
+                    if x.ref() in reached:
+                        needed.add(x.ref())
+                        last_use.setdefault(x.ref(), i)
+        self.on_the_way: list[tf.Tensor] = []
+        self.cuts: list[tf.Tensor] = []
+        open_until = -1
+        for i, op in enumerate(self._operations):
+            uses = {x.ref(): last_use[x.ref()] for x in op.outputs if x.ref() in last_use}
+            for x in op.outputs:
+                if x.ref() in uses:
+                    self.on_the_way.append(x)
+                    # What is made no later and used after this operation goes past it.
+                    others = [end for ref, end in uses.items() if ref != x.ref()]
+                    if max(open_until, *others, -1) <= i:
+                        self.cuts.append(x)
+            open_until = max([open_until, *uses.values()])
+
+    def is_map(self, x: tf.Tensor) -> bool:
+        """Whether a tensor is 4-D, learnt, and holds more than one place of the image."""
+        grid = self.known.get(x.ref())
+        if grid is None or len(grid.at) != 2 or x.shape.rank != 4 or x.ref() not in self._learned:
+            return False
+        return any(x.shape[axis] != 1 for axis in grid.at)
+
+    def last_map(self) -> tf.Tensor | None:
+        """Return the last map through which every path goes, before pooling; None without one."""
+        maps = [x for x in self.cuts if self.is_map(x)]
+        return _finest(maps[-1], maps) if maps else None
+
+    def ends(self) -> list[tf.Tensor]:
+        """Return the maps behind which there are no others: where branches lose their grid."""
+        maps = [x for x in self.on_the_way if self.is_map(x)]
+        refs, used = {x.ref() for x in maps}, set()
+        for op in reversed(self._operations):
+            if any(x.ref() in refs or x.ref() in used for x in op.outputs):
+                used |= {x.ref() for x in op.inputs}
+        return [_finest(x, maps) for x in maps if x.ref() not in used]
 
 
-MARKED = "last_conv"
-"""Name by which the builders of `mri.models` mark the layer to look at."""
-
-_CONVOLUTIONS = "Conv2D", "Conv2DTranspose", "DepthwiseConv2D", "SeparableConv2D"
-_FOLLOWERS = "BatchNormalization", "Activation", "ReLU", "LeakyReLU", "PReLU", "ELU"
-
-
-def _is(layer: keras.Layer, kinds: tuple[str, ...]) -> bool:
-    return isinstance(layer, tuple(getattr(keras.layers, kind) for kind in kinds))
+def _finest(x: tf.Tensor, maps: list[tf.Tensor]) -> tf.Tensor:
+    """Go back over pooling to the map that was pooled: it says where more finely, and as much."""
+    refs = {of.ref() for of in maps}
+    while x.op.type in _COARSER and x.op.inputs[0].ref() in refs:
+        x = x.op.inputs[0]
+    return x
 
 
-def _rectified(calls: Calls, at: int) -> tuple[keras.Layer, tf.Tensor]:
-    """Go from a convolution to the end of its normalisation and activation: the maps in use."""
-    while at + 1 < len(calls) and _is(calls[at + 1][0], _FOLLOWERS):
-        if calls[at + 1][1].shape != calls[at][1].shape:
-            break
-        at += 1
-    return calls[at]
+def choose(
+    images: tf.Tensor,
+    logits: tf.Tensor,
+    explained: tf.Tensor,
+    calls: Calls,
+    wanted: str | keras.Layer | None,
+) -> tuple[Target, tf.Tensor]:
+    """Choose what to explain; return it and the gradients of `explained` in its form.
 
+    Parameters
+    ----------
+    images, logits : tensors of one trace
+    explained : made of the logits
+    calls : of that trace
+    wanted : layer, its name, or None for `MARKED`, else the last map that all paths go through
 
-def differentiate(
-    logits: tf.Tensor, one_hot: tf.Tensor, calls: Calls, wanted: str | keras.Layer | None
-) -> tuple[keras.Layer, tf.Tensor, tf.Tensor]:
-    """Choose the layer; return it, its activations and the gradients of the chosen logits."""
+    Raises
+    ------
+    ValueError
+        If there is no such layer.
+    """
+    paths = Paths(images, logits)
     # A tensor of another graph lies in a tf.function of the model's own: out of reach.
-    graph, called = logits.graph, calls
-    calls = [(v, x) for v, x in calls if getattr(x, "graph", 0) is graph and x.shape.rank == 4]
-    found = [(v, x) for v, x in calls if v is wanted or v.name == (wanted or MARKED)]
-    if wanted is None and not found:
-        found = [_rectified(calls, i) for i, (v, _) in enumerate(calls) if _is(v, _CONVOLUTIONS)]
-        # Convolutions on one cell (squeeze-and-excite, convolutional heads) have no map to show.
-        found = [(v, x) for v, x in found if x.shape[1:3] != (1, 1)]
+    here = [(v, x) for v, x in calls if getattr(x, "graph", None) is logits.graph]
+    here = [(v, x) for v, x in here if x.shape.rank == 4]
+    found = [(v, x) for v, x in here if v is wanted or v.name == (wanted or MARKED)]
     unclear = wanted is not None and len({id(layer) for layer, _ in found}) > 1
-    for layer, activations in [] if unclear else reversed(found):
-        gradients = tf.gradients(logits, activations, one_hot)[0]
+    last = paths.last_map() if wanted is None and not found else None
+    if last is not None:
+        found = [(_named(last, here, paths), last)]
+    for layer, x in [] if unclear else reversed(found):
+        gradients = tf.gradients(explained, x)[0]
         if gradients is not None:
-            gradients = tf.cast(tf.convert_to_tensor(gradients), tf.float32)
-            return layer, tf.cast(activations, tf.float32), gradients
+            grid = paths.known.get(x.ref())
+            target = Target(layer, x, grid if grid and len(grid.at) == 2 else None)
+            return target, tf.convert_to_tensor(gradients)
     problem = "several have this name" if unclear else "no gradient reaches it" if found else "none"
-    hidden = [v for v, x in called if getattr(x, "graph", graph) is not graph]
+    hidden = [v for v, x in calls if getattr(x, "graph", logits.graph) is not logits.graph]
     if any(v is wanted or v.name == wanted for v in hidden):
         problem = "called inside a tf.function of the model's own, out of reach: call it outside"
+    ends = list(dict.fromkeys(_named(x, here, paths).name for x in paths.ends())) if here else []
+    if wanted is None and not found and ends:
+        raise ValueError(
+            "`layer` must be named here: no tensor with a grid lies on every path from the image "
+            "to the logits. The branches of this network meet only where their grids are gone, and "
+            f"one of them alone is not the network. They end in {ends}. Received: layer={wanted}"
+        )
     raise ValueError(
         "`layer` must be one layer on the way to the output, itself 4-D, by name or as an object "
-        "(model.get_layer('outer').get_layer('inner')); left out, the last convolution. "
-        f"4-D are {list(dict.fromkeys(v.name for v, _ in calls))}. "
+        "(model.get_layer('outer').get_layer('inner')); left out, the last one with a grid that "
+        "every path from the image to the logits goes through. "
+        f"4-D are {list(dict.fromkeys(v.name for v, _ in here))}. "
         f"Received: layer={wanted!r}, {problem}"
     )
+
+
+def _named(x: tf.Tensor, calls: Calls, paths: Paths) -> keras.Operation:
+    """Return the layer whose result a tensor is, else the last one on the way to it."""
+    for layer, result in calls:
+        if result.ref() == x.ref():
+            return layer
+    order = {y.ref(): i for i, y in enumerate(paths.on_the_way)}
+    before = [(order.get(y.ref(), len(order)), layer) for layer, y in calls]
+    before = [pair for pair in before if pair[0] < order[x.ref()]]
+    return max(before, key=lambda pair: pair[0])[1] if before else calls[0][0]

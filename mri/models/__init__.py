@@ -1,7 +1,9 @@
 """The networks and their files.
 
 `builders` holds the registry: one decorated function makes a network known everywhere. `files`
-saves a model with its card, and looks into a stranger's file before it is loaded.
+saves a model with its card, and looks into a stranger's file before it is loaded; `formats` says
+what other files are. `inputs` puts before a model what it expects of slices, `scores` reads the
+logits of whatever it ends in.
 """
 
 from mri import _face
@@ -9,7 +11,10 @@ from mri import _face
 __getattr__, __dir__, __all__ = _face(
     __name__,
     {
-        "builders": "augmentation build_model layers list_models predict_logits register",
-        "files": "ModelFile ModelFileError describe load_model read_card save_model",
+        "builders": "augmentation build_model layers list_models register",
+        "files": "ModelFile ModelFileError declare describe find_model load_model read_card "
+        "save_model",
+        "inputs": "READ_AS Expects adapt",
+        "scores": "Scorer predict_logits",
     },
 )

@@ -10,8 +10,6 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-
 from mri._arguments import require
 from mri._keras import keras
 
@@ -166,43 +164,6 @@ def augmentation() -> list[keras.Layer]:
         layers.RandomZoom((-0.06, 0.06), **fill),
         layers.RandomContrast(0.15, value_range=(0, 1)),
     ]
-
-
-def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
-    """Return the logits of slices.
-
-    Parameters
-    ----------
-    model : keras.Model
-    images : ndarray of uint8, shape (n, h, w)
-    batch_size : int
-
-    Returns
-    -------
-    ndarray of float32, shape (n, classes)
-
-    Raises
-    ------
-    ValueError
-        If the images are not of the size that the model takes, or `batch_size` is below 1.
-
-    Examples
-    --------
-    >>> predict_logits(build_model("tissue"), np.zeros((3, 128, 128), np.uint8)).shape
-    (3, 4)
-    """
-    images, takes = np.asarray(images), model.input_shape[1:]
-    fits = images.ndim == 3 and len(images) >= 1 and images.dtype.kind in "uif"
-    for side, wanted in zip(images.shape[1:], takes, strict=False):
-        fits = fits and wanted in (None, side)
-    require(
-        fits,
-        f"images must be numbers (n, h, w) for a model of {takes}.",
-        shape=images.shape,
-        dtype=images.dtype,
-    )
-    require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
-    return model.predict(images[..., None], batch_size=batch_size, verbose=0)
 
 
 @register

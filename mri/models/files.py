@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import os
-import zipfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,32 +13,36 @@ import numpy as np
 
 from mri._arguments import require
 from mri._files import file_sha256, replacing
-from mri.data.decode import DataError
+from mri.models.archive import (
+    ModelFileError,
+    check_growth,
+    check_weights,
+    inspect_archive,
+    uncompiled,
+)
+from mri.models.inputs import FIELDS, SLICE, Expects, adapt, declared, only_declares
+
+__all__ = [
+    "ModelFile",
+    "ModelFileError",
+    "declare",
+    "describe",
+    "find_model",
+    "load_model",
+    "read_card",
+    "save_model",
+]
 
 if TYPE_CHECKING:
     from mri._keras import keras
     from mri.data.scans import Scans
 
 
-_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
-_MAX_CONFIG = 4 * 2**20
-# A file may name anything that Keras can find: only parts of networks are let through, and of
-# these not the ones that run code or read other files on loading.
-_KINDS = {"activations", "constraints", "dtype_policies", "initializers", "layers", "losses",
-          "metrics", "models", "ops", "optimizers", "quantizers", "regularizers"}  # fmt: skip
-_REFUSED = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "StringLookup",
-            "IntegerLookup", "IndexLookup", "TextVectorization", "STFTSpectrogram", "__lambda__",
-            "__typespec__"}  # fmt: skip
-# An output of a layer may hold so many times the numbers of a slice: 1024 channels at full size.
-_MAX_GROWTH = 1024
-
+FOLDERS = ("models", "models/zoo")
+"""Where models are looked for by name."""
 
 _DESCRIBED = {"split", "recipe", "versions", "validation", "builder", "synthetic", "data",
               "parameters", "seed", "best_epoch", "seconds", "sha256", "temperature"}  # fmt: skip
-
-
-class ModelFileError(DataError):
-    """A model file that is damaged, not what its card says, or not safe to load."""
 
 
 def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,11 +166,31 @@ class ModelFile:
         return str((self.card or {}).get("sha256", ""))
 
     @cached_property
+    def expects(self) -> Expects | None:
+        """What its card declares of the slices and classes that it takes, None where nothing is.
+
+        Of a card that `mri.train` has written, only what stands under ``expects``.
+        """
+        card = self.card or {}
+        told = card if only_declares(card) else {"expects": card.get("expects", {})}
+        try:
+            return declared(told)
+        except ValueError as error:
+            raise ModelFileError(f"{self.path.with_suffix('.json')}: {error}") from error
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether its card says how it was trained, not only what it expects."""
+        return self.card is not None and not only_declares(self.card)
+
+    @cached_property
     def _inspected(self) -> bool:
-        _inspect_archive(self.path)
-        if self.card is not None and self.card.get("sha256") != self.sha256:
+        inspect_archive(self.path)
+        card = self.card
+        hashed = card is not None and (self.trained_here or "sha256" in card)
+        if card is not None and hashed and card.get("sha256") != self.sha256:
             raise ModelFileError(
-                f"{self.path}: SHA-256 {self.sha256} is not {self.card.get('sha256')} of its card; "
+                f"{self.path}: SHA-256 {self.sha256} is not {card.get('sha256')} of its card; "
                 "train the model again, or remove the card if the file was replaced on purpose"
             )
         return True
@@ -179,21 +199,49 @@ class ModelFile:
         """Raise `ModelFileError` unless it is a plain Keras archive that agrees with its card."""
         _ = self._inspected
 
-    def load(self) -> keras.Model:
-        """Return the model, not compiled; see `load_model`."""
+    def load(
+        self, slices: tuple[int, int] = SLICE, order: Sequence[str] | None = None
+    ) -> keras.Model:
+        """Return the model, not compiled, that takes slices as its card says; see `load_model`.
+
+        Parameters
+        ----------
+        slices : tuple of int
+            Rows and columns of the slices.
+        order : sequence of str, optional
+            Class names in the order wanted, where the card names the model's own; by default those
+            of the data set.
+        """
+        model = self.load_bare()
+        if self.expects is None:
+            return model
+        told = {name: getattr(self.expects, name) for name in FIELDS}
+        try:
+            return adapt(model, slices=slices, order=order, **told)
+        except ValueError as error:
+            raise ModelFileError(f"{self.path.with_suffix('.json')}: {error}") from error
+
+    def load_bare(self) -> keras.Model:
+        """Return the model as it is in the file, whatever its card declares."""
         self.inspect()
         from mri._keras import keras
 
         try:
-            _check_weights(self.path)
-            _check_growth(self.path)
-            model = keras.saving.load_model(self.path, compile=False, safe_mode=True)
+            check_weights(self.path)
+            with uncompiled(self.path) as path:
+                check_growth(path, self.path)
+                model = keras.saving.load_model(path, compile=False, safe_mode=True)
         except ModelFileError:
             raise
         except Exception as error:
             raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
         if not isinstance(model, keras.Model):
             raise ModelFileError(f"{self.path}: holds a {type(model).__name__}, not a model")
+        if not model.built:
+            raise ModelFileError(
+                f"{self.path}: holds no weights, its network was saved before it was built; call "
+                "it once on images, train it, and save it again"
+            )
         return model
 
     def load_into(self, model: keras.Model) -> None:
@@ -206,7 +254,7 @@ class ModelFile:
         """
         self.inspect()
         try:
-            _check_weights(self.path)
+            check_weights(self.path)
             model.load_weights(self.path)
         except ModelFileError:
             raise
@@ -214,7 +262,7 @@ class ModelFile:
             raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
 
     def held_out(self, scans: Scans, fingerprint: str | None = None) -> np.ndarray:
-        """Return the test rows of the card, int (m,); without a card, all rows.
+        """Return the test rows of the card, int (m,); of a model of unknown training, all rows.
 
         Parameters
         ----------
@@ -227,7 +275,7 @@ class ModelFile:
         ModelFileError
             If the card does not say, or is of other slices than these.
         """
-        if self.card is None:
+        if self.card is None or not self.trained_here:
             return np.arange(len(scans))
         try:
             return _test_rows(self.card, scans, fingerprint or scans.fingerprint())
@@ -240,12 +288,14 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
 
     Parameters
     ----------
-    path : path
+    path : path or str
+        Or the name of a file of ``models/`` or ``models/zoo/``, without ending.
 
     Returns
     -------
     keras.Model
-        Not compiled.
+        Not compiled. Where the card beside it declares what the model expects, it takes slices as
+        the data set has them; see `mri.models.adapt`.
 
     Raises
     ------
@@ -262,14 +312,101 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
     ...     card = save_model(build_model("tissue"), Path(folder, "mine.keras"), {"who": "me"})
     ...     load_model(Path(folder, "mine.keras")).count_params()
     70
+    >>> load_model("tissue-subject").count_params()
+    70
     """
-    return ModelFile(path).load()
+    return ModelFile(find_model(path)).load()
+
+
+def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any) -> str:
+    """Write beside a model file what it expects of slices; return what changes by it.
+
+    Parameters
+    ----------
+    path : path or name
+        As for `load_model`. What its card says already stays, where it is not said anew.
+    write : bool
+        Whether to write the card, or only to say what would change.
+    **expects
+        See `adapt`.
+
+    Returns
+    -------
+    str
+        A line a change.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not safe, or not one that can be used so.
+
+    Examples
+    --------
+    >>> print(declare("tissue-subject", range=(0, 255), write=False))
+    range: not declared, becomes [0, 255]
+    takes: (None, 128, 128, 1); a gray value of 0 reaches it as 0, one of 255 as 255
+    """
+    file = ModelFile(find_model(path))
+    model, before = file.load_bare(), file.expects.declared() if file.expects else {}
+    given = {name: value for name, value in expects.items() if value is not None}
+    # Of the three ways to say which values it takes, the one named last counts.
+    ways = ({"range"}, {"scale", "offset"}, {"mean", "std"})
+    lost = set().union(*ways) if set().union(*ways) & set(given) else set()
+    told = {name: value for name, value in before.items() if name not in lost} | given
+    try:
+        after = Expects(**told)
+        adapt(model, **told)
+    except (ValueError, TypeError) as error:
+        raise ModelFileError(f"{file.path}: {error}") from error
+    now = after.declared()
+    lines = [
+        f"{name}: {before.get(name, 'not declared')}, becomes {now.get(name, 'not declared')}"
+        for name in FIELDS
+        if before.get(name) != now.get(name)
+    ]
+    from mri.models.scores import image_input
+
+    scale, offset = after.values
+    n = max(len(scale), len(offset))
+    pairs = list(zip((scale * n)[:n], (offset * n)[:n], strict=True))
+    low, high = (", ".join(f"{v * s + o:.4g}" for s, o in pairs) for v in (0, 255))
+    takes = image_input(model).shape
+    lines.append(f"takes: {takes}; a gray value of 0 reaches it as {low}, one of 255 as {high}")
+    if write:
+        card = file.card or {}
+        card = {**card, "expects": now} if file.trained_here else {"sha256": file.sha256, **now}
+        with replacing(file.path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(card, indent=1), encoding="utf-8")
+    return "\n".join(lines)
+
+
+def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -> Path:
+    """Return the ``.keras`` file of that name, or path, looked for in `folders` in turn.
+
+    Raises
+    ------
+    ModelFileError
+        If there is none; the message lists those there are.
+    """
+    path = Path(name)
+    if path.suffix == ".keras" or len(path.parts) != 1 or path.is_file():
+        return path
+    # The folders of the repository, wherever the command is run from.
+    homes = [home / folder for home in (Path(), Path(__file__).parents[2]) for folder in folders]
+    for home in homes:
+        if (path := home / f"{name}.keras").is_file():
+            return path
+    known = sorted({path.stem for home in homes for path in home.glob("[!.]*.keras")})
+    raise ModelFileError(f"no model {name!r} in {' or '.join(folders)}; there are {known}")
 
 
 def _test_rows(card: dict[str, Any], scans: Scans, fingerprint: str) -> np.ndarray:
     missing = {"class_names", "data", "split", "temperature", "test_rows"}.difference(card)
     if missing:
-        raise ModelFileError(f"its card lacks {sorted(missing)}; train the model again")
+        raise ModelFileError(
+            f"its card lacks {sorted(missing)}; train the model again, or leave in it only what "
+            f"the model expects: {', '.join(FIELDS)}"
+        )
     if tuple(card["class_names"]) != scans.class_names:
         raise ModelFileError(f"classes {card['class_names']}, the data have {scans.class_names}")
     if card["data"] != fingerprint:
@@ -287,106 +424,3 @@ def _test_rows(card: dict[str, Any], scans: Scans, fingerprint: str) -> np.ndarr
             "the model again"
         )
     return rows
-
-
-def _inspect_archive(path: Path) -> None:
-    """Raise `ModelFileError` unless `path` is a Keras archive without code or bombs."""
-    if path.suffix != ".keras":
-        raise ModelFileError(f"{path}: expected a .keras file; save it with model.save('….keras')")
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such model file")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = sorted(archive.namelist())
-            if members != sorted(_MEMBERS):
-                raise ModelFileError(f"{path}: expected {sorted(_MEMBERS)}, found {members}")
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
-            whole, packed = sum(sizes.values()), path.stat().st_size
-            # Float weights hardly compress: far more than the file itself is a bomb.
-            if sizes["config.json"] > _MAX_CONFIG or whole > 20 * packed + _MAX_CONFIG:
-                raise ModelFileError(f"{path}: unpacks from {packed} to {whole} bytes")
-            names = list(_names(json.loads(archive.read("config.json"))))
-    except ModelFileError:
-        raise
-    except Exception as error:
-        raise ModelFileError(f"{path}: not a whole Keras archive ({error})") from error
-    for name in names:
-        root, *inner, last = name.replace("keras.src.", "keras.").split(".")
-        if last in _REFUSED or root != "keras" or (inner and inner[0] not in _KINDS):
-            raise ModelFileError(
-                f"{path}: holds {name}, which may run code on loading; only Keras' own layers "
-                "without code are loaded"
-            )
-
-
-def _check_weights(path: Path) -> None:
-    """Raise `ModelFileError` if the weights claim more than the file holds.
-
-    Keras reads whatever a data set declares before it compares the two.
-    """
-    import h5py
-
-    claimed, packed = 0, path.stat().st_size
-
-    def visit(name: str, entry: h5py.Group | h5py.Dataset) -> None:
-        nonlocal claimed
-        # Each is visited once, but would be read once a link.
-        if h5py.h5o.get_info(entry.id).rc != 1:
-            raise ModelFileError(f"{path}: its weights {name} have more than one name")
-        claimed += entry.nbytes if isinstance(entry, h5py.Dataset) else 0
-
-    with zipfile.ZipFile(path) as archive:
-        content = io.BytesIO(archive.read("model.weights.h5"))
-    with h5py.File(content, "r") as weights:
-        weights.visititems(visit)
-    if claimed > 20 * packed + _MAX_CONFIG:
-        raise ModelFileError(f"{path}: its weights claim {claimed} bytes, the file has {packed}")
-
-
-def _check_growth(path: Path) -> None:
-    """Raise `ModelFileError` if a layer's output is far larger than a slice.
-
-    Keras builds whatever a configuration declares, so it is asked before memory is taken.
-    """
-    # Keras keeps what it has yet to initialise by thread: in one of its own it is forgotten.
-    with ThreadPoolExecutor(1) as thread:
-        growth = thread.submit(_growth, path).result()
-    if growth > _MAX_GROWTH:
-        raise ModelFileError(
-            f"{path}: a layer gives {growth:.0f} times the numbers of a slice, the limit is "
-            f"{_MAX_GROWTH}"
-        )
-
-
-def _growth(path: Path) -> float:
-    """Load a model without room for its weights; return its largest output by its input."""
-    from mri._keras import keras
-
-    # Shapes are inferred and compared with the weights of the file; nothing is initialised.
-    with keras.StatelessScope(initialize_variables=False):
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    sizes, parts = [0], [model]
-    for part in parts:
-        parts += getattr(part, "operations", getattr(part, "layers", []))
-        nodes = getattr(part, "_inbound_nodes", [])
-        sizes += [math.prod(filter(None, x.shape)) for node in nodes for x in node.output_tensors]
-    taken = sum(math.prod(filter(None, x.shape)) for x in getattr(model, "inputs", None) or [])
-    return max(sizes) / max(taken, 1)
-
-
-def _names(config: Any) -> Iterator[str]:
-    """Yield the dotted name of every object that the configuration asks for."""
-    if isinstance(config, dict):
-        if "class_name" in config:
-            name, module = config["class_name"], config.get("module") or "keras"
-            if name == "function":
-                # Those of 'builtins' Keras takes from its own activations, losses and the like.
-                name, module = config.get("config"), "keras" if module == "builtins" else module
-            yield f"{module}.{name}"
-            if config.get("registered_name") and config.get("module") is None:
-                yield f"unknown.{config['registered_name']}"
-        for value in config.values():
-            yield from _names(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _names(value)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy.special import softmax
 
 from mri import plots
-from mri._arguments import integers, row_numbers
+from mri._arguments import integers, require, row_numbers
 from mri.data.scans import Scans
 from mri.subjects.recovery import order_slices
 
@@ -43,6 +43,9 @@ class Explorer:
                 "Expected at least one network and one slice. "
                 f"Received: {list(runs)} and {len(rows)} slices"
             )
+        for name, run in runs.items():
+            trained = hasattr(run, "model") and "temperature" in getattr(run, "card", ())
+            require(trained, "runs must map names to what mri.train returns.", **{name: run})
         n = len(scans.labels)
         groups, rows = integers("groups", groups, n), row_numbers("rows", rows, n)
         self.runs, self.scans = dict(runs), scans

@@ -25,12 +25,14 @@ from mri.data.decode import DataError
 from mri.data.scans import Scans
 from mri.evaluation.logits import LogitsTable, find_logits, keep_logits, logits_frame
 from mri.evaluation.metrics import Evaluation, evaluate, fit_temperature, metric_label
-from mri.models.builders import _BUILDERS, Builder, list_models, predict_logits, register
+from mri.models.builders import _BUILDERS, Builder, list_models, register
 from mri.models.files import ModelFile
+from mri.models.scores import predict_logits
 from mri.subjects.leakage import linear_probe, shuffle_diagnoses
 from mri.subjects.splits import Split, subject_split
-from mri.training.loop import Run, is_trained, train
+from mri.training.loop import is_trained, train
 from mri.training.recipe import Recipe, entries, recipe_of
+from mri.training.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,9 +283,9 @@ def _run_cell(
     settings = json.dumps([asdict(recipe), scans.fingerprint(), split.folds], sort_keys=True)
     tag = hashlib.sha256(settings.encode()).hexdigest()[:8]
     name = f"{cell.builder}-{tag}-fold{split.fold}-seed{seed}"
-    run = train(
-        cell.builder, scans, split, name=name, recipe=recipe, seed=seed, folder=folder, verbose=0
-    )
+    # A cell bears its recipe in its name: another run of that name is of an older network.
+    quiet: dict[str, Any] = {"folder": folder, "verbose": 0, "replace": True}
+    run = train(cell.builder, scans, split, name=name, recipe=cell.recipe, seed=seed, **quiet)
     path = folder / f"{name}.cell.parquet"
     people = hashlib.sha256(groups.astype(np.int64).tobytes()).hexdigest()
     key = f"{run.card['signature']} {people}"
@@ -437,9 +439,8 @@ def train_zoo(
         ):
             yield f"{path}: trained before"
             continue
-        run = train(
-            builder, scans, split, name=stem, recipe=recipe, seed=seed, folder=folder, verbose=0
-        )
+        quiet: dict[str, Any] = {"folder": folder, "verbose": 0, "replace": True}
+        run = train(builder, scans, split, name=stem, recipe=recipe, seed=seed, **quiet)
         if find_logits(ModelFile(run.path)) is None:
             keep_logits(ModelFile(run.path), scans, groups)
         figures = ", ".join(f"{key} {value:.3f}" for key, value in run.card["validation"].items())

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from dataclasses import replace as with_
 from pathlib import Path
 from typing import Any
 
@@ -23,85 +20,14 @@ from mri._files import alone
 from mri._keras import keras, tf
 from mri.data.scans import Scans
 from mri.evaluation.metrics import fit_temperature
-from mri.models.builders import DTYPES, build_model, initial_weights, predict_logits
+from mri.models.builders import DTYPES, initial_weights, list_models
 from mri.models.files import ModelFile, ModelFileError, save_model
+from mri.models.scores import predict_logits
 from mri.subjects.splits import PARTS, DataLeakageError, Split
 from mri.training.batches import BalancedAccuracy, Batches, HardExamples
 from mri.training.checkpoint import Checkpoint
 from mri.training.recipe import Recipe, native_dtype, recipe_of
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A network, its data and its training: everything that determines the result.
-
-    Attributes
-    ----------
-    builder : str
-        One of `mri.list_models`.
-    scans : Scans
-    split : Split
-    recipe : Recipe
-        Its `dtype` is not 'auto'.
-    seed : int
-    """
-
-    builder: str
-    scans: Scans
-    split: Split
-    recipe: Recipe
-    seed: int = 0
-
-    def build(self) -> keras.Model:
-        """Build the network with the initial weights of the seed."""
-        keras.utils.set_random_seed(self.seed)
-        return build_model(
-            self.builder,
-            input_shape=(*self.scans.images.shape[1:], 1),
-            classes=len(self.scans.class_names),
-            augment=self.recipe.augment,
-            dtype=self.recipe.dtype,
-        )
-
-    @cached_property
-    def model(self) -> keras.Model:
-        """The network, built once."""
-        return self.build()
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Everything that determines the result, ready for JSON."""
-        rows = hashlib.sha256()
-        for part in PARTS:
-            rows.update(np.ascontiguousarray(getattr(self.split, part), np.int64).tobytes() + b"|")
-        # A builder may be edited between two runs. Keras goes on numbering layers; that is removed.
-        network = re.sub(r'_\d+(?=")', "", self.model.to_json())
-        parts = [len(getattr(self.split, part)) for part in PARTS]
-        return {
-            "builder": self.builder,
-            "network_sha256": hashlib.sha256(network.encode()).hexdigest(),
-            "recipe": asdict(self.recipe),
-            "seed": self.seed,
-            "data": self.scans.fingerprint(),
-            "split": {
-                "protocol": self.split.protocol,
-                "fold": self.split.fold,
-                "folds": self.split.folds,
-                "seed": self.split.seed,
-                "slices": parts,
-                "rows_sha256": rows.hexdigest(),
-            },
-        }
-
-    @cached_property
-    def signature(self) -> str:
-        """SHA-256 of the identity; runs with the same signature have the same result."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def steps(self) -> int:
-        """Number of steps in one epoch."""
-        return max(1, len(self.split.train) // self.recipe.batch_size)
+from mri.training.run import Run, differences
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,10 +69,15 @@ def train(
     seed: int = 0,
     folder: str | os.PathLike[str] = "models",
     resume: bool = True,
+    replace: bool = False,
     verbose: str | int = "auto",
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    **options: Any,
 ) -> Trained:
     """Train a registered network and save it with its card.
+
+    Says in one line whether it trains a new network, loads or resumes this very run, or replaces
+    another one.
 
     Parameters
     ----------
@@ -168,8 +99,11 @@ def train(
         If True, a killed run continues after its last whole epoch, to the same result, and a
         finished run is returned as it is. If False, training starts anew. If another process
         trains under the same name, this call waits for it.
+    replace : bool
+        Whether a finished run of another recipe, seed, split or network under the same name may be
+        lost. Without it, such a run is not replaced.
     verbose : 'auto', 0, 1 or 2
-        As for ``fit`` of Keras: its progress bar.
+        As for ``fit`` of Keras: its progress bar. With 0, nothing is printed.
     callbacks : sequence of keras.callbacks.Callback
         They watch the epochs of this call, such as TensorBoard's or MLflow's. They do not change
         the result. A finished run calls none.
@@ -182,8 +116,8 @@ def train(
     ------
     ValueError
         If there is no such builder, the split has an empty train or validation part, the split
-        belongs to other slices, or a network trained on phantoms would overwrite one trained on
-        real slices.
+        belongs to other slices, another run has that name, or a network trained on phantoms would
+        overwrite one trained on real slices.
     DataLeakageError
         If parts of the split share a slice.
     RuntimeError
@@ -203,6 +137,7 @@ def train(
     >>> run.path.name, len(run.history["loss"])
     ('tissue-subject.keras', 2)
     """
+    _check_call(builder, scans, split, recipe, options)
     recipe = recipe or recipe_of(builder)
     _check_split(split, len(scans))
     file = ModelFile(Path(folder) / f"{name or f'{builder}-{split.protocol}'}.keras")
@@ -213,15 +148,50 @@ def train(
         path=str(file.path),
     )
     run = _same_run(Run(builder, scans, split, recipe, seed), card)
-    run = run or Run(builder, scans, split, replace(recipe, dtype=_resolved(recipe)), seed)
-    # Checked again below, because another process may have finished it while this one waited.
+    run = run or Run(builder, scans, split, with_(recipe, dtype=_resolved(recipe)), seed)
+    say = print if verbose else lambda *_: None
+    # Looked for again where another process had to be waited for.
     if resume and (done := _finished(file, run)):
+        say(f"{file.path}: trained before, loaded")
         return done
     with alone(file.path):
         file = ModelFile(file.path)
         if resume and (done := _finished(file, run)):
+            say(f"{file.path}: trained by another process, loaded")
             return done
+        other = differences(_card_of(file), run)
+        require(
+            replace or not other,
+            f"{file.path} holds another run: take another name, or replace=True to lose it.",
+            **other,
+        )
+        if other:
+            say(f"{file.path}: another run is replaced ({', '.join(other)} differ)")
         return _trained(file.path, run, resume=resume, verbose=verbose, callbacks=callbacks)
+
+
+def _check_call(
+    builder: object, scans: object, split: object, recipe: object, options: Mapping[str, Any]
+) -> None:
+    """Say what a call lacks, in the order in which one would notice."""
+    of_recipe = [name for name in options if name in Recipe.__dataclass_fields__]
+    how = ", ".join(f"{name}={options[name]!r}" for name in of_recipe)
+    require(
+        not of_recipe, f"Epochs and the like must be in a recipe: recipe=Recipe({how}).", **options
+    )
+    require(not options, "Options must be those of mri.train.", **options)
+    require(builder in list_models(), f"builder must be one of {list_models()}.", builder=builder)
+    require(
+        isinstance(scans, Scans),
+        "scans must be Scans, as mri.read_scans() gives them.",
+        scans=f"{type(scans).__name__}",
+    )
+    require(
+        isinstance(split, Split),
+        "split must be a Split, from mri.subject_split or mri.image_split.",
+        split=split,
+    )
+    require(recipe is None or isinstance(recipe, Recipe), "recipe must be a Recipe.", recipe=recipe)
 
 
 def is_trained(
@@ -241,7 +211,7 @@ def _same_run(run: Run, card: Mapping[str, Any]) -> Run | None:
     dtype = card.get("recipe", {}).get("dtype")
     if run.recipe.dtype not in ("auto", dtype) or dtype not in DTYPES:
         return None
-    run = replace(run, recipe=replace(run.recipe, dtype=dtype))
+    run = with_(run, recipe=with_(run.recipe, dtype=dtype))
     return run if card.get("signature") == run.signature else None
 
 
@@ -296,6 +266,10 @@ def _trained(
     model = run.build()
     steps = run.recipe.epochs * run.steps
     _compile(model, run.recipe, classes=len(run.scans.class_names), steps=steps)
+    checkpoint.restore(model)
+    if verbose:
+        done = checkpoint.epochs_done
+        print(f"{path}: {f'resumed after epoch {done}' if done else 'trained anew'}")
     _fit(model, run, checkpoint, verbose=verbose, callbacks=callbacks)
     # Without optimiser and metrics the file has a third of the size, and any Keras can load it.
     final = run.build()
@@ -325,7 +299,6 @@ def _fit(
     """Train the epochs that the checkpoint lacks; an error gets a note on what is kept."""
     scans, split, recipe = run.scans, run.split, run.recipe
     classes = len(scans.class_names)
-    checkpoint.restore(model)
     validation = (
         scans.images[split.validation][..., None],
         np.eye(classes, dtype=np.float32)[scans.labels[split.validation]],

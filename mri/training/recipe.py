@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,17 @@ from mri.models.builders import DTYPES, list_models
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _number(value: object, low: float, high: float = math.inf) -> bool:
+    """Whether a value is a number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and low <= value <= high
+
+
+_LEAST = math.ulp(0.0)  # above 0
 
 
 @dataclass(frozen=True)
@@ -74,10 +85,11 @@ class Recipe:
             ("epochs", "a positive integer", _positive(self.epochs)),
             ("batch_size", "a positive integer", _positive(self.batch_size)),
             ("patience", "a positive integer", self.patience is None or _positive(self.patience)),
-            ("learning_rate", "positive", self.learning_rate > 0),
-            ("weight_decay", "at least 0", self.weight_decay >= 0),
-            ("label_smoothing", "in [0, 1)", 0 <= self.label_smoothing < 1),
-            ("hardest", "in (0, 1]", 0 < self.hardest <= 1),
+            ("learning_rate", "positive", _number(self.learning_rate, _LEAST)),
+            ("weight_decay", "at least 0", _number(self.weight_decay, 0)),
+            ("label_smoothing", "in [0, 1)", _number(self.label_smoothing, 0, 1 - 1e-9)),
+            ("hardest", "in (0, 1]", _number(self.hardest, _LEAST, 1)),
+            ("augment", "True or False", isinstance(self.augment, bool)),
             ("balance", f"one of {balances}", self.balance in balances),
             ("monitor", f"one of {monitors}", self.monitor in monitors),
             ("dtype", f"one of {dtypes}", self.dtype in dtypes),

@@ -17,7 +17,8 @@ from harness import ROOT, clock, folder_of_slices, interleaved, main, optional, 
 from mri.data.parquet import parquet_files
 from mri.data.scans import read_scans
 from mri.evaluation.comparison import compare
-from mri.models.builders import build_model, predict_logits
+from mri.models.builders import build_model
+from mri.models.scores import predict_logits
 from mri.subjects.recovery import recover_subjects
 from mri.subjects.splits import image_split
 from mri.training.batches import Batches

@@ -17,8 +17,9 @@ import mri.evaluation.logits
 from mri._keras import keras
 from mri.data.scans import Scans
 from mri.evaluation.comparison import compare
-from mri.models.builders import _BUILDERS, predict_logits, register
+from mri.models.builders import _BUILDERS, register
 from mri.models.files import load_model, read_card, save_model
+from mri.models.scores import predict_logits
 from mri.subjects.splits import image_split, subject_split
 from mri.training.loop import train
 from mri.training.recipe import Recipe

@@ -386,18 +386,37 @@ class HiddenSoftmax(Subclassed):
         return tf.function(keras.ops.softmax)(super().call(x))
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: subclassed(HiddenSoftmax),
-        lambda: functional(scores(K.Softmax(), K.Rescaling(1.0, name="kept"), K.ReLU())),
-    ],
-    ids=["in a function", "not the last"],
-)
-def test_probabilities_whose_logits_are_out_of_reach_are_an_error(build):
-    cam = GradCAM(build())
-    with pytest.raises(ValueError, match=r"ends in probabilities.*Received: \[.*\] as the last"):
-        cam(IMAGES)
+OUT_OF_REACH = {
+    "in a function": lambda: subclassed(HiddenSoftmax),
+    "not the last": lambda: functional(
+        scores(K.Softmax(), K.Rescaling(1.0, name="kept"), K.ReLU())
+    ),
+}
+
+
+@pytest.mark.parametrize("build", OUT_OF_REACH.values(), ids=list(OUT_OF_REACH))
+def test_probabilities_whose_logits_are_out_of_reach_are_explained_by_their_log_odds(build, truth):
+    """Of logits z, log odds have the gradient of z_c less that of the others by their shares."""
+    cam = GradCAM(build(), method="hirescam")
+    found = cam(IMAGES, 2)
+    assert cam.kind == "probabilities"
+    shares = np.exp(truth[0]) / np.exp(truth[0]).sum(1, keepdims=True)
+    np.testing.assert_allclose(found.logits, np.log(shares), atol=1e-4)
+
+    def log_odds(a):
+        z = head(a)
+        return z[2:3] - np.log(np.exp(np.delete(z, 2)).sum())
+
+    activations = [trunk(image)[1] for image in IMAGES]
+    expected = [slow_map("hirescam", a, central_differences(log_odds, a)[0]) for a in activations]
+    equal(found.raw, np.array(expected))
+
+
+def test_probabilities_that_are_rounded_to_one_are_an_error():
+    model = functional(scores(K.Softmax(), K.Rescaling(1.0, name="kept"), K.ReLU()))
+    model.get_layer("scores").set_weights([W["scores"][0] * 1000, W["scores"][1]])
+    with pytest.raises(ValueError, match=r"rounds them to 1.*Received: 3 such images.*index 0"):
+        GradCAM(model)(IMAGES)
 
 
 def test_softmax_that_is_sure_still_has_its_map():
@@ -477,6 +496,18 @@ def test_none_explains_the_predicted_class(rng):
     np.testing.assert_array_equal(explanation.classes, predicted)
     np.testing.assert_array_equal(explanation.maps, cam(images, predicted).maps)
     np.testing.assert_array_equal(cam(images, 3).maps, cam(images, np.full(20, 3)).maps)
+
+
+@pytest.mark.parametrize("name", ["Non_Demented", "non demented", "NON-demented"])
+def test_classes_go_by_name_too(name):
+    model = functional()
+    expected = GradCAM(model)(IMAGES, 2).maps
+    np.testing.assert_array_equal(GradCAM(model)(IMAGES, name).maps, expected)
+    np.testing.assert_array_equal(GradCAM(model)(IMAGES, [name] * 3).maps, expected)
+    mine = GradCAM(model, class_names=["a", "b", "Nondemented", "c"])
+    assert mine(IMAGES, ["b", name, "a"]).classes.tolist() == [1, 2, 0]
+    with pytest.raises(ValueError, match="`class_names` must be 4 names"):
+        GradCAM(model, class_names=["a"])
 
 
 def test_batch_size_and_the_form_of_the_images_change_nothing(rng):
@@ -782,9 +813,8 @@ def dense_map():
         (functional, {"layer": "hidden"}, "4-D are .*'first'.*'target'.*layer='hidden', none"),
         (functional, {"layer": K.Conv2D(2, 3, name="x")}, "Received: layer=<Conv2D name=x.*, none"),
         (lambda: subclassed(CompiledHead), {"layer": "pool"}, "'pool', called inside a tf.func"),
-        (without_convolution, {}, r"last convolution. 4-D are \['r'\]. Received: layer=None, none"),
+        (without_convolution, {}, r"last one with a grid .* 4-D are \['r'\]. .*layer=None, none"),
         (cut_off, {"layer": "cut"}, "layer='cut', no gradient reaches it"),
-        (cut_off, {}, "layer=None, no gradient reaches it"),
         (lambda: two_outputs("list"), {}, r"\['other', 'scores'\] .* below 2.*output=None"),
         (lambda: two_outputs("dict"), {"output": "c"}, r"\['b', 'a'\] .*output='c'"),
         (lambda: two_outputs("list"), {"output": 2}, "output=2"),
@@ -816,6 +846,8 @@ def test_what_cannot_be_explained_is_said_when_it_is_made(build, options, match)
         ({"classes": -1}, "classes=-1"),
         ({"classes": [0, 1]}, r"3 of them.*classes=\[0, 1\]"),
         ({"classes": [0, 1, 4]}, r"classes=\[0, 1, 4\]"),
+        ({"classes": "Demented"}, r"one of \['Mild_Demented', .* Received: classes='Demented'"),
+        ({"classes": ["Non_Demented", 1, 2]}, "Received: classes="),
         ({"classes": 1.0}, "classes=1.0"),
         ({"classes": True}, "classes=True"),
         ({"batch_size": 0}, "batch_size=0"),

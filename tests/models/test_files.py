@@ -6,6 +6,7 @@ import json
 import stat
 import struct
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import h5py
@@ -298,15 +299,13 @@ class TestRefusedUnopened:
             ("keras_hub.models", "Backbone"),
         ],
     )
-    @pytest.mark.parametrize("place", ["layer", "initializer", "function", "compile_config"])
+    @pytest.mark.parametrize("place", ["layer", "initializer", "function"])
     def test_code(self, path, module, name, place):
         entry = {"module": module, "class_name": name, "config": {}, "registered_name": None}
         if place == "function":
             entry |= {"class_name": "function", "config": name}
         if place == "layer":
             put_layer(path, entry)
-        elif place == "compile_config":
-            reconfigure(path, lambda config: config.update(compile_config={"loss": [entry]}))
         else:
             put_layer(path, {"module": "keras.layers", "class_name": "Dense", "config": entry})
         self.refused(path, rf"holds {module or 'keras'}\.{name}, which may run code")
@@ -353,6 +352,33 @@ def test_a_lambda_layer_that_would_run_does_not(tmp_path):
     with pytest.raises(ModelFileError, match=r"holds keras\.layers\.Lambda, which may run code"):
         load_model(tmp_path / "m.keras")
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_what_a_model_was_compiled_with_is_never_read(tmp_path, inner, rng):
+    """Losses and metrics of one's own cost nothing, and what stands there cannot run."""
+
+    @keras.saving.register_keras_serializable("mine")
+    def focal(labels, scores):
+        return keras.ops.mean(keras.ops.square(labels - scores))
+
+    model = tiny()
+    model.compile("adam", focal, metrics=[focal])
+    if inner:
+        inputs = keras.Input((8, 8, 1))
+        model = keras.Model(inputs, model(inputs))
+    path = tmp_path / "m.keras"
+    model.save(path)
+    content = members(path)
+    text = content["config.json"].decode()
+    assert "focal" in text
+    pack(path, {**content, "config.json": text.replace("focal", "never_heard_of")})
+    x = rng.normal(size=(2, 8, 8, 1)).astype(np.float32)
+    again = load_model(path)
+    np.testing.assert_array_equal(model(x), again(x))
+    assert not again.compiled and not [v for v in again.layers if getattr(v, "compiled", False)]
+    with pytest.raises((TypeError, ValueError)) if inner else nullcontext():
+        keras.saving.load_model(path, compile=False)
 
 
 def test_a_pickle_that_would_run_does_not(tmp_path):

@@ -23,8 +23,9 @@ from mri.__main__ import main
 from mri._keras import keras, tf
 from mri.data.scans import Scans
 from mri.evaluation.metrics import fit_temperature
-from mri.models.builders import _BUILDERS, build_model, predict_logits, register
+from mri.models.builders import _BUILDERS, build_model, register
 from mri.models.files import load_model, read_card, save_model
+from mri.models.scores import predict_logits
 from mri.subjects.splits import DataLeakageError
 from mri.training.batches import BalancedAccuracy, Batches, HardExamples
 from mri.training.checkpoint import Checkpoint

@@ -1,0 +1,171 @@
+"""Look into a model file of unknown origin before it is loaded, so that nothing in it can run."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mri.data.decode import DataError
+from mri.models.formats import recognised
+
+_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+_MAX_CONFIG = 4 * 2**20
+# A file may name anything that Keras can find: only parts of networks are let through, and of
+# these not the ones that run code or read other files on loading.
+_KINDS = {"activations", "constraints", "dtype_policies", "initializers", "layers", "losses",
+          "metrics", "models", "ops", "optimizers", "quantizers", "random",
+          "regularizers"}  # fmt: skip
+_REFUSED = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "StringLookup",
+            "IntegerLookup", "IndexLookup", "TextVectorization", "STFTSpectrogram", "__lambda__",
+            "__typespec__"}  # fmt: skip
+# An output of a layer may hold so many times the numbers of a slice: 1024 channels at full size.
+_MAX_GROWTH = 1024
+
+
+class ModelFileError(DataError):
+    """A model file that is damaged, not what its card says, or not safe to load."""
+
+
+def inspect_archive(path: Path) -> None:
+    """Raise `ModelFileError` unless `path` is a Keras archive without code or bombs."""
+    known = recognised(path) if path.exists() else ""
+    if path.suffix != ".keras":
+        way = known or "save it with model.save('….keras')"
+        raise ModelFileError(f"{path}: expected a .keras file; {way}")
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such model file{known and f'; {known}'}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = sorted(archive.namelist())
+            if known:
+                raise ModelFileError(f"{path}: {known}")
+            if members != sorted(_MEMBERS):
+                raise ModelFileError(f"{path}: expected {sorted(_MEMBERS)}, found {members}")
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            whole, packed = sum(sizes.values()), path.stat().st_size
+            # Float weights hardly compress: far more than the file itself is a bomb.
+            if sizes["config.json"] > _MAX_CONFIG or whole > 20 * packed + _MAX_CONFIG:
+                raise ModelFileError(f"{path}: unpacks from {packed} to {whole} bytes")
+            names = list(_names(_without_compile(json.loads(archive.read("config.json")))))
+    except ModelFileError:
+        raise
+    except Exception as error:
+        raise ModelFileError(f"{path}: not a whole Keras archive ({known or error})") from error
+    for name in names:
+        root, *inner, last = name.replace("keras.src.", "keras.").split(".")
+        if last in _REFUSED or root != "keras" or (inner and inner[0] not in _KINDS):
+            raise ModelFileError(
+                f"{path}: holds {name}, which may run code on loading; only Keras' own layers "
+                "without code are loaded"
+            )
+
+
+def check_weights(path: Path) -> None:
+    """Raise `ModelFileError` if the weights claim more than the file holds.
+
+    Keras reads whatever a data set declares before it compares the two.
+    """
+    import h5py
+
+    claimed, packed = 0, path.stat().st_size
+
+    def visit(name: str, entry: h5py.Group | h5py.Dataset) -> None:
+        nonlocal claimed
+        # Each is visited once, but would be read once a link.
+        if h5py.h5o.get_info(entry.id).rc != 1:
+            raise ModelFileError(f"{path}: its weights {name} have more than one name")
+        claimed += entry.nbytes if isinstance(entry, h5py.Dataset) else 0
+
+    with zipfile.ZipFile(path) as archive:
+        content = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(content, "r") as weights:
+        weights.visititems(visit)
+    if claimed > 20 * packed + _MAX_CONFIG:
+        raise ModelFileError(f"{path}: its weights claim {claimed} bytes, the file has {packed}")
+
+
+def _without_compile(config: Any) -> Any:
+    """Return a configuration without what its models were compiled with: it is never read."""
+    if isinstance(config, dict):
+        return {k: _without_compile(v) for k, v in config.items() if k != "compile_config"}
+    return [_without_compile(v) for v in config] if isinstance(config, list) else config
+
+
+@contextmanager
+def uncompiled(path: Path) -> Iterator[Path]:
+    """Give the file, or, where a model inside another was compiled, a copy without that.
+
+    Keras compiles inner models even if it is told not to.
+    """
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))
+        plain = _without_compile(config)
+        if {**config, "compile_config": 0} == {**plain, "compile_config": 0}:
+            yield path
+            return
+        with TemporaryDirectory() as folder:
+            copy = Path(folder, path.name)
+            with zipfile.ZipFile(copy, "w") as into:
+                for name in archive.namelist():
+                    data = (
+                        json.dumps(plain).encode() if name == "config.json" else archive.read(name)
+                    )
+                    into.writestr(name, data)
+            yield copy
+
+
+def check_growth(path: Path, shown: Path) -> None:
+    """Raise `ModelFileError` if a layer's output is far larger than a slice.
+
+    Keras builds whatever a configuration declares, so it is asked before memory is taken.
+    """
+    # Keras keeps what it has yet to initialise by thread: in one of its own it is forgotten.
+    with ThreadPoolExecutor(1) as thread:
+        growth = thread.submit(_growth, path).result()
+    if growth > _MAX_GROWTH:
+        raise ModelFileError(
+            f"{shown}: a layer gives {growth:.0f} times the numbers of a slice, the limit is "
+            f"{_MAX_GROWTH}"
+        )
+
+
+def _growth(path: Path) -> float:
+    """Load a model without room for its weights; return its largest output by its input."""
+    from mri._keras import keras
+
+    # Shapes are inferred and compared with the weights of the file; nothing is initialised.
+    with keras.StatelessScope(initialize_variables=False):
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    sizes, parts = [0], [model]
+    for part in parts:
+        parts += getattr(part, "operations", getattr(part, "layers", []))
+        nodes = getattr(part, "_inbound_nodes", [])
+        sizes += [math.prod(filter(None, x.shape)) for node in nodes for x in node.output_tensors]
+    taken = sum(math.prod(filter(None, x.shape)) for x in getattr(model, "inputs", None) or [])
+    return max(sizes) / max(taken, 1)
+
+
+def _names(config: Any) -> Iterator[str]:
+    """Yield the dotted name of every object that the configuration asks for."""
+    if isinstance(config, dict):
+        if "class_name" in config:
+            name, module = config["class_name"], config.get("module") or "keras"
+            if name == "function":
+                # Those of 'builtins' Keras takes from its own activations, losses and the like.
+                name, module = config.get("config"), "keras" if module == "builtins" else module
+            yield f"{module}.{name}"
+            if config.get("registered_name") and config.get("module") is None:
+                yield f"unknown.{config['registered_name']}"
+        for value in config.values():
+            yield from _names(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _names(value)

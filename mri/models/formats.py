@@ -1,0 +1,129 @@
+"""What a file is that was meant as a model, by its content, and how to make a model file of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+_SAVE = "save it with model.save('….keras')"
+_AGAIN = f"load it where it was made, with the Keras or TensorFlow that made it, and {_SAVE}"
+_REBUILD = f"build its network in Keras, give it these weights, and {_SAVE}"
+_CONVERT = f"build the same network in Keras, copy the weights layer by layer, and {_SAVE}"
+
+_MAGIC = (
+    # Where, what, which format, and the way out.
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", _AGAIN),
+    (4, b"TFL3", "a TensorFlow Lite model, whose weights are made for inference", _AGAIN),
+    (0, b"\x93NUMPY", "a NumPy array", _REBUILD),
+    (0, b"\x80\x02", "a pickle, which may run code and is never opened", _CONVERT),
+    (0, b"\x80\x03", "a pickle, which may run code and is never opened", _CONVERT),
+    (0, b"\x80\x04", "a pickle, which may run code and is never opened", _CONVERT),
+    (0, b"\x80\x05", "a pickle, which may run code and is never opened", _CONVERT),
+    (0, b"GGUF", "a GGUF file", _CONVERT),
+)
+_ENDINGS = {
+    ".onnx": ("an ONNX model", _CONVERT),
+    ".pb": ("a TensorFlow graph", _AGAIN),
+    ".pt": ("a PyTorch model, which may run code and is never opened", _CONVERT),
+    ".pth": ("a PyTorch model, which may run code and is never opened", _CONVERT),
+    ".ckpt": ("a checkpoint of weights only", _REBUILD),
+    ".index": ("a part of a TensorFlow checkpoint, weights only", _REBUILD),
+    ".safetensors": ("weights only", _REBUILD),
+}
+_TEXT = (".md", ".txt", ".csv", ".tsv", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".pdf", ".html",
+         ".py", ".ipynb", ".yaml", ".yml", ".log", ".parquet", ".json", ".toml")  # fmt: skip
+
+
+def may_be_model(path: Path) -> bool:
+    """Whether an entry of a folder of models has to be accounted for: not text or a picture."""
+    if path.suffix != ".json":
+        return path.suffix not in _TEXT
+    if path.with_suffix(".keras").exists() or path.with_suffix(".parquet").exists():
+        return False
+    try:
+        return "class_name" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def recognised(path: str | os.PathLike[str]) -> str:
+    """Return what a file or folder is that is no Keras 3 archive, and the way out; '' if unknown.
+
+    Nothing is loaded: the first bytes, names of members and short texts are looked at.
+
+    Examples
+    --------
+    >>> recognised("models/README.md")
+    ''
+    """
+    path = Path(path)
+    try:
+        found = _of_folder(path) if path.is_dir() else _of_file(path)
+    except Exception:  # Of a damaged file almost any kind.
+        found = None
+    found = found or _ENDINGS.get(path.suffix)
+    return "it is {}: {}".format(*found) if found else ""
+
+
+def _of_folder(path: Path) -> tuple[str, str]:
+    names = {entry.name for entry in path.iterdir()}
+    if names & {"saved_model.pb", "saved_model.pbtxt"}:
+        return "a TensorFlow SavedModel", _AGAIN
+    if "config.json" in names:
+        return "an unpacked Keras archive", "pack its files into one .keras file (zip) again"
+    return "a folder", "models are looked for in models/ and models/zoo/ only, put files there"
+
+
+def _of_file(path: Path) -> tuple[str, str] | None:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "empty", "copy it again"
+    if head.startswith(b"PK"):
+        return _of_zip(path)
+    for at, magic, name, way in _MAGIC:
+        if head[at:].startswith(magic):
+            return _of_hdf5(path) if b"HDF" in magic else (name, way)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and 0 < length < path.stat().st_size:
+        return "a safetensors file, weights only", _REBUILD
+    if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b":", b"B"):
+        return "an ONNX model", _CONVERT
+    if head.lstrip()[:1] == b"{" and "class_name" in json.loads(path.read_text(encoding="utf-8")):
+        return "a network without its weights", f"give it its weights, and {_SAVE}"
+    return None
+
+
+def _of_zip(path: Path) -> tuple[str, str] | None:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        last = {name.rpartition("/")[2] for name in names}
+        if "data.pkl" in last:
+            return "a PyTorch model, which may run code and is never opened", _CONVERT
+        if names and all(name.endswith(".npy") for name in names):
+            return "NumPy arrays, weights only", _REBUILD
+        if "metadata.json" in names and archive.getinfo("metadata.json").file_size < 2**16:
+            version = str(json.loads(archive.read("metadata.json")).get("keras_version", ""))
+            if version.startswith("2."):
+                return f"a file of Keras {version}", (
+                    "in Keras 2 save its weights, build the network in Keras 3, load them, and "
+                    f"{_SAVE}"
+                )
+    return None
+
+
+def _of_hdf5(path: Path) -> tuple[str, str]:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            if "model_config" in file.attrs:
+                return "a whole model in Keras' older HDF5 format", _AGAIN
+            weights = bool({"layers", "_layer_checkpoint_dependencies", "vars"} & set(file)) or (
+                "layer_names" in file.attrs
+            )
+    except OSError:
+        return "a damaged HDF5 file", "copy it again"
+    return ("weights only, in HDF5", _REBUILD) if weights else ("an HDF5 file", _AGAIN)

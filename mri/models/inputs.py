@@ -1,0 +1,267 @@
+"""What a model expects of its slices, said beside its file or in a call, and made true.
+
+Most people's models take other images than those of the data set: larger, in colour, of values 0
+to 1, with their classes in another order. None of this can be seen in the file for sure.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mri._arguments import require
+
+if TYPE_CHECKING:
+    from mri._keras import keras
+
+
+FIELDS = ("size", "channels", "range", "scale", "offset", "mean", "std", "class_names")
+"""What may be declared of a model; see `adapt`."""
+
+READ_AS = {
+    "logits": "",
+    "softmax": "ends in softmax: read by the logits before it",
+    "log-softmax": "ends in log-softmax: read by the logits before it",
+    "sigmoid": "ends in sigmoid: read by the logits before it",
+    "probabilities": "gives probabilities whose logits are out of reach: read by their logarithms",
+}
+"""What a model may end in, and what a reader of its figures has to know of it."""
+
+SLICE = (128, 128)
+"""Rows and columns of the slices of the data set."""
+
+_NUMBERS = {1: "gray", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Expects:
+    """What a model takes, and the order of its classes; checked when it is made.
+
+    Attributes
+    ----------
+    size, channels, range, scale, offset, mean, std, class_names
+        As for `adapt`; None is not declared.
+    """
+
+    size: Any = None
+    channels: int | None = None
+    range: Sequence[float] | None = None
+    scale: Any = None
+    offset: Any = None
+    mean: Any = None
+    std: Any = None
+    class_names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no such declaration, and put it into one form."""
+        sizes = [self.size] * 2 if isinstance(self.size, int) else self.size
+        valid = sizes is None or (_list_of(sizes, int, 2) and min(sizes) > 0)
+        require(valid, "size must be rows and columns, or one for both.", size=self.size)
+        object.__setattr__(self, "size", sizes and tuple(sizes))
+        valid = self.channels in (None, *_NUMBERS) and type(self.channels) is not bool
+        require(valid, "channels must be 1 or 3.", channels=self.channels)
+        valid = self.range is None or (
+            _list_of(self.range, float, 2) and self.range[0] < self.range[1]
+        )
+        require(valid, "range must be two numbers, low and high.", range=self.range)
+        for name in ("scale", "offset", "mean", "std"):
+            value = getattr(self, name)
+            valid = value is None or _list_of(value, float) or _list_of([value], float)
+            require(valid, f"{name} must be a number, or one a channel.", **{name: value})
+            if name in ("scale", "std") and value is not None:
+                positive = min(value if isinstance(value, list | tuple) else [value]) > 0
+                require(positive, f"{name} must be above 0.", **{name: value})
+        ways = {
+            "range": self.range is not None,
+            "scale and offset": (self.scale, self.offset) != (None, None),
+            "mean and std": (self.mean, self.std) != (None, None),
+        }
+        given = [name for name, of in ways.items() if of]
+        require(len(given) <= 1, f"Only one of {list(ways)} may be declared.", declared=given)
+        names = self.class_names
+        valid = names is None or (_list_of(names, str) and len(set(names)) == len(names))
+        require(valid, "class_names must be distinct names.", class_names=names)
+
+    @property
+    def values(self) -> tuple[list[float], list[float]]:
+        """Scale and offset of gray values 0 to 255, one number or one a channel."""
+        if self.range is not None:
+            low, high = map(float, self.range)
+            return [(high - low) / 255], [low]
+        if (self.mean, self.std) != (None, None):
+            mean, std = _numbers(self.mean, 0.0), _numbers(self.std, 1.0)
+            n = max(len(mean), len(std))
+            mean, std = (list(of) * (n // len(of)) for of in (mean, std))
+            return [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
+        return _numbers(self.scale, 1.0), _numbers(self.offset, 0.0)
+
+    def declared(self) -> dict[str, Any]:
+        """Return what was declared, JSON-ready."""
+        given = {name: getattr(self, name) for name in FIELDS}
+        return {
+            name: list(value) if isinstance(value, list | tuple) else value
+            for name, value in given.items()
+            if value is not None
+        }
+
+
+def _list_of(values: Any, kind: type, n: int | None = None) -> bool:
+    if not isinstance(values, list | tuple) or not values or n not in (None, len(values)):
+        return False
+    if kind is float:
+        return all(
+            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+            for v in values
+        )
+    return all(type(value) is kind for value in values)
+
+
+def _numbers(values: Any, otherwise: float) -> list[float]:
+    values = otherwise if values is None else values
+    return [float(v) for v in (values if isinstance(values, list | tuple) else [values])]
+
+
+def declared(card: Mapping[str, Any]) -> Expects | None:
+    """Return what a card declares, under ``expects`` or by itself; None where it says nothing.
+
+    Raises
+    ------
+    ValueError
+        If what it declares cannot be.
+    """
+    told = card.get("expects", {})
+    require(isinstance(told, Mapping), "expects must hold names and values.", expects=told)
+    own = {name: card[name] for name in FIELDS if name in card}
+    told = {"class_names" if name == "classes" else name: value for name, value in told.items()}
+    if "classes" in card:
+        own.setdefault("class_names", card["classes"])
+    unknown = sorted(set(told) - set(FIELDS))
+    require(not unknown, f"expects may hold {list(FIELDS)}.", unknown=unknown)
+    both = own | told
+    return Expects(**both) if both else None
+
+
+def only_declares(card: Mapping[str, Any]) -> bool:
+    """Whether a card says what a model expects and nothing of how it was trained."""
+    return (
+        bool(card)
+        and set(card) <= {*FIELDS, "classes", "expects", "sha256"}
+        and (set(card) != {"sha256"})
+    )
+
+
+def adapt(
+    model: keras.Model,
+    *,
+    slices: tuple[int, int] = SLICE,
+    order: Sequence[str] | None = None,
+    **expects: Any,
+) -> keras.Model:
+    """Put what a model expects in front of it, so that it takes slices as the data set has them.
+
+    All of it is part of the network that is returned: its heatmaps lie on the pixels of the slice.
+
+    Parameters
+    ----------
+    model : keras.Model
+        From one image input to class scores.
+    slices : tuple of int
+        Rows and columns of the slices.
+    order : sequence of str, optional
+        Class names in the order wanted; by default that of `mri.CLASS_NAMES`.
+    size : int or tuple of int
+        Rows and columns that the model takes; slices are interpolated bilinearly.
+    channels : 1 or 3
+        Of three, each is the gray value.
+    range : pair of float
+        What 0 and 255 become, such as (0, 1) or (-1, 1).
+    scale, offset : float or one a channel
+        Another way to say it: gray values 0 to 255 times `scale`, plus `offset`.
+    mean, std : float or one a channel
+        A third, as of ImageNet: gray values 0 to 1 less `mean`, by `std`.
+    class_names : sequence of str
+        In the order of the model's scores; case, spaces, ``_`` and ``-`` do not matter.
+
+    Returns
+    -------
+    keras.Model
+        From float32 (n, h, w, 1), gray values 0 to 255, to the scores in the order wanted. Its
+        weights are those of `model`.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot take what is declared, or its classes are others.
+
+    Examples
+    --------
+    >>> from mri._keras import keras
+    >>> model = keras.Sequential([keras.Input((224, 224, 3)), keras.layers.Flatten(),
+    ...                           keras.layers.Dense(4, activation="softmax")])
+    >>> adapt(model, size=224, channels=3, range=(0, 1)).input_shape
+    (None, 128, 128, 1)
+    """
+    from mri._keras import keras
+    from mri.models.scores import image_input, one_output
+
+    told = Expects(**expects)
+    takes = image_input(model)
+    n, *sides, channels = takes.shape
+    size = told.size or tuple(of or wanted for of, wanted in zip(sides, slices, strict=True))
+    fits = all(of in (None, wanted) for of, wanted in zip(sides, size, strict=True))
+    require(fits, f"size must be that which the model takes, {tuple(sides)}.", size=told.size)
+    color = told.channels or channels or 1
+    require(
+        channels in (None, color) and color in _NUMBERS,
+        f"channels must be 1 or 3 and those which the model takes, {channels}.",
+        channels=told.channels,
+    )
+    scale, offset = told.values
+    per_channel = {len(scale), len(offset)} <= {1, color}
+    require(per_channel, f"Of scale and offset, or mean and std, there must be 1 or {color}.",
+            scale=scale, offset=offset)  # fmt: skip
+    x = inputs = keras.Input((*slices, 1), n, name="slices", dtype="float32")
+    if size != tuple(slices):
+        x = keras.layers.Resizing(*size, data_format="channels_last", dtype="float32")(x)
+    if color == 3:
+        x = keras.layers.Concatenate(dtype="float32")([x] * 3)
+    if (scale, offset) != ([1.0], [0.0]):
+        of = [values * (color // len(values)) for values in (scale, offset)]
+        x = keras.layers.Rescaling(*of, name="as_expected", dtype="float32")(x)
+    if takes.channels_first:
+        x = keras.layers.Permute((3, 1, 2))(x)
+    scores = one_output(model, model(keras.ops.cast(x, takes.dtype)), None)
+    if told.class_names is not None:
+        scores = _ordered(scores, told.class_names, order)
+    return keras.Model(inputs, scores, name=model.name)
+
+
+def _ordered(
+    scores: keras.KerasTensor, names: Sequence[str], order: Sequence[str] | None
+) -> keras.KerasTensor:
+    """Return scores (n, k) of the named classes in the order wanted."""
+    from mri._keras import keras
+    from mri.data.parquet import CLASS_NAMES
+
+    order = CLASS_NAMES if order is None else order
+    places = [[i for i, of in enumerate(names) if same_name(of, name)] for name in order]
+    alike = len(names) == len(order) and all(len(at) == 1 for at in places)
+    require(
+        alike, f"class_names must be those of the data, {list(order)}.", class_names=list(names)
+    )
+    given = scores.shape[1]
+    require(given == len(names), f"The model gives {given} scores.", class_names=list(names))
+    at = [at[0] for at in places]
+    return scores if at == list(range(given)) else keras.ops.take(scores, at, axis=1)
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two class names differ only in case, spaces, ``_`` and ``-``."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", str(name)).casefold()

@@ -1,0 +1,162 @@
+"""What a model ends in: its logits are the same, whatever was put behind them."""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from mri._keras import keras, tf
+from mri.models.scores import Scorer, are_probabilities, predict_logits
+
+K, ops = keras.layers, keras.ops
+SIZE = 8
+
+
+def body(units=4):
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((SIZE, SIZE, 1))
+    x = K.Conv2D(3, 3, activation="relu")(K.Rescaling(1 / 25)(x))
+    return inputs, K.Dense(units, name="scores")(K.Flatten()(x))
+
+
+def model(end, units=4):
+    inputs, z = body(units)
+    return keras.Model(inputs, end(z))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def z(images):
+    return model(lambda z: z).predict(images[..., None], verbose=0)
+
+
+class Hidden(K.Layer):
+    def call(self, x):
+        return tf.function(ops.softmax)(x)
+
+
+RECOVERED = {
+    "logits": ("logits", lambda z: z),
+    "softmax layer": ("softmax", K.Softmax()),
+    "activation": ("softmax", K.Activation("softmax")),
+    "operation": ("softmax", ops.softmax),
+    "in float32": ("softmax", K.Activation("softmax", dtype="float32")),
+    "reshaped": ("softmax", lambda z: K.Reshape((4,))(K.Softmax()(K.Reshape((1, 1, 4))(z)))),
+    "log-softmax": ("log-softmax", K.Activation("log_softmax")),
+    "log of softmax": ("log-softmax", lambda z: ops.log(K.Softmax()(z))),
+    "sigmoid": ("sigmoid", K.Activation("sigmoid")),
+    "softmax twice averaged": ("softmax", lambda z: K.Average()([K.Softmax()(z), K.Softmax()(z)])),
+    "averaged by operations": ("softmax", lambda z: ops.mean(
+        ops.stack([ops.softmax(z), ops.softmax(z)]), 0)),
+    "dict": ("softmax", lambda z: {"diagnosis": K.Softmax()(z)}),
+    "list": ("softmax", lambda z: [K.Softmax()(z)]),
+}  # fmt: skip
+LOGARITHMS = {
+    "in a function": Hidden(),
+    "behind more": lambda z: K.ReLU()(K.Rescaling(1.0)(K.Softmax()(z))),
+    "own formula": lambda z: ops.exp(z) / ops.sum(ops.exp(z), -1, keepdims=True),
+}
+
+
+@pytest.mark.parametrize(("kind", "end"), RECOVERED.values(), ids=list(RECOVERED))
+def test_logits_behind_any_end(kind, end, images, z):
+    scorer = Scorer(model(end))
+    np.testing.assert_allclose(scorer(images), z, rtol=1e-6, atol=1e-6)
+    assert scorer.kind == kind
+
+
+@pytest.mark.parametrize("end", LOGARITHMS.values(), ids=list(LOGARITHMS))
+def test_where_there_are_none_logarithms_give_the_same_answers(end, images, z):
+    scorer = Scorer(model(end))
+    np.testing.assert_allclose(scorer(images), log_softmax(z, 1), atol=1e-4)
+    assert scorer.kind == "probabilities"
+
+
+def test_an_ensemble_gives_the_logarithm_of_its_mean(images):
+    inputs, z = body()
+    keras.utils.set_random_seed(9)
+    other = K.Dense(4)(K.Flatten()(inputs * 0.01))
+    mean = keras.Model(inputs, K.Average()([K.Softmax()(z), K.Softmax()(other)]))
+    expected = np.log(mean.predict(images[..., None], verbose=0))
+    scorer = Scorer(mean)
+    np.testing.assert_allclose(scorer(images), expected, atol=1e-5)
+    assert scorer.kind == "probabilities"
+
+
+def test_an_average_that_turns_the_order_round_is_not_looked_through(images):
+    turned = Scorer(model(lambda z: K.Rescaling(-1.0)(K.Softmax()(z))))
+    shares = model(K.Softmax()).predict(images[..., None], verbose=0)
+    np.testing.assert_allclose(turned(images), -shares, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [[2, 0, 3, 1]])
+def test_classes_put_in_another_order_behind_softmax(order, images, z):
+    scorer = Scorer(model(lambda z: ops.take(K.Softmax()(z), order, axis=1)))
+    np.testing.assert_allclose(scorer(images), z[:, order], rtol=1e-6, atol=1e-6)
+
+
+def test_one_unit_is_two_classes(images):
+    for end in (lambda z: z, K.Activation("sigmoid")):
+        one = Scorer(model(end, units=1))
+        unit = model(lambda z: z, units=1).predict(images[..., None], verbose=0)
+        np.testing.assert_allclose(one(images), np.hstack([-unit, unit]), atol=1e-6)
+
+
+def test_fixed_and_open_sizes(images, z):
+    inputs = keras.Input(batch_shape=(4, SIZE, SIZE, 1))
+    whole = model(K.Softmax())
+    fixed = keras.Model(inputs, K.Softmax()(K.Reshape((4,))(whole(inputs))))
+    shares = whole.predict(images[..., None], verbose=0)
+    np.testing.assert_allclose(Scorer(fixed)(images), shares, atol=1e-6)
+    inputs = keras.Input((None, None, 1))
+    x = K.GlobalAveragePooling2D()(K.Conv2D(4, 3)(inputs))
+    assert predict_logits(keras.Model(inputs, x), images).shape == (5, 4)
+
+
+def test_the_live_model_is_left_alone(images):
+    live = model(K.Softmax())
+    before = live.to_json(), [w.tolist() for w in live.get_weights()]
+    predict_logits(live, images)
+    assert (live.to_json(), [w.tolist() for w in live.get_weights()]) == before
+    np.testing.assert_allclose(live.predict(images[..., None], verbose=0).sum(1), 1, atol=1e-5)
+
+
+def test_images_with_a_channel_and_unbuilt_models(images, z):
+    np.testing.assert_array_equal(predict_logits(model(lambda z: z), images[..., None]), z)
+    unbuilt = keras.Sequential([K.Flatten(), K.Dense(4)])
+    assert predict_logits(unbuilt, images).shape == (5, 4)
+
+
+def test_what_does_not_fit_is_said(images):
+    network = model(lambda z: z)
+    with pytest.raises(ValueError, match=r"numbers \(n, h, w\) for a model of \(8, 8, 1\)"):
+        predict_logits(network, images[:, :7])
+    with pytest.raises(ValueError, match=r"Received: shape=\(8, 8\)"):
+        predict_logits(network, images[0])
+    two = keras.Model(network.inputs, [network.output, network.output])
+    with pytest.raises(ValueError, match="`output` must be one of"):
+        Scorer(two)
+    with pytest.raises(ValueError, match="one image input"):
+        Scorer(keras.Model([keras.Input((8, 8, 1)), keras.Input((3,))], body()[1]) if 0 else
+               keras.Sequential([keras.Input((3,)), K.Dense(4)]))  # fmt: skip
+
+
+def test_images_that_were_rescaled_before_are_noticed(images):
+    with pytest.warns(UserWarning, match="values 0 to 1, and this model rescales"):
+        predict_logits(model(lambda z: z), images / 255)
+    plain = keras.Sequential([keras.Input((SIZE, SIZE, 1)), K.Flatten(), K.Dense(4)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict_logits(plain, images / 255)
+
+
+def test_shares_are_told_from_logits():
+    assert are_probabilities(np.array([[0.2, 0.8], [1.0, 0.0]]))
+    assert not are_probabilities(np.array([[0.2, 0.8], [1.0, 0.1]]))
+    assert not are_probabilities(np.array([[-0.2, 1.2]]))
+    assert not are_probabilities(np.ones((3, 1)))

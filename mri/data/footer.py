@@ -7,17 +7,23 @@ see https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-MAX_PAGE = 256 * 2**20
-"""Bytes that one page, or one batch of rows, may unpack to."""
+import pyarrow as pa
 
-_RATIO, _FLOOR = 100, 32 * 2**20  # A page may grow by so much, or to so many bytes whatever it was.
+MAX_BATCH = 48 * 2**20
+"""Bytes that one batch of rows may take, beside what the file itself has."""
+
+# A page may unpack to so many times its bytes, or to so many whatever it was, and never to more.
+_RATIO, _FLOOR, _MAX_PAGE = 20, 32 * 2**20, 2**30
 _MAX_NESTED = 24
 _PAGES_A_ROW, _PAGES = 2, 64
 # Of these a value may be far longer than what is stored for it.
 _DICTIONARY_PAGE, _DELTA_BYTE_ARRAY = 2, 7
+_WITH_VALUES = {0, 2, 3}  # Kinds of pages: data, dictionary, data of the second version.
+_LENGTH = struct.Struct("<I")
+_CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
 
 class FooterError(ValueError):
@@ -33,6 +39,9 @@ class Readable(Protocol):
     def read(self, nbytes: int) -> bytes:
         """Return so many bytes, fewer at the end."""
 
+    def read_buffer(self, nbytes: int) -> Any:
+        """Return so many bytes as a buffer, fewer at the end."""
+
     def size(self) -> int:
         """Return the number of bytes."""
 
@@ -43,6 +52,7 @@ class Chunk(NamedTuple):
     start: int
     length: int
     values: int
+    codec: int
 
 
 class Group(NamedTuple):
@@ -154,52 +164,79 @@ def _group(of: dict[int, Any], whole: int) -> Group:
         start = min(about[9], about[11]) if about.get(11, 0) > 0 else about[9]
         if start < 0 or about[7] < 0 or start + about[7] > whole:
             raise FooterError(f"a column of {about[7]} bytes in a file of {whole}")
-        chunks.append(Chunk(start, about[7], about[5]))
+        chunks.append(Chunk(start, about[7], about[5], about[4]))
     return Group(rows, chunks)
 
 
-def check_pages(file: Readable, groups: list[Group], columns: list[int]) -> int:
+def check_pages(file: Readable, groups: list[Group], columns: Mapping[int, bool]) -> int:
     """Look at the header of every page of the given columns before Arrow makes room for them.
 
     Parameters
     ----------
     file : Readable
     groups : list of Group
-    columns : list of int
-        Leaves of the schema whose values are one a row.
+    columns : mapping of int to bool
+        Leaves of the schema with one value a row, and whether it is of bytes.
 
     Returns
     -------
     int
-        Bytes of the largest page of which any row may be a copy, 0 where there is none.
+        Bytes that a value may have without being stored for its row; 0 where there is none.
 
     Raises
     ------
     FooterError
         If a page would unpack to far more than it is, or the pages do not hold the rows declared.
     """
-    largest = 0
+    longest = 0
     for group in groups:
-        for column in columns:
+        for column, of_bytes in columns.items() if group.rows else ():
             if column >= len(group.chunks):
                 raise FooterError(f"a row group of {len(group.chunks)} columns")
             chunk, rows = group.chunks[column], 0
-            if not group.rows:
-                continue
             for page in _pages(file, chunk, _PAGES + _PAGES_A_ROW * group.rows):
-                rows += page.values
-                largest = max(largest, page.copied)
+                rows += 0 if page.is_dictionary else page.values
+                if page.is_dictionary and of_bytes:
+                    if page.values > group.rows:
+                        raise FooterError(f"a dictionary of {page.values} for {group.rows} rows")
+                    longest = max(longest, _longest(file, page, chunk.codec))
+                elif page.of_prefixes:
+                    longest = max(longest, page.unpacked)
             if not rows == chunk.values == group.rows:
                 raise FooterError(
                     f"a row group of {group.rows} rows, a column of it has {chunk.values} and its "
                     f"pages {rows}"
                 )
-    return largest
+    return longest
+
+
+def _longest(file: Readable, page: _Page, codec: int) -> int:
+    """Return the length of the longest value of a dictionary page."""
+    file.seek(page.start)
+    data = file.read_buffer(page.packed)
+    if codec in _CODECS:
+        data = pa.Codec(_CODECS[codec]).decompress(data, page.unpacked)
+    elif codec:
+        return page.unpacked
+    view, longest, at = memoryview(data), 0, 0
+    try:
+        for _ in range(page.values):
+            (length,) = _LENGTH.unpack_from(view, at)
+            at += 4 + length
+            if length > longest:
+                longest = length
+    except struct.error:
+        raise FooterError("a dictionary that is cut") from None
+    return longest
 
 
 class _Page(NamedTuple):
+    start: int
+    packed: int
+    unpacked: int
     values: int
-    copied: int
+    is_dictionary: bool
+    of_prefixes: bool
 
 
 def _pages(file: Readable, chunk: Chunk, limit: int) -> Iterator[_Page]:
@@ -211,15 +248,14 @@ def _pages(file: Readable, chunk: Chunk, limit: int) -> Iterator[_Page]:
         kind, unpacked, packed = head.get(1), head.get(2, -1), head.get(3, -1)
         if packed < 0 or unpacked < 0 or at + length + packed > end:
             raise FooterError(f"a page of {packed} bytes where {end - at - length} are left")
-        if unpacked > min(MAX_PAGE, max(_FLOOR, _RATIO * packed)):
+        if unpacked > min(_MAX_PAGE, max(_FLOOR, _RATIO * packed)):
             raise FooterError(f"a page that unpacks from {packed} to {unpacked} bytes")
         about = head.get(5) or head.get(8) or head.get(7) or {}
-        encoding = about.get(4 if 8 in head else 2)
-        copied = kind == _DICTIONARY_PAGE or encoding == _DELTA_BYTE_ARRAY
-        values = about.get(1, 0) if kind in (0, 3) else 0
+        values = about.get(1, 0) if kind in _WITH_VALUES else 0
         if values < 0:
             raise FooterError(f"a page of {values} values")
-        yield _Page(values, unpacked if copied else 0)
+        prefixes = about.get(4 if 8 in head else 2) == _DELTA_BYTE_ARRAY
+        yield _Page(at + length, packed, unpacked, values, kind == _DICTIONARY_PAGE, prefixes)
         at += length + packed
     if at < end:
         raise FooterError(f"more than {limit} pages")

@@ -152,7 +152,7 @@ def open_dicom(path: Path, content: bytes, pydicom: ModuleType) -> tuple[Any, np
     # Elements cost more time than pixels, so those before them are bounded in bytes too.
     header = max(content.rfind(tag) for tag in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"))
     if not 0 <= header <= _MAX_HEADER:
-        raise DataError(f"{path}: no pixels in its first {_MAX_HEADER} bytes")
+        raise DataError(f"{path}: not a DICOM image, no pixels in its first {_MAX_HEADER} bytes")
     seen = itertools.count()
 
     def stop(tag: int, *_: object) -> bool:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mri.data.decode import DataError, column_views
-from mri.data.footer import MAX_PAGE, FooterError, check_pages, read_groups
+from mri.data.footer import MAX_BATCH, FooterError, check_pages, read_groups
 
 HUB_REPOSITORY = "Falah/Alzheimer_MRI"
 HUB_REVISION = "daac24f"
@@ -164,10 +164,10 @@ def _open(file: Path, *, pages: bool = False) -> Iterator[tuple[pq.ParquetFile, 
             at_a_time = rows
             if pages:
                 try:
-                    largest = check_pages(handle, groups, _leaves(opened.schema))
-                except FooterError as error:
+                    longest_value = check_pages(handle, groups, _leaves(opened.schema))
+                except (FooterError, pa.ArrowException, OSError) as error:
                     raise DataError(f"{file}: damaged parquet data ({error}); {AGAIN}") from error
-                at_a_time = max(1, MAX_PAGE // max(1, largest))
+                at_a_time = max(1, MAX_BATCH // max(1, longest_value))
             yield opened, at_a_time
     except FileNotFoundError:
         raise DataError(f"{file}: no such file. {REMEDY}") from None
@@ -175,9 +175,11 @@ def _open(file: Path, *, pages: bool = False) -> Iterator[tuple[pq.ParquetFile, 
         raise DataError(f"{file}: not a readable parquet file ({error}); {AGAIN}") from error
 
 
-def _leaves(schema: pq.ParquetSchema) -> list[int]:
-    paths = [schema.column(i).path for i in range(len(schema))]
-    return [i for i, path in enumerate(paths) if path in ("image", "image.bytes", "label")]
+def _leaves(schema: pq.ParquetSchema) -> dict[int, bool]:
+    """Return the columns that are read, and whether they are of bytes."""
+    paths = {i: schema.column(i).path for i in range(len(schema))}
+    bytes_of = {"image": True, "image.bytes": True, "label": False}
+    return {i: bytes_of[path] for i, path in paths.items() if path in bytes_of}
 
 
 def check_files(files: Sequence[Path]) -> tuple[tuple[str, ...], bool, int]:
@@ -217,7 +219,7 @@ def _check_schema(file: Path, schema: pa.Schema) -> tuple[tuple[str, ...], bool]
     try:
         features = json.loads(metadata.get(b"huggingface", "{}")).get("info", {})
         names = features.get("features", {}).get("label", {}).get("names") or list(CLASS_NAMES)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: unreadable 'huggingface' metadata ({error})") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(
@@ -260,7 +262,7 @@ def arrow_batches(
             if checked and (names != checked[0] or left < 0):
                 raise DataError(f"{file}: was changed while it was read; read it again")
             try:
-                room = MAX_PAGE + 4 * file.stat().st_size
+                room = MAX_BATCH + 4 * file.stat().st_size
                 for views, labels in _batches(opened, rows, min(rows, at_a_time), room):
                     yield file, start, views, labels
                     start += len(views)

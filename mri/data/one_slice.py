@@ -40,7 +40,10 @@ _TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 _MAX_FILE = 2**26  # Of a picture or one slice.
 _VOLUMES = (".nii", ".nii.gz", ".mgz", ".hdr", ".img")
-_EXTRAS = {"nibabel": "NIfTI and Analyze volumes", "pydicom": "DICOM files"}
+_EXTRAS = {
+    "nibabel": ("NIfTI and Analyze volumes", "'nibabel~=5.4'"),
+    "pydicom": ("DICOM files", "'pydicom~=3.0,>=3.0.2'"),
+}
 
 
 class OneSlice(NamedTuple):
@@ -295,5 +298,6 @@ def _extra(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{_EXTRAS[name]} are read by {name}: .venv/bin/python -m pip install {name}"
+            f"{_EXTRAS[name][0]} are read by {name}: "
+            f".venv/bin/python -m pip install {_EXTRAS[name][1]}"
         ) from error

@@ -19,6 +19,7 @@ MAX_BATCH = 48 * 2**20
 _RATIO, _FLOOR, _MAX_PAGE = 20, 32 * 2**20, 2**30
 _MAX_NESTED = 24
 _PAGES_A_ROW, _PAGES = 2, 64
+_VALUES_A_ROW, _VALUES = 20, 200_000
 # Of these a value may be far longer than what is stored for it.
 _DICTIONARY_PAGE, _DELTA_BYTE_ARRAY = 2, 7
 _WITH_VALUES = {0, 2, 3}  # Kinds of pages: data, dictionary, data of the second version.
@@ -188,7 +189,8 @@ def check_pages(file: Readable, groups: list[Group], columns: Mapping[int, bool]
     FooterError
         If a page would unpack to far more than it is, or the pages do not hold the rows declared.
     """
-    longest = 0
+    longest = values = 0
+    most = _VALUES + _VALUES_A_ROW * sum(group.rows for group in groups)
     for group in groups:
         for column, of_bytes in columns.items() if group.rows else ():
             if column >= len(group.chunks):
@@ -197,8 +199,9 @@ def check_pages(file: Readable, groups: list[Group], columns: Mapping[int, bool]
             for page in _pages(file, chunk, _PAGES + _PAGES_A_ROW * group.rows):
                 rows += 0 if page.is_dictionary else page.values
                 if page.is_dictionary and of_bytes:
-                    if page.values > group.rows:
-                        raise FooterError(f"a dictionary of {page.values} for {group.rows} rows")
+                    values += page.values
+                    if values > most:
+                        raise FooterError(f"dictionaries of {values} values")
                     longest = max(longest, _longest(file, page, chunk.codec))
                 elif page.of_prefixes:
                     longest = max(longest, page.unpacked)

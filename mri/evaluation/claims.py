@@ -49,7 +49,7 @@ class Claims:
     def __init__(self, scans: Scans | None, groups: np.ndarray | None) -> None:
         self.scans = scans
         self.groups = None if groups is None else np.asarray(groups)
-        self._rows_sha256 = cache(self._divided)
+        self._division = cache(self._divided)
 
     def check(self, file: ModelFile, kept: LogitsTable, fingerprint: str | None, new: bool) -> str:
         """Return `VERIFIED`, or why it is only claimed.
@@ -101,7 +101,7 @@ class Claims:
         doubts = []
         if file.card is None:
             doubts.append("no card")
-        elif split.get("rows_sha256") != self._division(split, rows):
+        elif not self._is_division(split, rows):
             doubts.append("its division is not one that can be computed again")
         if not new and not _is_own(file):
             if file.path.is_file():
@@ -110,15 +110,19 @@ class Claims:
                 doubts.append("its model file is absent")
         return f"claimed: {', '.join(doubts)}" if doubts else VERIFIED
 
-    def _division(self, split: Mapping[str, Any], rows: np.ndarray) -> str | None:
+    def _is_division(self, split: Mapping[str, Any], rows: np.ndarray) -> bool:
+        """Whether the rows are the test part, all of it, of the division that the card names."""
         numbers = [split.get(key) for key in ("fold", "folds", "seed")]
         if not all(type(number) is int for number in numbers):
-            return None
+            return False
         test = rows.tobytes() if split.get("protocol") == "image" else b""
-        return self._rows_sha256(split.get("protocol"), tuple(numbers), test)
+        found = self._division(split.get("protocol"), tuple(numbers), test)
+        return found == (split.get("rows_sha256"), rows.tobytes())
 
-    def _divided(self, protocol: str, numbers: tuple[int, int, int], test: bytes) -> str | None:
-        """Return the SHA-256 of the rows of a division, as `train` writes it into a card."""
+    def _divided(
+        self, protocol: str, numbers: tuple[int, int, int], test: bytes
+    ) -> tuple[str, bytes] | None:
+        """Return the SHA-256 of a division, as `train` writes it into a card, and its test rows."""
         fold, folds, seed = numbers
         scans, groups = self.scans, self.groups
         if scans is None or groups is None or (not 2 <= folds <= 100 and protocol == "subject"):
@@ -135,7 +139,7 @@ class Claims:
         digest = hashlib.sha256()
         for part in (split.train, split.validation, split.test):
             digest.update(np.ascontiguousarray(part, np.int64).tobytes() + b"|")
-        return digest.hexdigest()
+        return digest.hexdigest(), split.test.astype(np.int64).tobytes()
 
 
 def _predict_anew(file: ModelFile, kept: LogitsTable, scans: Scans) -> None:

@@ -16,7 +16,9 @@ LONG = 2000
 
 # Whatever could begin a link, a picture, a tag, a heading, a table or a formula. A character that
 # is written as a number is none of Markdown's, in any dialect.
-_MARKED = re.compile(r"[\\`*{}\[\]()#+!|<>&$~^:/@\"'=]|(?<=www)\.", re.I)
+_MARKED = re.compile(
+    r"[\\`*{}\[\]()#+!|<>&$~^:/@\"'=]|(?<=www)\.|(?<![a-z0-9])_|_(?![a-z0-9])", re.I
+)
 _DROPPED = frozenset(
     "script iframe frame frameset object embed applet link meta base form input button textarea "
     "select portal template noscript audio video source track picture dialog slot title".split()

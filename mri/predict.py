@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy.special import softmax
 
+from mri._text import for_line
 from mri.data.decode import DataError
 from mri.data.one_slice import SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
@@ -56,11 +57,12 @@ class Prediction(NamedTuple):
 
     def __str__(self) -> str:
         """Return what the command line prints."""
-        lines = [f"{self.slice.place}, by {self.model}:"]
-        lines += [f"  {name.replace('_', ' '):20s} {p:.3f}" for name, p in self._by_share()]
+        lines = [for_line(f"{self.slice.place}, by {self.model}:")]
+        shares = [(for_line(name.replace("_", " "), 80), p) for name, p in self._by_share()]
+        lines += [f"  {name:20s} {p:.3f}" for name, p in shares]
         if self.slice.label is not None:
             name = list(self.probabilities)[self.slice.label].replace("_", " ")
-            lines.append(f"The file itself says: {name}.")
+            lines.append(for_line(f"The file itself says: {name}."))
         return "\n".join([*lines, *self.warnings])
 
     def draw(self) -> Figure:
@@ -76,7 +78,7 @@ class Prediction(NamedTuple):
             label,
             np.array([list(self.probabilities.values())]),
             list(self.probabilities),
-            title=f"{self.model}, {METHOD}\nnot a diagnostic device",
+            title=f"{for_line(self.model, 60)}, {METHOD}\nnot a diagnostic device",
         )
 
     def _by_share(self) -> list[tuple[str, float]]:

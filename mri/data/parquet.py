@@ -6,8 +6,9 @@ import glob
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mri.data.decode import DataError, column_views
+from mri.data.footer import MAX_BATCH, FooterError, check_pages, read_groups
 
 HUB_REPOSITORY = "Falah/Alzheimer_MRI"
 HUB_REVISION = "daac24f"
@@ -27,6 +29,8 @@ REMEDY = (
     "(folder data) into data/ or the folder named by MRI_DATA, "
     "or run: python -m mri download"
 )
+
+AGAIN = "fetch it again"
 
 CLASS_NAMES = ("Mild_Demented", "Moderate_Demented", "Non_Demented", "Very_Mild_Demented")
 """Class names of the public set in label order: the index of a name is its label."""
@@ -47,7 +51,13 @@ SCHEMA = pa.schema(
 PHANTOM_KEY = b"mri_phantom"
 """Schema metadata key that marks a file as synthetic."""
 
+MAX_CLASSES, MAX_NAME = 1000, 200
+"""Number of class names, and of characters of one."""
+
 _LONG = 1 << 20
+# What a table may ask for, by its size: rows that repeat a value or are null cost next to nothing.
+_MAX_ROWS, _LEAST_ROW = 20_000, 16
+_ROOM, _MOST_A_BYTE = 2**28, 1000
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -124,35 +134,59 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
     return path if found else None
 
 
-def _open(file: Path) -> pq.ParquetFile:
-    """Open `file`, or raise DataError saying why it is not parquet."""
+@contextmanager
+def _open(file: Path, *, pages: bool = False) -> Iterator[tuple[pq.ParquetFile, int]]:
+    """Open `file` once; give it and how many rows Arrow may take at a time, if `pages` are read.
+
+    Raises
+    ------
+    DataError
+        If it is not parquet, or declares what it cannot hold.
+    """
     try:
-        about = pq.read_metadata(file)
-        groups = [about.row_group(i) for i in range(about.num_row_groups)]
-        sizes = [g.column(i).total_compressed_size for g in groups for i in range(g.num_columns)]
-        longest, whole = max(sizes, default=0), file.stat().st_size
-        if longest > whole:
-            raise OSError(f"a column of {longest} bytes in a file of {whole}")
-        return pq.ParquetFile(
-            file,
-            metadata=about,
-            # The default would hold all row groups in memory at once.
-            pre_buffer=False,
-            # Page by page a long column takes less, but each page as much as its header declares.
-            buffer_size=1 << 16 if longest > _LONG else 0,
-            page_checksum_verification=True,
-        )
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise OSError("it is no regular file")
+        with pa.OSFile(os.fspath(file)) as handle:
+            groups = read_groups(handle)
+            rows, whole = sum(group.rows for group in groups), handle.size()
+            if rows > _MAX_ROWS + whole // _LEAST_ROW:
+                raise FooterError(f"{rows} rows in {whole} bytes")
+            longest = max((chunk.length for group in groups for chunk in group.chunks), default=0)
+            handle.seek(0)
+            opened = pq.ParquetFile(
+                handle,
+                # The default would hold all row groups in memory at once.
+                pre_buffer=False,
+                # A long column page by page takes less; its page headers are checked below.
+                buffer_size=1 << 16 if longest > _LONG else 0,
+                page_checksum_verification=True,
+            )
+            at_a_time = rows
+            if pages:
+                try:
+                    longest_value = check_pages(handle, groups, _leaves(opened.schema))
+                except (FooterError, pa.ArrowException, OSError) as error:
+                    raise DataError(f"{file}: damaged parquet data ({error}); {AGAIN}") from error
+                at_a_time = max(1, MAX_BATCH // max(1, longest_value))
+            yield opened, at_a_time
     except FileNotFoundError:
         raise DataError(f"{file}: no such file. {REMEDY}") from None
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise DataError(f"{file}: not a readable parquet file ({error}); fetch it again") from error
+    except (FooterError, pa.ArrowException, OSError, UnicodeError) as error:
+        raise DataError(f"{file}: not a readable parquet file ({error}); {AGAIN}") from error
+
+
+def _leaves(schema: pq.ParquetSchema) -> dict[int, bool]:
+    """Return the columns that are read, and whether they are of bytes."""
+    paths = {i: schema.column(i).path for i in range(len(schema))}
+    bytes_of = {"image": True, "image.bytes": True, "label": False}
+    return {i: bytes_of[path] for i, path in paths.items() if path in bytes_of}
 
 
 def check_files(files: Sequence[Path]) -> tuple[tuple[str, ...], bool, int]:
     """Check the schema of every file; return (class names, synthetic, number of rows)."""
     found, rows = [], 0
     for file in files:
-        with _open(file) as opened:
+        with _open(file) as (opened, _):
             found.append(_check_schema(file, opened.schema_arrow))
             rows += opened.metadata.num_rows
         if found[-1] != found[0]:
@@ -185,30 +219,86 @@ def _check_schema(file: Path, schema: pa.Schema) -> tuple[tuple[str, ...], bool]
     try:
         features = json.loads(metadata.get(b"huggingface", "{}")).get("info", {})
         names = features.get("features", {}).get("label", {}).get("names") or list(CLASS_NAMES)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: unreadable 'huggingface' metadata ({error})") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{file}: class names {names!r} in its metadata, expected a list of names")
+        raise DataError(
+            f"{file}: class names {names!r:.200} in its metadata, expected a list of names"
+        )
+    longest = max(map(len, names), default=0)
+    if len(names) > MAX_CLASSES or longest > MAX_NAME or len(set(names)) < len(names):
+        raise DataError(
+            f"{file}: {len(names)} class names of up to {longest} characters in its metadata, "
+            f"expected at most {MAX_CLASSES} different ones of {MAX_NAME}"
+        )
     return tuple(names), PHANTOM_KEY in metadata
 
 
+def check_room(files: Sequence[Path], rows: int, pixels: int) -> None:
+    """Raise DataError if the pixels of `rows` pictures are more than the files can hold.
+
+    A column repeats a value for next to nothing, so a small file can ask for all memory there is.
+    """
+    if pixels > _ROOM and pixels > _MOST_A_BYTE * sum(file.stat().st_size for file in files):
+        raise DataError(
+            f"{files[0]}: {rows} rows unpack to {pixels / 2**20:,.0f} MiB of pixels, more than "
+            f"{_MOST_A_BYTE} for each byte of the files; make sure that they are what they say"
+        )
+
+
 def arrow_batches(
-    files: Sequence[Path], rows: int
+    files: Sequence[Path], rows: int, checked: tuple[tuple[str, ...], int] | None = None
 ) -> Iterator[tuple[Path, int, list[np.ndarray | None], pa.Array]]:
-    """Yield (file, number of the first row, image bytes as views, labels)."""
+    """Yield (file, number of the first row, image bytes as views, labels).
+
+    `checked` are class names and number of rows that `check_files` found.
+    """
+    left = checked[1] if checked else 0
     for file in files:
         start = 0
-        try:
-            with _open(file) as opened:
-                nested = pa.types.is_struct(opened.schema_arrow.field("image").type)
-                columns = ["image.bytes" if nested else "image", "label"]
-                for batch in opened.iter_batches(rows, columns=columns, use_threads=False):
-                    yield file, start, column_views(batch.column("image")), batch.column("label")
-                    start += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{file}, at or after row {start}: damaged parquet data ({error}); fetch it again"
-            ) from error
+        with _open(file, pages=True) as (opened, at_a_time):
+            names, _ = _check_schema(file, opened.schema_arrow)
+            left -= opened.metadata.num_rows
+            if checked and (names != checked[0] or left < 0):
+                raise DataError(f"{file}: was changed while it was read; read it again")
+            try:
+                room = MAX_BATCH + 4 * file.stat().st_size
+                for views, labels in _batches(opened, rows, min(rows, at_a_time), room):
+                    yield file, start, views, labels
+                    start += len(views)
+            except (pa.ArrowException, OSError, FooterError) as error:
+                raise DataError(
+                    f"{file}, at or after row {start}: damaged parquet data ({error}); {AGAIN}"
+                ) from error
+            declared = opened.metadata.num_rows
+        if start != declared:
+            raise DataError(f"{file}: declares {declared} rows, has {start}; {AGAIN}")
+
+
+def _batches(
+    opened: pq.ParquetFile, rows: int, at_a_time: int, room: int
+) -> Iterator[tuple[list[np.ndarray | None], pa.Array]]:
+    """Yield views and labels of `rows` rows, of which Arrow takes `at_a_time`, in `room` bytes."""
+    nested = pa.types.is_struct(opened.schema_arrow.field("image").type)
+    columns = ["image.bytes" if nested else "image", "label"]
+    views: list[np.ndarray | None] = []
+    labels: list[pa.Array] = []
+    for batch in opened.iter_batches(at_a_time, columns=columns, use_threads=False):
+        taken = 0
+        while taken < batch.num_rows:
+            part = batch.slice(taken, rows - len(views))
+            taken += part.num_rows
+            views += column_views(part.column("image"))
+            labels.append(part.column("label"))
+            if len(views) == rows:
+                yield views, pa.concat_arrays(labels)
+                views, labels = [], []
+        if sum(len(view) for view in views if view is not None) > room:
+            raise FooterError(
+                f"{len(views)} rows take more than {room} bytes; read fewer at a time"
+            )
+    if views:
+        yield views, pa.concat_arrays(labels)
 
 
 def check_labels(
@@ -218,7 +308,7 @@ def check_labels(
     values = labels.fill_null(0).to_numpy(zero_copy_only=False)
     outside = (values < 0) | (values >= len(class_names))
     causes = {
-        int(i): f"label {values[i]} is outside the {len(class_names)} classes {class_names}"
+        int(i): f"label {values[i]} is outside the {len(class_names)} classes {class_names!s:.200}"
         for i in np.flatnonzero(outside)
     }
     null = labels.is_null().to_numpy(zero_copy_only=False)

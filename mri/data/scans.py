@@ -19,12 +19,13 @@ import numpy as np
 import pandas as pd
 
 from mri._arguments import require
-from mri.data.decode import DataError, check_size, decode_into, first_shape
+from mri.data.decode import DataError, check_size, declared_pixels, decode_into, first_shape
 from mri.data.parquet import (
     Source,
     arrow_batches,
     check_files,
     check_labels,
+    check_room,
     parquet_files,
 )
 
@@ -221,14 +222,18 @@ def _decoded(
     Without `rows`, the images are consecutive views into one array of `total` slices.
     """
     threads = threads or os.cpu_count() or 1
-    shape, whole, kept = size, None, 0
-    batches = arrow_batches(files, rows or 64 * threads)
+    shape, whole, kept, asked = size, None, 0, 0
+    batches = arrow_batches(files, rows or 64 * threads, (class_names, total))
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(next, batches, None)
         while (batch := ahead.result()) is not None:
             ahead = reader.submit(next, batches, None)  # Reads on while the others decode.
             file, start, views, labels = batch
-            shape = shape or first_shape(views)
+            if size is not None:  # Every picture may be as large as it likes.
+                asked += declared_pixels(views)
+            elif shape is None and (shape := first_shape(views)) is not None:
+                asked = total * shape[0] * shape[1]
+            check_room(files, total, asked)
             if rows is None and whole is None and shape is not None:
                 whole = np.empty((total, *shape), np.uint8)
             n = len(views)

@@ -6,14 +6,14 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mri.data.decode import DataError
+from mri.models.cards import ModelFileError
 from mri.models.formats import recognised
 
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
@@ -30,27 +30,27 @@ _REFUSED = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"
 _MAX_GROWTH = 1024
 
 
-class ModelFileError(DataError):
-    """A model file that is damaged, not what its card says, or not safe to load."""
+def inspect_archive(path: Path, read: Callable[[], bytes]) -> bytes:
+    """Raise `ModelFileError` unless `path` is a Keras archive without code or bombs.
 
-
-def inspect_archive(path: Path) -> None:
-    """Raise `ModelFileError` unless `path` is a Keras archive without code or bombs."""
+    `read` gives the bytes of the file, which are returned.
+    """
     known = recognised(path) if path.exists() else ""
     if path.suffix != ".keras":
         way = known or "save it with model.save('….keras')"
         raise ModelFileError(f"{path}: expected a .keras file; {way}")
     if not path.is_file():
         raise ModelFileError(f"{path}: no such model file{known and f'; {known}'}")
+    content = read()
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = sorted(archive.namelist())
             if known:
                 raise ModelFileError(f"{path}: {known}")
             if members != sorted(_MEMBERS):
                 raise ModelFileError(f"{path}: expected {sorted(_MEMBERS)}, found {members}")
             sizes = {info.filename: info.file_size for info in archive.infolist()}
-            whole, packed = sum(sizes.values()), path.stat().st_size
+            whole, packed = sum(sizes.values()), len(content)
             # Float weights hardly compress: far more than the file itself is a bomb.
             if sizes["config.json"] > _MAX_CONFIG or whole > 20 * packed + _MAX_CONFIG:
                 raise ModelFileError(f"{path}: unpacks from {packed} to {whole} bytes")
@@ -66,10 +66,11 @@ def inspect_archive(path: Path) -> None:
                 f"{path}: holds {name}, which may run code on loading; only Keras' own layers "
                 "without code are loaded"
             )
+    return content
 
 
-def check_weights(path: Path) -> None:
-    """Raise `ModelFileError` if the weights claim more than the file holds.
+def check_weights(path: Path, shown: Path) -> None:
+    """Raise `ModelFileError`, naming the file `shown`, if its weights claim more than it holds.
 
     Keras reads whatever a data set declares before it compares the two.
     """
@@ -81,7 +82,7 @@ def check_weights(path: Path) -> None:
         nonlocal claimed
         # Each is visited once, but would be read once a link.
         if h5py.h5o.get_info(entry.id).rc != 1:
-            raise ModelFileError(f"{path}: its weights {name} have more than one name")
+            raise ModelFileError(f"{shown}: its weights {name} have more than one name")
         claimed += entry.nbytes if isinstance(entry, h5py.Dataset) else 0
 
     with zipfile.ZipFile(path) as archive:
@@ -89,7 +90,7 @@ def check_weights(path: Path) -> None:
     with h5py.File(content, "r") as weights:
         weights.visititems(visit)
     if claimed > 20 * packed + _MAX_CONFIG:
-        raise ModelFileError(f"{path}: its weights claim {claimed} bytes, the file has {packed}")
+        raise ModelFileError(f"{shown}: its weights claim {claimed} bytes, the file has {packed}")
 
 
 def _without_compile(config: Any) -> Any:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mri._arguments import require
-from mri._files import file_sha256, replacing
-from mri.models.archive import (
-    ModelFileError,
-    check_growth,
-    check_weights,
-    inspect_archive,
-    uncompiled,
-)
+from mri._files import file_sha256, read_regular, replacing
+from mri._text import for_markdown
+from mri.models.archive import check_growth, check_weights, inspect_archive, uncompiled
+from mri.models.cards import ModelFileError, problem_of, read_card
 from mri.models.inputs import FIELDS, SLICE, Expects, adapt, declared, only_declares
 
 __all__ = [
@@ -40,6 +39,8 @@ if TYPE_CHECKING:
 
 FOLDERS = ("models", "models/zoo")
 """Where models are looked for by name."""
+
+_MAX_FILE = 2**31
 
 _DESCRIBED = {"split", "recipe", "versions", "validation", "builder", "synthetic", "data",
               "parameters", "seed", "best_epoch", "seconds", "sha256", "temperature"}  # fmt: skip
@@ -73,23 +74,6 @@ def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]
     return card
 
 
-def read_card(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the card beside the model file `path`, None where there is none.
-
-    Raises
-    ------
-    ModelFileError
-        If the card is not a JSON object.
-    """
-    card = Path(path).with_suffix(".json")
-    try:
-        return dict(json.loads(card.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, OSError, RecursionError) as error:
-        raise ModelFileError(f"{card}: unreadable card ({error}); train the model again") from error
-
-
 def describe(card: Mapping[str, Any]) -> str:
     """Render a card that `mri.train` has written as a model card in Markdown.
 
@@ -107,22 +91,27 @@ def describe(card: Mapping[str, Any]) -> str:
     """
     missing = sorted(_DESCRIBED.difference(card))
     require(not missing, "Expected a card that mri.train has written.", missing=missing)
+    problem = problem_of(dict(card))
+    require(problem is None, "Expected a card that mri.train has written.", problem=problem)
     split, recipe, versions = card["split"], card["recipe"], card["versions"]
     leaky = split["protocol"] != "subject"
     parts = zip(("train", "validation", "test"), split["slices"], strict=True)
     slices = ", ".join(f"{side} {count}" for side, count in parts)
+    builder, plain = for_markdown(card["builder"]), for_markdown
     fold = "" if leaky else f", fold {split['fold']} of {split['folds']}"
-    figures = "; ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in card["validation"].items())
-    recommended = ", ".join(f"{key} {value}" for key, value in recipe.items())
+    figures = "; ".join(
+        f"{plain(k.replace('_', ' '))} {v:.3f}" for k, v in card["validation"].items()
+    )
+    recommended = ", ".join(f"{plain(key)} {plain(value)}" for key, value in recipe.items())
     return "\n\n".join(
         [
-            f"### Model card: {card['builder']}, {split['protocol']}-level split",
+            f"### Model card: {builder}, {split['protocol']}-level split",
             "**Intended use.** Teaching and method comparison. **Not a diagnostic device.**",
             f"**Data.** {'Synthetic phantoms' if card['synthetic'] else 'Slices of OASIS-1'}, "
             f"fingerprint `{card['data'][:16]}`; {slices} slices{fold}.",
             f"**Training.** {card['parameters']} weights; {recommended}; seed {card['seed']}; "
             f"epoch {card['best_epoch'] + 1} of {recipe['epochs']} kept; {card['seconds']} s. "
-            + ", ".join(f"{key} {value}" for key, value in versions.items())
+            + ", ".join(f"{plain(key)} {plain(value)}" for key, value in versions.items())
             + f". File SHA-256 `{card['sha256'][:16]}`.",
             f"**Figures.** On the validation part, by which the epoch was chosen: {figures}; "
             f"temperature {card['temperature']:.2f}. "
@@ -152,6 +141,7 @@ class ModelFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._held: bytes | None = None
 
     @cached_property
     def card(self) -> dict[str, Any] | None:
@@ -162,8 +152,38 @@ class ModelFile:
     def sha256(self) -> str:
         """SHA-256 of the file; of an absent one, that which its card names."""
         if self.path.is_file():
-            return file_sha256(self.path)
+            return hashlib.sha256(self._content()).hexdigest()
         return str((self.card or {}).get("sha256", ""))
+
+    def _read(self) -> bytes:
+        try:
+            return read_regular(self.path, _MAX_FILE)
+        except OSError as error:
+            raise ModelFileError(f"{self.path}: cannot be read ({error})") from error
+
+    def _content(self) -> bytes:
+        """Return the bytes of the file, which are the same whenever they are asked for."""
+        if self._held is not None:
+            return self._held
+        content = self._read()
+        digest = hashlib.sha256(content).hexdigest()
+        if self.__dict__.setdefault("sha256", digest) != digest:
+            raise ModelFileError(f"{self.path}: was changed while it was read; read it again")
+        return content
+
+    @contextmanager
+    def _private(self) -> Iterator[Path]:
+        """Give a copy that nobody else can change: what was inspected is what Keras loads."""
+        self.inspect()
+        with TemporaryDirectory() as folder:
+            copy = Path(folder, "model.keras")
+            copy.write_bytes(self._content())
+            self.release()
+            yield copy
+
+    def release(self) -> None:
+        """Forget the bytes that `inspect` has read and `load` would take."""
+        self._held = None
 
     @cached_property
     def expects(self) -> Expects | None:
@@ -185,14 +205,15 @@ class ModelFile:
 
     @cached_property
     def _inspected(self) -> bool:
-        inspect_archive(self.path)
         card = self.card
+        content = inspect_archive(self.path, self._content)
         hashed = card is not None and (self.trained_here or "sha256" in card)
         if card is not None and hashed and card.get("sha256") != self.sha256:
             raise ModelFileError(
                 f"{self.path}: SHA-256 {self.sha256} is not {card.get('sha256')} of its card; "
                 "train the model again, or remove the card if the file was replaced on purpose"
             )
+        self._held = content
         return True
 
     def inspect(self) -> None:
@@ -223,18 +244,18 @@ class ModelFile:
 
     def load_bare(self) -> keras.Model:
         """Return the model as it is in the file, whatever its card declares."""
-        self.inspect()
         from mri._keras import keras
 
-        try:
-            check_weights(self.path)
-            with uncompiled(self.path) as path:
-                check_growth(path, self.path)
-                model = keras.saving.load_model(path, compile=False, safe_mode=True)
-        except ModelFileError:
-            raise
-        except Exception as error:
-            raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
+        with self._private() as copy:
+            try:
+                check_weights(copy, self.path)
+                with uncompiled(copy) as plain:
+                    check_growth(plain, self.path)
+                    model = keras.saving.load_model(plain, compile=False, safe_mode=True)
+            except ModelFileError:
+                raise
+            except Exception as error:
+                raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
         if not isinstance(model, keras.Model):
             raise ModelFileError(f"{self.path}: holds a {type(model).__name__}, not a model")
         if not model.built:
@@ -252,14 +273,14 @@ class ModelFile:
         ModelFileError
             As for `load_model`, or if the weights are of another network.
         """
-        self.inspect()
-        try:
-            check_weights(self.path)
-            model.load_weights(self.path)
-        except ModelFileError:
-            raise
-        except Exception as error:
-            raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
+        with self._private() as copy:
+            try:
+                check_weights(copy, self.path)
+                model.load_weights(copy)
+            except ModelFileError:
+                raise
+            except Exception as error:
+                raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
 
     def held_out(self, scans: Scans, fingerprint: str | None = None) -> np.ndarray:
         """Return the test rows of the card, int (m,); of a model of unknown training, all rows.
@@ -388,6 +409,8 @@ def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -
     ModelFileError
         If there is none; the message lists those there are.
     """
+    if not os.fspath(name):
+        raise ModelFileError("the name of the model is empty; give a name or a .keras file")
     path = Path(name)
     if path.suffix == ".keras" or len(path.parts) != 1 or path.is_file():
         return path

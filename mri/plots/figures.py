@@ -32,6 +32,7 @@ from mri.plots.style import (
     readable,
     severity_order,
     show_image,
+    stacked,
 )
 
 # Parts of the head: place of the part and place of its name, as shares of the size, and the name.
@@ -87,7 +88,7 @@ def sample_grid(
     fig, axes = plt.subplots(len(order), per_class, figsize=size, squeeze=False)
     for row, c in zip(axes, order, strict=True):
         found = np.flatnonzero(labels == c)
-        name = "\n".join([*class_names[c].split("_"), f"n = {len(found)}"])
+        name = f"{stacked(class_names[c])}\nn = {len(found)}"
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
         chosen = rng.choice(found, min(per_class, len(found)), replace=False)
         for i, ax in enumerate(row):
@@ -166,7 +167,7 @@ def confusion(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None = 
     for (i, j), share in np.ndenumerate(shares):
         text = "–" if np.isnan(share) else f"{counts[i, j]}\n{share:.0%}"
         ax.text(j, i, text, ha="center", va="center", color="white" if share > 0.45 else "black")
-    ticks = [evaluation.class_names[c].replace("_", "\n") for c in order]
+    ticks = [stacked(evaluation.class_names[c]) for c in order]
     ax.set_xticks(range(len(order)), ticks)
     ax.set_yticks(range(len(order)), ticks)
     ax.tick_params(length=0)

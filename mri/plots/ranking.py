@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from mri._text import for_line
 from mri.evaluation.metrics import metric_label
 from mri.plots.style import BLUE, GREEN, GREY, PINK, STYLE, panel
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _MARKS = {"subject": ("D", GREEN, -0.16), "image": ("o", PINK, 0.16), "unknown": ("x", GREY, 0)}
 _NAMES = {"subject": "subject-wise", "image": "image-level (inflated)", "unknown": "no card"}
+_LONGEST = 40  # Characters of a name that leave room for the figure.
 _COSTS = {
     "parameters": "number of weights",
     "size_mb": "file size, MB",
@@ -56,7 +58,7 @@ def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = 
         label = "not distinguishable from the best"
         handles.append(Rectangle((0, 0), 1, 1, color=BLUE, alpha=0.1, label=label))
     ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(handles))
-    ax.set_yticks(range(len(board)), board.index)
+    ax.set_yticks(range(len(board)), [for_line(name, _LONGEST) for name in board.index])
     ax.set_ylim(len(board) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
@@ -77,8 +79,9 @@ def p_values(matrix: pd.DataFrame, *, ax: Axes | None = None, title: str = "") -
             text = "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
             colour = "white" if p < 0.05 else "black"
             ax.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
-    ax.set_xticks(range(n), matrix.columns, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(n), matrix.index)
+    names = [for_line(name, _LONGEST) for name in matrix.index]
+    ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(n), names)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_title(title)
@@ -123,7 +126,7 @@ def cost(
     for i, name in enumerate(y.sort_values(ascending=False, kind="stable").index):
         colour, size = (BLUE, 7.5) if name in front else ("black", 6.5)
         ax.annotate(
-            name.removesuffix(f"-{protocol}"),
+            for_line(name.removesuffix(f"-{protocol}"), _LONGEST),
             (x[name], y[name]),
             (1.03, 1 - (i + 0.5) / len(y)),
             textcoords="axes fraction",
@@ -147,7 +150,7 @@ def side_by_side(
     fig, axes = plt.subplots(1, len(evaluations), figsize=(4.2 * len(evaluations), 4.4))
     for ax, (name, evaluation) in zip(np.atleast_1d(axes), evaluations.items(), strict=True):
         draw(evaluation, unit=unit, ax=ax)
-        ax.set_title(name)
+        ax.set_title(for_line(name, _LONGEST))
         if ax is not fig.axes[0]:
             ax.set_ylabel("")
     fig.suptitle(title)

@@ -14,6 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
+from mri._text import for_line
+
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
@@ -46,6 +48,8 @@ STYLE: dict[RcKeyType, Any] = {
     "grid.color": "#E5E5E5",
     "legend.frameon": False,
     "text.color": "black",
+    # A name is a name, whatever dollars it holds.
+    "text.parse_math": False,
     "xtick.color": "#333333",
     "ytick.color": "#333333",
 }
@@ -53,8 +57,13 @@ STYLE: dict[RcKeyType, Any] = {
 
 
 def readable(name: str) -> str:
-    """Return a class name with spaces."""
-    return name.replace("_", " ")
+    """Return a class name with spaces, on one line, cut where it is long."""
+    return for_line(name.replace("_", " "), 30)
+
+
+def stacked(name: str) -> str:
+    """Return a class name a word a line, cut where it is long."""
+    return "\n".join(for_line(word, 16) for word in name.split("_")[:4])
 
 
 def severity_order(class_names: Sequence[str]) -> list[int]:
@@ -78,7 +87,8 @@ def class_colour(class_names: Sequence[str], label: int) -> str:
 def figure_title(evaluation: Evaluation, unit: str) -> str:
     """Return the title of an evaluation with its number of slices or subjects."""
     size = f"per {unit}, n = {len(evaluation.sample(unit).labels)}"
-    return f"{evaluation.title}\n{size}" if evaluation.title else size
+    lines = [for_line(line, 80) for line in evaluation.title.splitlines()[:3]]
+    return "\n".join([*lines, size])
 
 
 def panel(ax: Axes | None, width: float, height: float) -> Axes:

@@ -14,10 +14,10 @@ from mri.models.builders import (
     build_model,
     initial_weights,
     list_models,
-    predict_logits,
     register,
 )
 from mri.models.files import load_model, save_model
+from mri.models.scores import predict_logits
 
 # Keras' saving and loading.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

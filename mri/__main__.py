@@ -139,6 +139,25 @@ def folds(options: Options) -> int:
     return 0
 
 
+def people(options: Options) -> int:
+    """Judge all people by a glass box and by one number each, and draw the glass box's weights."""
+    from mri.plots.glass_box import plot_weights
+    from mri.training import bootstrap_weights, compare_people, severity_of, train_people
+
+    scans, _, groups = protocols()
+    table = compare_people(scans, groups, divisions=options.divisions, output=options.output)
+    print(table.to_string())
+    _, template, maps, labels = train_people(scans, groups)
+    weights, low, high = bootstrap_weights(maps, severity_of(labels, scans.class_names))
+    figure = plot_weights(weights, low, high, template.mean, people=len(labels))
+    if scans.synthetic:
+        figure.suptitle(f"{figure.get_suptitle()}\n{scans.origin}")
+    picture = options.output.with_name("glass_box.png")
+    figure.savefig(picture, dpi=80)
+    print(f"{options.output}.md, {picture}: written")
+    return 0
+
+
 def zoo(options: Options) -> int:
     """Train every network under both protocols, or print the table of those trained."""
     if options.table:
@@ -253,6 +272,9 @@ def _parser() -> argparse.ArgumentParser:
     of.add_argument("--seeds", type=int, default=1)
     of.add_argument("--folds", type=int, default=5)
     of.add_argument("--output", default="models/crossval.parquet")
+    of = command(people)
+    of.add_argument("--divisions", type=int, default=10)
+    of.add_argument("--output", type=Path, default=Path("models/people"))
     of = command(zoo)
     of.add_argument("names", metavar="NAME", nargs="*", help="by default all")
     of.add_argument("--seeds", type=int, default=1)

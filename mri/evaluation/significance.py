@@ -91,7 +91,7 @@ def pairwise(
     --------
     >>> from mri.evaluation import evaluate
     >>> labels, people = np.repeat([0, 1], 20), np.arange(40)
-    >>> right = np.eye(2)[labels]
+    >>> right = 2 * np.eye(2)[labels]
     >>> guesses = np.random.default_rng(0).normal(size=(40, 2))
     >>> models = {"right": right, "guesses": guesses}
     >>> names = ("ill", "well")

@@ -2,6 +2,9 @@
 
 `recipe` says how a network is trained, and `loop` trains and saves it. With `batches` and
 `checkpoint`, a killed run resumes to the same result. `folds` repeats the training over all people.
+
+`glass_box` fits a model of a person whose explanation is exact. `one_number` holds the single
+numbers that it has to beat, and `people` judges all people by both.
 """
 
 from mri import _face
@@ -11,7 +14,12 @@ __getattr__, __dir__, __all__ = _face(
     {
         "folds": "CrossValidation cross_validate cross_validate_probes read_crossval sweep "
         "train_zoo",
+        "glass_box": "GlassBox bootstrap_weights fit_glass_box severity_of",
+        "glass_box_files": "ask load_glass_box save_glass_box train_people",
         "loop": "Run Trained is_trained train",
+        "one_number": "fluid_share gray_share ventricle_share",
+        "people": "judge_people",
+        "people_table": "against_one_number compare_people",
         "recipe": "RECIPES Recipe recipe_of",
     },
 )

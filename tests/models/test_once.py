@@ -46,7 +46,7 @@ def phantoms():
 
 def test_a_new_file_is_read_hashed_and_inspected_once_by_a_comparison(tmp_path, counts, phantoms):
     scans = phantoms.scans
-    card = {"class_names": list(scans.class_names), "temperature": 1.0, "test_rows": [3, 4, 5, 6]}
+    card = {"class_names": list(scans.class_names), "temperature": 1.0, "test_rows": [4, 5, 6, 7]}
     card |= {"data": scans.fingerprint(), "split": {"protocol": "subject"}}
     save_model(build_model("tissue", input_shape=(64, 64, 1)), tmp_path / "new.keras", card)
     counts.clear()
@@ -70,9 +70,9 @@ def test_a_finished_run_is_built_once_and_its_file_read_once(tmp_path, counts, p
     assert counts == {
         "build_model": 1,
         "read_card": 1,
-        "file_sha256": 1,
-        "_inspect_archive": 1,
-        "_check_weights": 1,
+        "read_regular": 1,
+        "inspect_archive": 1,
+        "check_weights": 1,
     }
     for one, other in zip(first.model.get_weights(), again.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)

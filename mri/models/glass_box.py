@@ -1,0 +1,112 @@
+"""A glass box: a Keras model of a person whose explanation is exact.
+
+How much gray matter is where (a tone band, a mean over slices, a blur) goes through one linear
+layer to a severity, and from that to the logits. What each place adds sums to the answer, so that
+`mri.GradCAM` with ``method="hirescam"`` shows the whole of it and nothing else.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mri._arguments import require
+from mri._keras import keras
+from mri.data.tone_map import CENTRE, HEIGHTS, SLAB, STEP, WIDTH, blur_taps
+
+layers = keras.layers
+
+
+def glass_box(
+    weights: np.ndarray,
+    centre: np.ndarray,
+    intercept: float,
+    *,
+    slopes: np.ndarray,
+    offsets: np.ndarray,
+) -> keras.Model:
+    """Build the model and write its numbers in: Keras' own layers only, none to be trained.
+
+    Parameters
+    ----------
+    weights, centre : ndarray of float, shape (8, r, c)
+        What each place of the tone map counts, and what is taken from it before.
+    intercept : float
+        Severity of a person who is as `centre` everywhere.
+    slopes, offsets : ndarray of float, shape (k,)
+        Of the logits: ``slopes * severity + offsets``.
+
+    Returns
+    -------
+    keras.Model
+        From ``"slices"``, float32 (n, 4 r, 4 c, 32), gray values of prepared people, to
+        ``"logits"`` (n, k). The layer ``"severity"`` gives the score, (n, 1), ``"last_conv"`` the
+        tone map less its centre, (n, r, c, 8).
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit.
+
+    Examples
+    --------
+    >>> places = np.zeros((8, 16, 16))
+    >>> glass_box(places, places, 0.5, slopes=np.ones(4), offsets=np.zeros(4)).output_shape
+    (None, 4)
+    """
+    weights, centre = _alike("weights", weights, "centre", centre)
+    slabs = HEIGHTS // SLAB
+    fits = weights.ndim == 3 and len(weights) == slabs
+    require(fits, f"weights and centre must be ({slabs}, r, c).", weights=weights.shape)
+    slopes, offsets = _alike("slopes", slopes, "offsets", offsets)
+    fits = slopes.ndim == 1 and len(slopes) >= 2
+    require(fits, "slopes and offsets must be (k,), k at least 2.", slopes=slopes.shape)
+    rows, columns = weights.shape[1:]
+    # Exact in any policy: what is explained are these numbers, not their halves.
+    exact = {"dtype": "float32"}
+    inputs = keras.Input((STEP * rows, STEP * columns, HEIGHTS), name="slices", dtype="float32")
+    places = layers.Normalization(axis=(1, 2, 3), name="last_conv", **exact)
+    severity = layers.Dense(1, name="severity", **exact)
+    logits = layers.Dense(len(slopes), name="logits", **exact)
+    x = layers.Flatten(name="places", **exact)(places(_tone_map(inputs, exact)))
+    model = keras.Model(inputs, logits(severity(x)), name="glass_box")
+    _write_means(model.get_layer("slabs"), model.get_layer("blur"))
+    channels_last = np.moveaxis(centre, 0, -1)
+    # Centred only: a place that varies little must not count more for it.
+    places.set_weights([channels_last, np.ones_like(channels_last), np.array(0, np.int32)])
+    places.finalize_state()
+    severity.set_weights(
+        [np.moveaxis(weights, 0, -1).reshape(-1, 1), np.array([intercept], np.float32)]
+    )
+    logits.set_weights([slopes[None], offsets])
+    model.trainable = False
+    return model
+
+
+def _alike(
+    name: str, one: np.ndarray, other_name: str, other: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+    expected = f"{name} and {other_name} must be finite and of one shape."
+    fits = one.shape == other.shape and bool(np.isfinite([one, other]).all())
+    require(fits, expected, **{name: one.shape, other_name: other.shape})
+    return one, other
+
+
+def _tone_map(x: keras.KerasTensor, exact: dict[str, str]) -> keras.KerasTensor:
+    """Apply the steps of `mri.data.tone_map.tone_map`, channels last."""
+    x = layers.Rescaling(1 / WIDTH, -CENTRE / WIDTH, name="band", **exact)(x)
+    x = layers.Rescaling(-1.0, name="distance", **exact)(layers.Multiply(**exact)([x, x]))
+    x = layers.Activation("exponential", name="tone", **exact)(x)
+    x = layers.Conv2D(HEIGHTS // SLAB, 1, use_bias=False, name="slabs", **exact)(x)
+    reach = len(blur_taps()) // 2
+    x = layers.ZeroPadding2D((reach, reach), name="padding", **exact)(x)
+    blur = layers.DepthwiseConv2D(2 * reach + 1, strides=STEP, use_bias=False, name="blur", **exact)
+    return blur(x)
+
+
+def _write_means(slabs: keras.Layer, blur: keras.Layer) -> None:
+    """Write the mean over four slices and the Gaussian into the convolutions that compute them."""
+    mean = np.repeat(np.eye(HEIGHTS // SLAB, dtype=np.float32), SLAB, axis=0) / SLAB
+    slabs.set_weights([mean[None, None]])
+    taps = np.outer(blur_taps(), blur_taps())[..., None, None]
+    blur.set_weights([np.repeat(taps, HEIGHTS // SLAB, axis=2).astype(np.float32)])

@@ -1,0 +1,316 @@
+"""Fit the glass box: a ridge on the tone map, cut points and their steepness, all from one set.
+
+The numbers are fitted by scikit-learn and NumPy; `GlassBox.model` writes them into a Keras model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.model_selection import StratifiedKFold
+
+from mri._arguments import integers, require
+from mri.evaluation.metrics import fit_temperature
+
+if TYPE_CHECKING:
+    from mri._keras import keras
+
+SEVERITY = {
+    "Non_Demented": 0,
+    "Very_Mild_Demented": 1,
+    "Mild_Demented": 2,
+    "Moderate_Demented": 2,
+}
+"""Severity of each class; of moderate dementia there are two people, who count as mild."""
+
+PENALTY = 10.0
+"""Of the ridge, in mean squared norms of a person's centred tone map."""
+
+
+def severity_of(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Return the severity 0, 1 or 2 of labels, int64 (n,).
+
+    Raises
+    ------
+    ValueError
+        If the classes are not those of `SEVERITY`, or a label is none of them.
+
+    Examples
+    --------
+    >>> severity_of([0, 1, 2, 3], tuple(sorted(SEVERITY))).tolist()
+    [2, 2, 0, 1]
+    """
+    known = sorted(class_names) == sorted(SEVERITY)
+    require(known, f"class_names must be {sorted(SEVERITY)}.", class_names=tuple(class_names))
+    labels = integers("labels", labels, np.size(labels))
+    inside = bool(np.isin(labels, range(len(class_names))).all())
+    require(inside, f"labels must be 0 to {len(class_names) - 1}.", labels=np.unique(labels))
+    return np.array([SEVERITY[name] for name in class_names])[labels]
+
+
+@dataclass(frozen=True, eq=False)
+class Ordinal:
+    """From a score to class logits that are linear in it.
+
+    The logit of severity k is ``steepness * ((k - 1/2) * score - sum of the first k cuts)``, so
+    that neighbours are equal at a cut and the largest of the three is what cutting gives. Only
+    differences of logits mean anything; with k - 1/2 the one of 'Non_Demented' falls as the score
+    rises and can be explained too. Mild and moderate dementia share the logit of severity 2 in the
+    proportion of the people fitted, so that their probabilities add up to it.
+
+    Attributes
+    ----------
+    cuts : ndarray of float64, shape (2,)
+        Scores at which severity 1 and 2 begin, ascending.
+    steepness : float
+    shares : ndarray of float64, shape (k,)
+        Part of its severity's people that each class has.
+    class_names : tuple of str
+        The k names in label order.
+    """
+
+    cuts: np.ndarray
+    steepness: float
+    shares: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def slopes(self) -> np.ndarray:
+        """What a unit of the score adds to each logit, float64 (k,)."""
+        return self.steepness * (self._severity() - 0.5)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """The logits at a score of 0, float64 (k,)."""
+        passed = np.array([0.0, *np.cumsum(self.cuts)])
+        return np.log(self.shares) - self.steepness * passed[self._severity()]
+
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """Return class logits, float64 (n, k), of scores (n,)."""
+        return np.asarray(scores, float)[:, None] * self.slopes + self.offsets
+
+    def severity(self, scores: np.ndarray) -> np.ndarray:
+        """Return the severity 0, 1 or 2 of scores, by cutting."""
+        return np.searchsorted(self.cuts, scores, side="left")
+
+    def _severity(self) -> np.ndarray:
+        return np.array([SEVERITY[name] for name in self.class_names])
+
+
+def fit_ordinal(scores: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Ordinal:
+    """Cut scores half-way between the means of neighbouring severities; fit the steepness.
+
+    Parameters
+    ----------
+    scores : ndarray of float, shape (n,)
+        Of people to train on; out-of-fold where the score was itself fitted to them.
+    labels : ndarray of int, shape (n,)
+    class_names : tuple of str
+
+    Raises
+    ------
+    ValueError
+        If a severity has nobody, or the scores are not finite or all alike.
+    """
+    scores, severity = np.asarray(scores, float), severity_of(labels, class_names)
+    require(scores.shape == severity.shape, "scores must be one a label.", shape=scores.shape)
+    spread = float(np.std(scores))
+    require(0 < spread < np.inf, "scores must be finite and differ.", spread=spread)
+    counts = np.bincount(severity, minlength=3)
+    require(bool(counts.min() > 0), "Each severity must have people.", counts=counts.tolist())
+    means = np.bincount(severity, scores, 3) / counts
+    cuts = (means[:-1] + means[1:]) / 2
+    if cuts[0] > cuts[1]:
+        # Scores that do not rise with severity, as of shuffled diagnoses: the middle one is empty.
+        cuts = np.full(2, cuts.mean())
+    # In units of their spread the best steepness lies well within the bounds that are searched.
+    unit = np.stack([np.zeros_like(scores), scores - cuts[0], 2 * scores - cuts.sum()], 1) / spread
+    steepness = 1 / (fit_temperature(severity, unit) * spread)
+    held = np.bincount(labels, minlength=len(class_names)) + 0.5
+    of = np.array([SEVERITY[name] for name in class_names])
+    return Ordinal(cuts, steepness, held / np.bincount(of, held)[of], class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class GlassBox:
+    """A severity that is a sum over places, and classes cut from it.
+
+    Attributes
+    ----------
+    weights, centre : ndarray of float64, shape (8, r, c)
+        What each place of a tone map counts, and the mean of the people fitted.
+    intercept : float
+        Severity of a person who is as the mean everywhere.
+    ordinal : Ordinal
+    """
+
+    weights: np.ndarray = field(repr=False)
+    centre: np.ndarray = field(repr=False)
+    intercept: float
+    ordinal: Ordinal
+
+    def contributions(self, maps: np.ndarray) -> np.ndarray:
+        """Return what each place adds to the severity, float64 (..., 8, r, c).
+
+        Their sum and `intercept` are the severity: nothing is left over.
+        """
+        return (np.asarray(maps, float) - self.centre) * self.weights
+
+    def scores(self, maps: np.ndarray) -> np.ndarray:
+        """Return the severity, float64 (n,), of tone maps (n, 8, r, c)."""
+        return self.intercept + self.contributions(maps).sum((-3, -2, -1))
+
+    def logits(self, maps: np.ndarray) -> np.ndarray:
+        """Return class logits in label order, float64 (n, k), of tone maps (n, 8, r, c)."""
+        return self.ordinal.logits(self.scores(maps))
+
+    def model(self) -> keras.Model:
+        """Return the same as a Keras model, from prepared slices (n, h, w, 32) to logits."""
+        from mri.models.glass_box import glass_box
+
+        return glass_box(
+            self.weights,
+            self.centre,
+            self.intercept,
+            slopes=self.ordinal.slopes,
+            offsets=self.ordinal.offsets,
+        )
+
+
+def ridge_weights(
+    maps: np.ndarray, severity: np.ndarray, *, penalty: float = PENALTY
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Fit a ridge in kernel form: as many unknowns as people, not as places.
+
+    Parameters
+    ----------
+    maps : ndarray of float, shape (n, ...)
+    severity : ndarray of float, shape (n,)
+    penalty : float
+        In units of the mean squared norm of a centred map, so that it does not depend on the size.
+
+    Returns
+    -------
+    weights, centre : ndarray of float64, shape (...)
+    intercept : float
+        So that ``intercept + sum(weights * (map - centre))`` is the fit.
+    """
+    maps, severity = np.asarray(maps, float), np.asarray(severity, float)
+    flat = maps.reshape(len(maps), -1)
+    centre, intercept = flat.mean(0), float(severity.mean())
+    flat = flat - centre
+    dual = _dual(flat @ flat.T, severity, penalty)
+    return (dual @ flat).reshape(maps.shape[1:]), centre.reshape(maps.shape[1:]), intercept
+
+
+def fit_glass_box(
+    maps: np.ndarray,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    *,
+    penalty: float = PENALTY,
+    seed: int = 0,
+) -> GlassBox:
+    """Fit the glass box to people: each choice is made inside them.
+
+    The cut points and the steepness are of scores that people got from others of the same set
+    (five folds, fewer where a severity has fewer people): those that a ridge gives to the people it
+    was fitted to lie too far apart.
+
+    Parameters
+    ----------
+    maps : ndarray of float, shape (n, 8, r, c)
+        From `tone_map`, one a person.
+    labels : ndarray of int, shape (n,)
+    class_names : tuple of str
+        Names in label order, those of `SEVERITY`.
+    penalty : float
+        See `ridge_weights`.
+    seed : int
+        Of the inner folds.
+
+    Returns
+    -------
+    GlassBox
+
+    Raises
+    ------
+    ValueError
+        If the maps are not finite numbers (n, 8, r, c), labels or names do not fit, a severity has
+        fewer than two people, or `penalty` is not positive.
+    """
+    maps, severity = np.asarray(maps, float), severity_of(labels, class_names)
+    fits = maps.ndim == 4 and len(maps) == len(severity) and bool(np.isfinite(maps).all())
+    require(fits, "maps must be finite (n, 8, r, c), one a label.", shape=maps.shape)
+    require(0 < penalty < np.inf, "penalty must be positive.", penalty=penalty)
+    fewest = int(np.bincount(severity, minlength=3).min())
+    require(fewest >= 2, "Each severity must have two people or more.", fewest=fewest)
+    inner = np.empty(len(severity))
+    folds = StratifiedKFold(min(5, fewest), shuffle=True, random_state=seed)
+    for train, rest in folds.split(severity, severity):
+        inner[rest] = _predict(
+            ridge_weights(maps[train], severity[train], penalty=penalty), maps[rest]
+        )
+    found = ridge_weights(maps, severity, penalty=penalty)
+    return GlassBox(*found, fit_ordinal(inner, np.asarray(labels), class_names))
+
+
+def _predict(fitted: tuple[np.ndarray, np.ndarray, float], maps: np.ndarray) -> np.ndarray:
+    weights, centre, intercept = fitted
+    return intercept + ((maps - centre) * weights).sum((1, 2, 3))
+
+
+def bootstrap_weights(
+    maps: np.ndarray,
+    severity: np.ndarray,
+    *,
+    penalty: float = PENALTY,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the weights and their 95% interval when people are drawn anew.
+
+    Whole people are drawn with replacement, within each severity, and the ridge is fitted to each
+    draw; the interval is its 2.5 and 97.5 percentiles. A ridge draws weights towards 0, and the
+    interval with them: it says how sure the *sign* is, not how large a true weight.
+
+    Parameters
+    ----------
+    maps : ndarray of float, shape (n, 8, r, c)
+    severity : ndarray of int, shape (n,)
+    penalty, draws, seed
+        Of the ridge, and how many draws.
+
+    Returns
+    -------
+    weights, low, high : ndarray of float64, shape (8, r, c)
+        The sign is certain where ``low > 0`` or ``high < 0``.
+    """
+    maps, severity = np.asarray(maps, float), np.asarray(severity)
+    require(draws >= 40, "draws must be at least 40.", draws=draws)
+    rng = np.random.default_rng(seed)
+    people = [np.flatnonzero(severity == k) for k in np.unique(severity)]
+    flat = maps.reshape(len(maps), -1)
+    # One kernel serves all draws; where it is centred on is left to each.
+    kernel = (flat - flat.mean(0)) @ (flat - flat.mean(0)).T
+    dual = np.zeros((draws, len(maps)))
+    for i in range(draws):
+        rows = np.concatenate([rng.choice(of, len(of)) for of in people])
+        np.add.at(dual[i], rows, _dual(kernel[np.ix_(rows, rows)], severity[rows], penalty))
+    drawn = (dual @ flat).astype(np.float32)
+    low, high = (x.reshape(maps.shape[1:]) for x in np.quantile(drawn, [0.025, 0.975], axis=0))
+    return ridge_weights(maps, severity, penalty=penalty)[0], low, high
+
+
+def _dual(kernel: np.ndarray, severity: np.ndarray, penalty: float) -> np.ndarray:
+    """Return what each person weighs in a ridge, float64 (n,); their sum is 0."""
+    means = kernel.mean(0)
+    centred = kernel - means - means[:, None] + means.mean()
+    scale = float(np.trace(centred)) / len(centred)
+    require(scale > 0, "maps must differ between people.", scale=scale)
+    ridge = KernelRidge(alpha=penalty * scale, kernel="precomputed")
+    return ridge.fit(centred, severity - severity.mean()).dual_coef_

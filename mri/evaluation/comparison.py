@@ -158,6 +158,8 @@ def _answers(
             kept[name] = found
         except Exception as error:  # Whatever one file holds, the others are ranked.
             refused.append(_refused(name, file.path, error))
+        finally:
+            file.release()
     return kept, said, anew, refused
 
 

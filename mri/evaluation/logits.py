@@ -293,10 +293,7 @@ def find_logits(file: ModelFile, fingerprint: str | None = None) -> LogitsTable 
         if file.path.is_file():
             return None  # They are made anew.
         raise ModelFileError(f"{path}: no use of it ({error})") from error
-    if not same:
-        return None
-    file.release()
-    return kept
+    return kept if same else None
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:

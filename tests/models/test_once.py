@@ -56,7 +56,7 @@ def test_a_new_file_is_read_hashed_and_inspected_once_by_a_comparison(tmp_path, 
     assert counts == once
     counts.clear()
     assert compare(scans, phantoms.subjects, tmp_path).evaluated == ()
-    assert counts == {key: 1 for key in once if key != "check_weights"}, "its logits were kept"
+    assert counts == once, "a few rows are predicted anew, to verify the logits that were kept"
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])

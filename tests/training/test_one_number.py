@@ -178,7 +178,7 @@ def test_twenty_phantoms_end_to_end_and_resumed(many, tmp_path, monkeypatch):
     assert "20 people (synthetic phantom slices)" in text
     assert "| glass box, registered, less gray share |" in text
     assert (tmp_path / "people.parquet").stat().st_size < 100_000
-    monkeypatch.setattr("mri.people._judge", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("mri.training.people._judge", lambda *_: pytest.fail("computed again"))
     frame = judge_people(scans, groups, **options)
     assert len(frame) == 2 * len(kept) * 20
     real = frame[~frame["model"].str.endswith(SHUFFLED)]

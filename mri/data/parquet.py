@@ -73,7 +73,7 @@ def parquet_files(source: Source, *, split: str | None = None) -> list[Path]:
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
-    >>> from mri.phantom import write_phantom
+    >>> from mri.data import write_phantom
     >>> with TemporaryDirectory() as folder:
     ...     [path.name for path in parquet_files(write_phantom(folder, subjects=4), split="test")]
     ['test.parquet']

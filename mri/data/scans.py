@@ -137,7 +137,7 @@ def read_scans(
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
-    >>> from mri.phantom import write_phantom
+    >>> from mri.data import write_phantom
     >>> with TemporaryDirectory() as folder:
     ...     read_scans(write_phantom(folder, subjects=8, slices=5), split="train")
     Scans(32 synthetic phantom slices of 128 × 128, 0 rows rejected)
@@ -183,7 +183,7 @@ def iter_batches(
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
-    >>> from mri.phantom import write_phantom
+    >>> from mri.data import write_phantom
     >>> with TemporaryDirectory() as folder:
     ...     parquet = write_phantom(folder, subjects=8, slices=5)
     ...     [len(labels) for images, labels in iter_batches(parquet, batch_size=15)]

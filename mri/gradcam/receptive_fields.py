@@ -1,8 +1,8 @@
-"""Where in the image the cells of a layer look: what a heatmap must be laid on.
+"""Where in the image the cells of a layer look, so that heatmaps lie on the right pixels.
 
-A cell sees its receptive field. Only where each layer divides the image evenly is that centred on
-the cell's share of the image: a stride of two with ``"same"`` padding, three pixels wide on an even
-grid, looks half a pixel further on, and five of them half a cell.
+A cell sees its receptive field. The field is centred on the cell's share of the image only if each
+layer divides the image evenly. A window of three with stride two and ``"same"`` padding, on an even
+grid, is shifted by half a pixel. Five such layers shift it by half a cell.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LAYOUTS = {b"NHWC": (1, 2), b"NCHW": (2, 3)}
 _POOLINGS = "MaxPool", "AvgPool"
 _PADDINGS = "Pad", "PadV2", "MirrorPad"
 _RESIZINGS = "ResizeBilinear", "ResizeBicubic", "ResizeNearestNeighbor"
-# TensorFlow dilates a convolution by dealing the image out to a batch of smaller ones.
+# TensorFlow dilates a convolution by splitting the image into a batch of smaller ones.
 _BLOCKS = "SpaceToBatchND", "BatchToSpaceND"
 _RESHAPING = "Reshape", "ExpandDims", "Squeeze"
 # They keep the shape of the grid, and nothing in its place.
@@ -32,9 +32,9 @@ BLIND = "Shape", "ShapeN", "Size", "Rank"
 
 
 class Axis(NamedTuple):
-    """Along one axis, in pixels of the image, cell i sees ``first + step * i`` to ``last + ...``.
+    """One axis in pixels: cell i sees from ``first + step * i`` to ``last + step * i``.
 
-    The centre of pixel 0 lies at 0; with padding, the first and last pixels may lie outside.
+    The centre of pixel 0 is at 0. With padding, the first and last pixels may lie outside.
     """
 
     step: float
@@ -87,23 +87,23 @@ def grids(images: tf.Tensor) -> Known:
 
 
 def receptive_fields(images: tf.Tensor, activations: tf.Tensor) -> Axes:
-    """Receptive fields of a layer's cells along rows and columns, read off the graph.
+    """Return the receptive fields of a layer's cells along rows and columns, from the graph.
 
-    Each convolution, pooling and padding on the way adds its own part, and where paths meet, the
-    cell sees what any of them sees (Araujo et al. 2019, doi:10.23915/distill.00021). Behind an
-    operation of another kind that changes the grid, and where the size of the image is open, cells
-    are taken to divide the image evenly.
+    Each convolution, pooling and padding on the way adds its own part. Where paths meet, the cell
+    sees what any of them sees (Araujo et al. 2019, doi:10.23915/distill.00021). Other operations
+    may change the grid, or the size of the image may be unknown. In these cases, the function
+    assumes that the cells divide the image evenly.
 
     Parameters
     ----------
     images : tensor (n, h, w, c)
     activations : tensor (n, hf, wf, cf)
-        Made of `images` in the same graph.
+        Computed from `images` in the same graph.
 
     Returns
     -------
     tuple of Axis
-        Of the rows and of the columns, in pixels.
+        One for the rows and one for the columns, in pixels.
 
     Examples
     --------
@@ -136,12 +136,12 @@ def stretch(maps: tf.Tensor, axes: Axes, height: int, width: int) -> tf.Tensor:
     axes
         Receptive fields of the cells.
     height, width
-        Of the image, in pixels.
+        Size of the image, in pixels.
 
     Returns
     -------
     float32 (n, height, width)
-        Beyond the outermost centres, the value of the nearest cell.
+        Beyond the outermost centres, it has the value of the nearest cell.
 
     Examples
     --------
@@ -304,7 +304,7 @@ def _seen(
     windows: Sequence[int] = (1, 1),
     strides: Sequence[float] = (1, 1),
 ) -> Axes:
-    """Let windows of cells, the first of them `before` cells outside, see what their cells see."""
+    """Return what windows of cells see; the first window starts `before` cells outside."""
     row, column = (
         Axis(float(a.step * s), float(a.first - a.step * b), float(a.last + a.step * (k - 1 - b)))
         for a, b, k, s in zip(axes, before, windows, strides, strict=True)

@@ -119,7 +119,7 @@ def audit(
 
     Examples
     --------
-    >>> from mri.phantom import make_phantoms
+    >>> from mri.data import make_phantoms
     >>> phantoms, odd = make_phantoms(12, 16, size=64), np.arange(192) % 2 == 1
     >>> print(audit(phantoms.take(~odd).scans, phantoms.take(odd).scans).verdict.split(".")[0])
     Leaky: 100% of the test slices show a subject of the train part
@@ -322,7 +322,7 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray) -> pd.DataFrame:
 
     Examples
     --------
-    >>> from mri.phantom import make_phantoms
+    >>> from mri.data import make_phantoms
     >>> from mri.subjects import image_split
     >>> phantoms = make_phantoms(12, 8, size=64)
     >>> split = image_split(phantoms.labels, test=range(0, 96, 5))

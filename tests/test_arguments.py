@@ -68,6 +68,7 @@ WRONG = {
         (lambda c: mri.GradCAM(c.model)(c.images, 4), "Received: classes=4"),
         (lambda c: mri.GradCAM(c.model)(c.images, [0, 1]), r"Received: classes=\[0, 1\]"),
         (lambda c: mri.GradCAM(c.model)(c.images, batch_size=0), "Received: batch_size=0"),
+        (lambda c: mri.GradCAM(c.model)(c.images, "Ill"), "'Non_Demented'.*classes='Ill'"),
     ],
     "Recipe": [
         (
@@ -78,7 +79,9 @@ WRONG = {
             *[("epochs", 0), ("epochs", 1.5), ("batch_size", 0), ("batch_size", 32.0)],
             *[("patience", 0), ("learning_rate", -1.0), ("weight_decay", -0.1)],
             *[("label_smoothing", 1.0), ("hardest", 0.0), ("balance", "both")],
-            *[("monitor", "loss"), ("dtype", "float8")],
+            *[("monitor", "loss"), ("dtype", "float8"), ("learning_rate", "fast")],
+            *[("learning_rate", None), ("epochs", True), ("hardest", "0.5"), ("augment", 1)],
+            *[("label_smoothing", float("nan"))],
         ]
     ],
     "audit": [
@@ -282,6 +285,15 @@ WRONG = {
     ],
     "train": [
         (lambda c: mri.train("nobody", c.scans, c.split), "Received: name='nobody'"),
+        (lambda c: mri.train(c.model, c.scans, c.split), "builder must be a name .* builder=<Sequ"),
+        (lambda c: mri.train("tissue", c.scans, "subject"), "subject_split .* split='subject'"),
+        (lambda c: mri.train("tissue", c.images, c.split), "from mri.read.* scans='ndarray'"),
+        (
+            lambda c: mri.train("tissue", c.scans, c.split, epochs=3),
+            r"in a recipe: recipe=Recipe\(epochs=3\). Received: epochs=3",
+        ),
+        (lambda c: mri.train("tissue", c.scans, c.split, sed=3), "mri.train. Received: sed=3"),
+        (lambda c: mri.train("tissue", c.scans, c.split, recipe="fast"), "recipe='fast'"),
         (lambda c: mri.train("tissue", c.scans, empty(c.split)), r"Received: slices=\(0, 4\)"),
         (lambda c: mri.train("tissue", c.scans, beyond(c.split)), r"outside=array\(\[16\]\)"),
     ],

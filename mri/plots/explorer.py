@@ -44,7 +44,7 @@ class Explorer:
                 f"Received: {list(runs)} and {len(rows)} slices"
             )
         for name, run in runs.items():
-            trained = hasattr(run, "model") and "temperature" in getattr(run, "card", ())
+            trained = hasattr(run, "model") and hasattr(run, "card")
             require(trained, "runs must map names to what mri.train returns.", **{name: run})
         n = len(scans.labels)
         groups, rows = integers("groups", groups, n), row_numbers("rows", rows, n)

@@ -20,7 +20,7 @@ from mri._files import alone
 from mri._keras import keras, tf
 from mri.data.scans import Scans
 from mri.evaluation.metrics import fit_temperature
-from mri.models.builders import DTYPES, initial_weights, list_models
+from mri.models.builders import DTYPES, initial_weights
 from mri.models.files import ModelFile, ModelFileError, save_model
 from mri.models.scores import predict_logits
 from mri.subjects.splits import PARTS, DataLeakageError, Split
@@ -180,17 +180,13 @@ def _check_call(
         not of_recipe, f"Epochs and the like must be in a recipe: recipe=Recipe({how}).", **options
     )
     require(not options, "Options must be those of mri.train.", **options)
-    require(builder in list_models(), f"builder must be one of {list_models()}.", builder=builder)
     require(
-        isinstance(scans, Scans),
-        "scans must be Scans, as mri.read_scans() gives them.",
-        scans=f"{type(scans).__name__}",
+        isinstance(builder, str), "builder must be a name of mri.list_models().", builder=builder
     )
-    require(
-        isinstance(split, Split),
-        "split must be a Split, from mri.subject_split or mri.image_split.",
-        split=split,
-    )
+    kind = type(scans).__name__
+    require(isinstance(scans, Scans), "scans must be Scans, from mri.read_scans().", scans=kind)
+    whole = all(hasattr(split, name) for name in (*PARTS, "protocol"))
+    require(whole, "split must be a Split, from subject_split or image_split.", split=split)
     require(recipe is None or isinstance(recipe, Recipe), "recipe must be a Recipe.", recipe=recipe)
 
 

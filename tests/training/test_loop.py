@@ -400,7 +400,7 @@ def test_what_determines_a_run_is_in_its_signature(unbroken, tmp_path, monkeypat
         *((plain, {"recipe": replace(RECIPE, **change)}) for change in CHANGES),
     ]:
         with pytest.raises(ReachedTraining):
-            train(*arguments, **same | options)
+            train(*arguments, **same | options | {"replace": True})
 
     edited = {"layers": layers}
     exec("def speck(x, classes):\n    return layers.Dense(classes)(layers.Flatten()(x))", edited)

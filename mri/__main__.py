@@ -161,16 +161,17 @@ def heatmaps(options: Options) -> int:
 
 def predict(options: Options) -> int:
     """Ask a network about one slice and draw where it looked."""
-    from mri.data import find_data, parquet_files, write_phantom
+    from mri.data import find_data, row_place, write_phantom
     from mri.predict import predict_slice
 
-    file = options.file
+    file, row = options.file, options.row
     if file is None:
-        file = parquet_files(find_data() or write_phantom("data/phantom"), split="test")[0]
+        folder = find_data() or write_phantom("data/phantom")
+        file, row = row_place(folder, split="test", row=row)
     found = predict_slice(
         file,
         model=options.model,
-        row=options.row,
+        row=row,
         plane=options.plane,
         check=not options.unchecked,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import softmax
 
 from mri.data.decode import DataError
+from mri.data.labels import places_of
 from mri.data.one_slice import SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
 from mri.models.files import ModelFile, ModelFileError
@@ -52,26 +53,33 @@ class Prediction(NamedTuple):
         """Name of the most probable class."""
         return max(self.probabilities, key=self.probabilities.__getitem__)
 
+    @property
+    def truth(self) -> str | None:
+        """Name of the class that the file gives, which need not be one of the network's."""
+        if self.slice.truth is not None or self.slice.label is None:
+            return self.slice.truth
+        return list(self.probabilities)[self.slice.label]
+
     def __str__(self) -> str:
         """Return what the command line prints."""
         lines = [f"{self.slice.place}, by {self.model}:"]
         lines += [f"  {name.replace('_', ' '):20s} {p:.3f}" for name, p in self._by_share()]
-        if self.slice.label is not None:
-            name = list(self.probabilities)[self.slice.label].replace("_", " ")
-            lines.append(f"The file itself says: {name}.")
+        if self.truth is not None:
+            lines.append(f"The file itself says: {self.truth.replace('_', ' ')}.")
         return "\n".join([*lines, *self.warnings])
 
     def draw(self) -> Figure:
         """Return slice, heatmap and overlay side by side."""
         from mri.plots.maps import heatmap_grid
 
-        label = None if self.slice.label is None else np.array([self.slice.label])
+        names = list(self.probabilities)
+        at = None if self.truth is None else places_of(names, [self.truth])
         return heatmap_grid(
             self.slice.image[None],
             self.explanation,
-            label,
+            None if at is None else np.array(at),
             np.array([list(self.probabilities.values())]),
-            list(self.probabilities),
+            names,
             title=f"{self.model}, {METHOD}\nnot a diagnostic device",
         )
 

@@ -1,4 +1,4 @@
-"""The parquet container: its schema, checked before a row is read, and its rows as buffer views."""
+"""The parquet container: which files there are, and their rows as Arrow batches."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mri.data.decode import DataError, column_views
+from mri.data.decode import DataError
 
 HUB_REPOSITORY = "Falah/Alzheimer_MRI"
 HUB_REVISION = "daac24f"
@@ -73,7 +71,7 @@ def parquet_files(source: Source, *, split: str | None = None) -> list[Path]:
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
-    >>> from mri.phantom import write_phantom
+    >>> from mri.data import write_phantom
     >>> with TemporaryDirectory() as folder:
     ...     [path.name for path in parquet_files(write_phantom(folder, subjects=4), split="test")]
     ['test.parquet']
@@ -81,50 +79,29 @@ def parquet_files(source: Source, *, split: str | None = None) -> list[Path]:
     if not isinstance(source, str | os.PathLike):
         files = [Path(name) for name in source]
     elif Path(source).is_dir():
-        files = sorted(Path(source).glob("[!.]*.parquet"))
+        files = sorted(Path(source).glob("[!.]*.[pP][aA][rR][qQ][uU][eE][tT]"))
     elif Path(source).exists():
         files = [Path(source)]
     else:
         files = [Path(name) for name in sorted(glob.glob(os.fspath(source)))]
     if split is not None:
-        files = [file for file in files if re.match(rf"{re.escape(split)}(?![a-z])", file.name)]
+        files = [file for file in files if names_split(file, split)]
     if not files:
         wanted = f" whose name begins with {split!r}" if split else ""
         raise DataError(f"{source}: no parquet file{wanted} found. {REMEDY}")
     return files
 
 
-def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
-    """Return the folder that holds a train and a test file, None where there is none.
+def names_split(file: Path, split: str) -> bool:
+    """Whether a file's name begins with that of a split, as the hub names them.
 
-    Parameters
-    ----------
-    folder : path, optional
-        By default the environment variable ``MRI_DATA``, else ``data``.
-
-    Raises
-    ------
-    DataError
-        If one of the two is there without the other: phantoms in its stead would be a surprise.
-
-    Examples
-    --------
-    >>> print(find_data("no such folder"))
-    None
+    >>> names_split(Path("Train-0.parquet"), "train"), names_split(Path("testing.parquet"), "test")
+    (True, False)
     """
-    path = Path(folder if folder is not None else os.environ.get("MRI_DATA") or "data")
-    found = {}
-    for split in ("train", "test"):
-        with suppress(DataError):
-            found[split] = parquet_files(path, split=split)
-    if len(found) == 1:
-        (here,), (missing,) = found, {"train", "test"}.difference(found)
-        name = found[here][0].name
-        raise DataError(f"{path}: {name} is there, but no {missing} file beside it. {REMEDY}")
-    return path if found else None
+    return bool(re.match(rf"{re.escape(split)}(?![a-z])", file.name, re.IGNORECASE))
 
 
-def _open(file: Path) -> pq.ParquetFile:
+def open_parquet(file: Path) -> pq.ParquetFile:
     """Open `file`, or raise DataError saying why it is not parquet."""
     try:
         about = pq.read_metadata(file)
@@ -148,79 +125,33 @@ def _open(file: Path) -> pq.ParquetFile:
         raise DataError(f"{file}: not a readable parquet file ({error}); fetch it again") from error
 
 
-def check_files(files: Sequence[Path]) -> tuple[tuple[str, ...], bool, int]:
-    """Check the schema of every file; return (class names, synthetic, number of rows)."""
-    found, rows = [], 0
-    for file in files:
-        with _open(file) as opened:
-            found.append(_check_schema(file, opened.schema_arrow))
-            rows += opened.metadata.num_rows
-        if found[-1] != found[0]:
-            raise DataError(
-                f"{file}: class names and origin {found[-1]} differ from {found[0]} of "
-                f"{files[0]}; read the files separately"
-            )
-    return *found[0], rows
-
-
-def _check_schema(file: Path, schema: pa.Schema) -> tuple[tuple[str, ...], bool]:
-    """Return (class names, synthetic)."""
-    if any(schema.names.count(name) != 1 for name in ("image", "label")):
-        raise DataError(f"{file}: columns {schema.names}, expected one 'image' and one 'label'")
-    image, label = schema.field("image").type, schema.field("label").type
-    kind = image
-    if pa.types.is_struct(image):
-        at = image.get_field_index("bytes")
-        kind = image.field(at).type if at >= 0 else None
-    elif pa.types.is_dictionary(image):
-        kind = image.value_type
-    if kind not in (pa.binary(), pa.large_binary(), pa.binary_view()):
-        raise DataError(
-            f"{file}: column 'image' is {image}, expected struct<bytes: binary, path: string> "
-            "or binary; write the encoded JPEG or PNG bytes there"
-        )
-    if not pa.types.is_integer(label):
-        raise DataError(f"{file}: column 'label' is {label}, expected an integer class index")
-    metadata = schema.metadata or {}
-    try:
-        features = json.loads(metadata.get(b"huggingface", "{}")).get("info", {})
-        names = features.get("features", {}).get("label", {}).get("names") or list(CLASS_NAMES)
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{file}: unreadable 'huggingface' metadata ({error})") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{file}: class names {names!r} in its metadata, expected a list of names")
-    return tuple(names), PHANTOM_KEY in metadata
-
-
 def arrow_batches(
-    files: Sequence[Path], rows: int
-) -> Iterator[tuple[Path, int, list[np.ndarray | None], pa.Array]]:
-    """Yield (file, number of the first row, image bytes as views, labels)."""
-    for file in files:
-        start = 0
-        try:
-            with _open(file) as opened:
-                nested = pa.types.is_struct(opened.schema_arrow.field("image").type)
-                columns = ["image.bytes" if nested else "image", "label"]
-                for batch in opened.iter_batches(rows, columns=columns, use_threads=False):
-                    yield file, start, column_views(batch.column("image")), batch.column("label")
-                    start += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{file}, at or after row {start}: damaged parquet data ({error}); fetch it again"
-            ) from error
+    file: Path, rows: int, columns: Sequence[str]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield (number of the first row, up to `rows` rows of the columns) of a file."""
+    start = 0
+    try:
+        with open_parquet(file) as opened:
+            for batch in opened.iter_batches(rows, columns=list(columns), use_threads=False):
+                yield start, batch
+                start += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{file}, at or after row {start}: damaged parquet data ({error}); fetch it again"
+        ) from error
 
 
-def check_labels(
-    labels: pa.Array, class_names: tuple[str, ...]
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Return the labels as int64, and row to cause for those that are null or outside."""
-    values = labels.fill_null(0).to_numpy(zero_copy_only=False)
-    outside = (values < 0) | (values >= len(class_names))
-    causes = {
-        int(i): f"label {values[i]} is outside the {len(class_names)} classes {class_names}"
-        for i in np.flatnonzero(outside)
-    }
-    null = labels.is_null().to_numpy(zero_copy_only=False)
-    causes |= {int(i): "the label is null" for i in np.flatnonzero(null)}
-    return values.astype(np.int64), causes
+def no_nulls(opened: pq.ParquetFile, column: str) -> bool:
+    """Whether the statistics of a file say that a column, in dotted form, has no nulls."""
+    about = opened.metadata
+    try:
+        for group in (about.row_group(i) for i in range(about.num_row_groups)):
+            chunks = [group.column(i) for i in range(group.num_columns)]
+            found = [of.statistics for of in chunks if of.path_in_schema == column]
+            if not all(of is not None and of.has_null_count and not of.null_count for of in found):
+                return False
+            if not found:
+                return False
+    except UnicodeError:  # A damaged name: reading the column will say so.
+        return False
+    return about.num_row_groups > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -101,18 +102,26 @@ def _inside(folder: Path, depth: int = 0) -> list[Found]:
         here["parquet files"] = [Found(f, file_split(f), reader(f)) for f in shards]
     clone = any((folder / name).exists() for name in _CLONE)
     data = [of for of in folders if of.name.lower() == "data"]
+    tables = [] if clone else [file for file in files if file.suffix.lower() in _TABLES]
     if depth < _DEPTH:
         if not shards and (below := _below(data, depth)):
             return below
-        if not clone and (trees := _trees(folder, folders, depth)):
+        if not clone and (trees := _trees(folder, folders, depth, bool(shards or tables))):
             here["folders"] = trees
+    # A table beside class folders may be of something else, unless it has the columns.
+    if tables and (not here or any(_lists_slices(file) for file in tables)):
+        here["tables"] = [Found(f, file_split(f), reader(f)) for f in tables]
     if len(here) > 1:
         told = " and ".join(f"{kind} ({', '.join(_names(of))})" for kind, of in here.items())
         raise DataError(f"{folder}: two data sets, {told}; give one of them")
-    tables = [file for file in files if file.suffix.lower() in _TABLES]
-    if not here and tables and not clone:
-        here["tables"] = [Found(f, file_split(f), reader(f)) for f in tables]
     return next(iter(here.values()), [])
+
+
+def _lists_slices(file: Path) -> bool:
+    """Whether the first line of a table names the usual columns."""
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        head = set(re.split(r"[,;\t]", opened.readline(10_000).strip().replace('"', "")))
+    return set(Columns().names()) <= head
 
 
 def _names(found: Sequence[Found]) -> list[str]:
@@ -143,13 +152,16 @@ def _read_as(
     return [replace(part, split=part.split or split) for part in read(columns)]
 
 
-def _trees(folder: Path, folders: Sequence[Path], depth: int) -> list[Found]:
-    """Return class folders, under train and test or not, or what one folder below holds."""
+def _trees(folder: Path, folders: Sequence[Path], depth: int, listed: bool) -> list[Found]:
+    """Return class folders, under train and test or not, or what one folder below holds.
+
+    Where files beside them list slices (`listed`), one folder of pictures belongs to these.
+    """
     # Phantoms that a run has written are no data of the user's.
     folders = [of for of in folders if not of.name.startswith("phantom")]
     pictured = [of for of in folders if has_pictures(of)]
     if not pictured:
-        return _below(folders, depth)
+        return [] if listed else _below(folders, depth)
     splits = {of: split_of(of.name) for of in pictured}
     if any(splits.values()):
         if not all(splits.values()) or len(set(splits.values())) < len(splits):
@@ -165,13 +177,16 @@ def _trees(folder: Path, folders: Sequence[Path], depth: int) -> list[Found]:
     inner = [_subfolders(of) for of in pictured]
     if not any(_holds_pictures(of) for of in pictured):
         if len(pictured) == 1:
-            return _below(pictured, depth)
+            return [] if listed else _below(pictured, depth)
         shared = [a & b for i, a in enumerate(inner) for b in inner[:i] if a & b]
         if shared:
             raise DataError(
                 f"{folder}: several data sets, in {', '.join(of.name for of in pictured)}: each "
                 f"has {', '.join(sorted(shared[0])[:4])}; give one of them"
             )
+    # One folder alone is a class of a part, else just a folder of pictures.
+    if len(pictured) == 1 and not split_of(folder.name):
+        return []
     return [Found(folder, None, lambda columns: from_tree(folder, pictured, None))]
 
 

@@ -155,8 +155,9 @@ def settle(
     given = None if class_names is None else checked_names(place, [str(n) for n in class_names])
     if any(isinstance(value, str) for value in found):
         spelt: dict[str, str] = {}
-        for value in sorted(found):
-            if value:
+        # Sorted as they are compared: another spelling changes no order.
+        for value in sorted(found, key=lambda value: (name_key(value), value)):
+            if value.strip():
                 spelt.setdefault(name_key(value), value.strip())
         own = given or checked_names(place, names or list(spelt.values()))
         return Meaning(own, {name_key(name): i for i, name in enumerate(own)})

@@ -180,6 +180,8 @@ def item_of(value: Any, homes: Sequence[Path]) -> Item:
         return find_path(str(value), homes)
     if hasattr(value, "convert") and hasattr(value, "getbands"):  # An image of Pillow.
         value = np.asarray(value.convert("RGB") if value.mode in ("P", "CMYK", "YCbCr") else value)
+    if not hasattr(value, "__array__") and not isinstance(value, list | tuple):
+        return f"a {type(value).__name__} is no image, expected bytes, pixels or a path"
     try:
         return gray(np.array(value.tolist() if hasattr(value, "tolist") else value))
     except (TypeError, ValueError):

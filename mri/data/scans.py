@@ -90,7 +90,7 @@ class Scans:
         """
         at = places_of(class_names, self.class_names)
         if at is None:
-            raise ValueError(f"class_names differ: {self.class_names}, {class_names}")
+            raise ValueError(f"class_names differ: {class_names}, {self.class_names}")
         return np.array(at, np.int64)[self.labels]
 
     def __repr__(self) -> str:

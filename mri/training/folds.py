@@ -27,7 +27,7 @@ from mri.evaluation.logits import LogitsTable, find_logits, keep_logits, logits_
 from mri.evaluation.metrics import Evaluation, evaluate, fit_temperature, metric_label
 from mri.models.builders import _BUILDERS, Builder, list_models, predict_logits, register
 from mri.models.files import ModelFile
-from mri.subjects.leakage import linear_probe, shuffle_diagnoses
+from mri.subjects.probes import linear_probe, shuffle_diagnoses
 from mri.subjects.splits import Split, subject_split
 from mri.training.loop import Run, is_trained, train
 from mri.training.recipe import Recipe, entries, recipe_of

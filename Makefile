@@ -41,14 +41,14 @@ coverage: .venv/ready  ## branches of mri/ that the tests go through; subprocess
 
 mutants: .venv/ready  ## change lines one at a time: which changes do the tests notice (an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "mutmut~=3.8"
-	$(BIN)/python .ci/mutants.py evaluation
-	$(BIN)/python .ci/mutants.py subjects gradcam --sample 40
+	$(BIN)/python .ci/mutants.py evaluation/metrics
+	$(BIN)/python .ci/mutants.py subjects/recovery gradcam/cam --sample 40
 
 advisories: .venv/ready  ## ask pip-audit about the pinned versions; needs the internet
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/pip-audit -r .ci/requirements.lock --require-hashes --disable-pip
 
-bench: .peers/ready  ## measure against peers, write the README's table (half an hour)
+bench: .peers/ready  ## measure against peers, write tests/benchmarks/results.md (half an hour)
 	.peers/bin/python tests/benchmarks/report.py $(BENCH)
 
 lint: .venv/ready  ## check and format the code, check its types
@@ -82,9 +82,8 @@ outputs: run  ## make the executed notebooks the committed ones, pictures in 256
 	$(BIN)/python .ci/shrink.py runs/main.ipynb runs/models_compare.ipynb
 	cp runs/main.ipynb runs/models_compare.ipynb .
 
-picture: .venv/ready  ## take the README's picture out of main.ipynb
-	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --output-dir runs main.ipynb
-	cp runs/main_files/main_65_0.png models/gradcam.png
+picture: .venv/ready  ## make the README's pictures anew, from models/zoo/ and main.ipynb
+	$(BIN)/python .ci/picture.py
 
 clean:  ## remove .venv, .peers and runs; data and models stay
 	rm -rf .venv .peers runs

@@ -42,8 +42,9 @@ def make_mutants() -> None:
 
 def passes(module: str, mutant: str = "", limit: float | None = None) -> bool:
     """Return whether the tests that reach the module pass; a hang is a failure."""
-    names = [f"tests/test_{name}.py" for name in (module, "arguments", "extremes")]
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow and not real_data", *names]
+    room, _, name = module.partition("/")
+    names = [f"tests/{room}/test_{name}.py", "tests/test_arguments.py", "tests/test_extremes.py"]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not stress and not real_data", *names]
     try:
         code = subprocess.run(
             [sys.executable, "-m", "pytest", *options, "-k", "not bootstrap_by_loops"],
@@ -61,7 +62,7 @@ def passes(module: str, mutant: str = "", limit: float | None = None) -> bool:
 def main() -> None:
     """Sample, run, and rewrite the module's row of the report."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("modules", nargs="+", help="such as evaluation")
+    parser.add_argument("modules", nargs="+", help="such as evaluation/metrics")
     parser.add_argument("--sample", type=int, default=100)
     options = parser.parse_args()
     make_mutants()
@@ -73,7 +74,7 @@ def main() -> None:
         if not passes(module):
             sys.exit(f"tests of {module} fail without any mutant")
         limit = 60 + 5 * (time.monotonic() - begin)
-        kept = Path(f"mutants/{module}.verdicts.json")
+        kept = Path(f"mutants/{module.replace('/', '.')}.verdicts.json")
         verdicts = json.loads(kept.read_text()) if kept.exists() else {}
         for done, name in enumerate(chosen):
             if name not in verdicts:

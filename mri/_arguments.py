@@ -1,4 +1,4 @@
-"""What is wrong with a call, said in one form before any work starts."""
+"""Checks of arguments, before any work starts, with error messages of one form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def require(valid: bool | np.bool, expected: str, **received: object) -> None:
-    """Raise ValueError with what was expected and received, unless `valid`.
+    """Raise ValueError with the expected and the received values, unless `valid`.
 
     >>> require(2 >= 3, "draws must be at least 3.", draws=2)
     Traceback (most recent call last):
@@ -18,7 +18,7 @@ def require(valid: bool | np.bool, expected: str, **received: object) -> None:
 
 
 def integers(name: str, values: object, n: int) -> np.ndarray:
-    """Return `values` as an array, or raise ValueError unless it holds `n` integers, (n,)."""
+    """Return `values` as an array; raise ValueError unless it holds `n` integers, (n,)."""
     array = np.asarray(values)
     valid = array.shape == (n,) and array.dtype.kind in "iu"
     require(valid, f"{name} must be {n} integers.", shape=array.shape, dtype=array.dtype)
@@ -26,7 +26,7 @@ def integers(name: str, values: object, n: int) -> np.ndarray:
 
 
 def row_numbers(name: str, rows: object, n: int) -> np.ndarray:
-    """Return `rows` as an array, or raise ValueError unless they are row numbers of `n` slices."""
+    """Return `rows` as an array; raise ValueError unless they are row numbers of `n` slices."""
     array = np.asarray(rows)
     valid = array.ndim == 1 and array.dtype.kind in "iu"
     require(valid, f"{name} must be integers.", shape=array.shape, dtype=array.dtype)

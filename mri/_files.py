@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and by one process at a time."""
+"""Write files completely or not at all, and by one process at a time."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from pathlib import Path
 
 
 def file_sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file, read block by block."""
+    """Return the hexadecimal SHA-256 of a file, which is read block by block."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write; at the end it is on the disk and bears the name `path`.
+    """Yield a temporary path to write to; at the end, the file is on disk under the name `path`.
 
-    If anything fails, what stood under `path` stays, and the error names it.
+    If anything fails, the old file at `path` stays as it was. An OSError names the file.
     """
-    # Keras wants its own ending, so the mark of a temporary file stands before it.
+    # Keras needs its own ending, so the mark of a temporary file comes before it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
-        with temporary.open("r+b") as file:  # Windows flushes only what is open for writing.
+        with temporary.open("r+b") as file:  # Windows flushes only files open for writing.
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno is None:  # Of Arrow or HDF5, which only have a text.
+        if error.errno is None:  # Errors of Arrow and HDF5 have only a text.
             error.add_note(f"{path}: not written")
-        elif error.filename is None:  # As of a full disk.
+        elif error.filename is None:  # For example if the disk is full.
             error.filename = os.fspath(path)
         raise
     finally:
@@ -42,19 +42,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Let one process at a time work on `path`; what killed ones left half-written is removed.
+    """Let one process at a time work on `path`; remove what killed processes left half-written.
 
-    The second waits until the first has finished or died, which its system notices.
+    A second process waits until the first has finished. If the first dies, the operating system
+    frees the lock.
 
     Raises
     ------
     OSError
-        If the folder cannot be made or written.
+        If the folder cannot be created or written.
 
     Warns
     -----
     RuntimeWarning
-        If another process has to be waited for.
+        If this process has to wait for another one.
     """
     from filelock import FileLock, Timeout
 
@@ -65,11 +66,11 @@ def alone(path: Path) -> Iterator[None]:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            message = f"{path}: another process works on it; waiting until it has ended"
+            message = f"{path}: another process works on it; waiting until it is done"
             warnings.warn(message, RuntimeWarning, stacklevel=4)
             lock.acquire()
     except OSError as error:
-        error.add_note(f"{path.parent}: cannot be written, nothing was done; take another folder")
+        error.add_note(f"{path.parent}: cannot be written, nothing was done; use another folder")
         raise
     try:
         left = re.compile(rf"\.+{re.escape(path.stem)}(\.state)?\.\d+\.tmp\.\w+")
@@ -78,7 +79,7 @@ def alone(path: Path) -> Iterator[None]:
                 entry.unlink(missing_ok=True)
         yield
     finally:
-        # Before the release: who waits notices that its file is gone, and takes a new one.
-        with suppress(OSError):  # Windows does not remove what is open.
+        # Before the release: a waiting process notices that the file is gone and makes a new one.
+        with suppress(OSError):  # Windows does not remove open files.
             name.unlink()
         lock.release()

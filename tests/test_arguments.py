@@ -174,7 +174,7 @@ WRONG = {
         ),
         (
             lambda c: ground_truth(c.model, c.phantoms, region=np.s_[99:, 99:]),
-            r"region must hold pixels of \(64, 64\). Received: region=",
+            r"region must hold pixels of slices \(64, 64\). Received: region=",
         ),
         (
             lambda c: ground_truth(c.model, c.phantoms.take(c.labels == 2)),
@@ -246,11 +246,11 @@ WRONG = {
     "read_crossval": [
         (
             lambda c: read_crossval(c.folder / "none"),
-            "none: no logits of a cross-validation",
+            "none: not a table of logits",
         ),
         (
             lambda c: read_crossval(c.data / "test.parquet"),
-            "no logits of a cross-validation",
+            "not a table of logits",
         ),
     ],
     "read_scans": [
@@ -277,7 +277,7 @@ WRONG = {
         (lambda c: mri.subject_split(c.labels, c.groups, folds=1), "Received: folds=1"),
         (
             lambda c: mri.subject_split(c.labels, c.groups, folds=9),
-            "take at least 9 subjects. Received: subjects=8",
+            "need at least 9 subjects. Received: subjects=8",
         ),
     ],
     "train": [

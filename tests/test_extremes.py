@@ -47,7 +47,7 @@ def test_one_slice_is_measured_and_the_notes_warn():
 
 
 def test_ten_slices_of_one_person_are_not_divided():
-    with pytest.raises(ValueError, match=r"take at least 5 subjects\. Received: subjects=1"):
+    with pytest.raises(ValueError, match=r"need at least 5 subjects\. Received: subjects=1"):
         mri.subject_split(np.full(10, 2), np.zeros(10, int))
 
 
@@ -89,7 +89,7 @@ def test_ten_slices_are_trained_on(tmp_path):
 @pytest.mark.filterwarnings("ignore:fewer subjects than the")
 def test_a_fold_that_leaves_one_person_asks_for_more_folds():
     groups = np.repeat(np.arange(3), 4)
-    with pytest.raises(ValueError, match=r"Fold 0 leaves too few subjects; take more folds"):
+    with pytest.raises(ValueError, match=r"Fold 0 leaves too few subjects; use more folds"):
         mri.subject_split(groups, groups, fold=0, folds=2)
 
 
@@ -109,6 +109,7 @@ def test_a_single_class_has_the_figures_that_exist():
     assert found["log_loss"].value == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fewer subjects than the")
 def test_a_single_class_is_cross_validated(tmp_path):
     """Every fold lacks three classes."""
@@ -161,6 +162,7 @@ def test_slices_without_a_pattern_are_counted(size):
         mri.audit(blank, blank)
 
 
+@pytest.mark.slow
 def test_black_slices_are_trained_on_without_a_number_that_is_none(tmp_path):
     blank, groups = scans([0, 2] * 20), np.arange(40)
     blank.images[:] = 0

@@ -148,6 +148,7 @@ def test_many_at_once_are_never_two(tmp_path):
     assert names(tmp_path) == ["count"]
 
 
+@pytest.mark.slow
 def test_two_trainings_of_one_name_train_once(tmp_path):
     """Both get the same network: the second waits for the first and returns what it has made."""
     log, results = tmp_path / "log", {}
@@ -212,8 +213,8 @@ def test_a_full_disk_loses_nothing(tmp_path):
     assert caught.value.errno == errno.EFBIG
     assert caught.value.filename == str(folder / ".m.state.npz")
     assert caught.value.__notes__ == [
-        f"Kept in {folder / '.m.state.npz'}: 2 finished epochs, with the best weights so far; "
-        "the same call goes on from there."
+        f"Kept in {folder / '.m.state.npz'}: 2 finished epochs, with the best weights so far. "
+        "Repeat the same call to continue."
     ]
     assert names(folder) == [".m.state.npz"]
     seen = []
@@ -255,6 +256,7 @@ def full_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_real_full_disk(full_disk):
     (full_disk / "ballast").write_bytes(bytes(496 * 1024))
     with pytest.raises(OSError, match="No space left on device") as caught:
@@ -300,7 +302,7 @@ def test_a_read_only_folder_is_noticed_before_training(read_only):
     with nobody(), pytest.raises(PermissionError, match="models") as caught:
         cases.run(read_only, callbacks=[Log()])
     assert caught.value.__notes__ == [
-        f"{read_only}: cannot be written, nothing was done; take another folder"
+        f"{read_only}: cannot be written, nothing was done; use another folder"
     ]
     assert not begun
     assert names(read_only) == []
@@ -331,10 +333,11 @@ def test_an_interrupted_run_says_what_is_kept(tmp_path):
         cases.run(tmp_path, callbacks=[Interrupt()])
     (note,) = caught.value.__notes__
     assert "2 finished epochs" in note
-    assert "the same call goes on from there" in note
+    assert "Repeat the same call to continue" in note
     assert names(tmp_path) == [".m.state.npz"]
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_back_changes_nothing(tmp_path, monkeypatch):
     clock = iter(range(10**9, 0, -1000))
     unbroken = cases.run(tmp_path / "steady")

@@ -49,9 +49,9 @@ def text(book: nbformat.NotebookNode) -> str:
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, nbformat.NotebookNode]:
     folder = tmp_path_factory.mktemp("notebooks")
-    data = write_phantom(folder / "phantom")
+    data = write_phantom(folder / "phantom", subjects=20)
     return {
-        "main.ipynb": run("main.ipynb", folder, data, EPOCHS=3, LESSON_EPOCHS=1, CHECKED=16),
+        "main.ipynb": run("main.ipynb", folder, data, EPOCHS=1, LESSON_EPOCHS=1, CHECKED=8),
         "models_compare.ipynb": run("models_compare.ipynb", folder, data, EPOCHS=1),
     }
 
@@ -79,6 +79,7 @@ def test_comparison_ranks_the_models_of_main_and_the_readers_own(executed):
     assert not [o for o in outputs(executed["models_compare.ipynb"]) if o.get("name") == "stderr"]
 
 
+@pytest.mark.slow
 def test_comparison_ranks_the_zoo_of_a_fresh_clone_without_slices(tmp_path, monkeypatch):
     """Cards and kept logits are all that it has; what needs pixels is left out."""
     shutil.copytree(ROOT / "models/zoo", tmp_path / "models/zoo", ignore=no_models)

@@ -27,7 +27,7 @@ socket.socket, socket.create_connection, socket.getaddrinfo = Closed, refuse, re
 import mri
 from mri.models import builders as models
 from mri.data.decode import DataError
-from mri.data.download import download
+from mri.data import download_slices
 
 folder = mri.data.write_phantom("data", subjects=8, slices=4)
 mri.read_scans(folder, split="train")
@@ -39,12 +39,12 @@ logits = mri.predict_logits(model, made.images[split.test])
 mri.evaluate(made.labels[split.test], logits, made.subjects[split.test], draws=10)
 mri.GradCAM(model, method="hirescam")(made.images[split.test])
 mri.compare(made.scans, made.subjects).leaderboard()
-mri.plots.figures.class_counts(made.labels, mri.CLASS_NAMES).figure.savefig("runs.png")
+mri.plots.class_counts(made.labels, mri.CLASS_NAMES).figure.savefig("runs.png")
 models.DOWNLOAD = False
 mri.build_model("resnet50", input_shape=(64, 64, 1))
 quiet = not tried
 try:
-    download("data")
+    download_slices("data")
 except DataError as error:
     print(json.dumps({"quiet": quiet, "tried": len(tried), "download": str(error)}))
 """
@@ -80,6 +80,7 @@ def worked(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1]), files
 
 
+@pytest.mark.slow
 def test_nothing_but_the_download_asks_for_the_network(worked):
     said, _ = worked
     assert said["quiet"]
@@ -88,6 +89,7 @@ def test_nothing_but_the_download_asks_for_the_network(worked):
     assert "Put train-00000-of-00001" in said["download"]
 
 
+@pytest.mark.slow
 def test_files_are_written_to_data_and_models_only(worked):
     _, files = worked
     assert files["cwd"] == {

@@ -110,6 +110,7 @@ def test_the_command_line(tmp_path, capsys):
     assert (np.ptp(drawn.astype(int), axis=2) > 40).mean() > 0.003, "and in colour"
 
 
+@pytest.mark.slow
 def test_without_a_file_it_takes_what_is_there(tmp_path, monkeypatch, capsys):
     """So that a first heatmap needs no more than a clone."""
     (tmp_path / "models").symlink_to(ZOO.parent)

@@ -1,4 +1,4 @@
-"""Fetch the public parquet files, or say exactly which files to put where."""
+"""Download the public parquet files, or say exactly which files to put where."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from mri.data.parquet import HUB_FILES, HUB_REPOSITORY, HUB_REVISION, REMEDY
 
 
 def download_slices(folder: str | os.PathLike[str] = "data") -> list[Path]:
-    """Fetch the public train and test files at the pinned revision.
+    """Download the public train and test files at the pinned revision.
 
-    A file that is there already with the right SHA-256 is not fetched again; one that differs is
-    replaced once its successor is verified. An interrupted download resumes.
+    A file with the right SHA-256 is not downloaded again. A file that differs is replaced after the
+    new file is verified. An interrupted download resumes.
 
     Parameters
     ----------
     folder : path
-        Where to put them.
+        Where to put the files.
 
     Returns
     -------
     list of Path
-        The files, each with the SHA-256 that the hub records for that revision.
+        The files. Each has the SHA-256 that the hub records for that revision.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def _download(folder: Path) -> list[Path]:
     import huggingface_hub
 
     hub, repository = huggingface_hub.HfApi(), {"repo_id": HUB_REPOSITORY, "repo_type": "dataset"}
-    # The hub takes full commit hashes only, so the short one is looked up in the history.
+    # The hub accepts only full commit hashes, so the short one is looked up in the history.
     commits = [commit.commit_id for commit in hub.list_repo_commits(**repository)]
     commit = next((commit for commit in commits if commit.startswith(HUB_REVISION)), None)
     if commit is None:
@@ -57,7 +57,7 @@ def _download(folder: Path) -> list[Path]:
             entry = entries[path.name]
             if path.exists() and file_sha256(path) == entry.lfs.sha256:
                 continue
-            # The client resumes what it finds begun in its folder, so that is kept on failure.
+            # The client resumes partial files in its folder, so a failure keeps the folder.
             options = {"local_dir": part, "revision": commit, **repository}
             fetched = Path(hub.hf_hub_download(filename=entry.path, **options))
             found = file_sha256(fetched)

@@ -1,8 +1,8 @@
 """Synthetic axial brain slices with known truth, so that everything runs without the real data.
 
-Nothing is derived from a scan: a brain outline, a cortex folded by noise and a table of deep
-structures are drawn in the layout of the public set: 128×128 pixels of about 1.4 mm, skull
-stripped, occipital lobe up, 32 slices a subject from the thalamus to the top of the ventricles.
+Nothing is derived from a scan. The code draws a brain outline, a cortex folded by noise, and deep
+structures from a table. The layout is that of the public set: 128×128 pixels of about 1.4 mm, skull
+stripped, occipital lobe up, 32 slices per subject from the thalamus to the top of the ventricles.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = ["SHORTCUT", "Phantoms", "make_phantoms", "write_phantom"]
 SHORTCUT = np.s_[:8, :8]
 """Rows and columns of the corner mark that ``make_phantoms(shortcut=True)`` plants."""
 
-_VERSION = 1  # A change of the drawing raises it, and files of an older version are redrawn.
+_VERSION = 1  # Raise it when the drawing changes; files of older versions are then redrawn.
 _SHARES, _SEVERITY = np.array([28, 2, 100, 70]), (0.7, 1.3, 0.0, 0.4)  # By label.
-# Growth of ventricles and sulci and loss of hippocampus in pixels: by the disease at severity 1,
-# and the mean and spread of the natural variation, of which the label knows nothing.
+# Growth of ventricles and sulci and loss of hippocampus, in pixels. First the effect of the disease
+# at severity 1, then mean and spread of the natural variation, which does not depend on the label.
 _EFFECT, _MEAN, _SPREAD = np.array([[2.6, 0.9, 1.5], [0.1, 0.0, 0.0], [0.9, 0.25, 0.3]])
 _THRESHOLD, _WHITE, _GRAY, _CSF = 12, 222, 132, 48
 
@@ -42,7 +42,7 @@ _LEVELS = np.linspace(0, 1, 6)
 _ANGLE = np.radians([0, 30, 60, 90, 105, 120, 132, 147, 163, 180])
 _LOW = 49.8, 51.0, 51.3, 49.8, 47.0, 48.0, 52.8, 56.6, 56.2, 56.3
 _HIGH = 44.3, 46.6, 50.1, 48.4, 47.2, 48.4, 50.6, 53.0, 53.8, 54.0
-# The rows between which the fissure of the hemispheres is closed.
+# Between these rows, the fissure of the hemispheres is closed.
 _CLOSED = (46, 45.5, 45, 48, 50.5, 54), (78, 91.5, 96, 95.5, 90.5, 83)
 # Structures are chains of balls: distance from the midline, row, radius (absent where negative).
 _BALLS = """
@@ -77,7 +77,7 @@ septum      | 0                         | 76.5 74.5 73.5 70 56 56 | 0.7 0.8 0.8 
 septum      | 11 2 0 0 0 0              | 78 76 86 87 84 80     | 0.5 0.8 0.4 0.4 0.4 0.4
 """
 _ROWS = [line.split("|") for line in _BALLS.strip().splitlines()]
-# In the order of painting: structure, gray level, blur in pixels, growth with each atrophy.
+# In order of painting: structure, gray level, blur in pixels, growth with each kind of atrophy.
 _PAINT = (
     ("thalamus", 180, 3, (0, 0, 0)),
     ("putamen", 162, 3, (0, 0, 0)),
@@ -90,28 +90,28 @@ _PAINT = (
     ("ventricle", _CSF - 10, 1.8, (1, 0, 0)),
     ("septum", 190, 1.2, (0, 0, 0)),
 )
-# The cortex is folded in a strip: one turn around the outline, 32 pixels deep.
+# The folded cortex is a strip: one turn around the outline, 32 pixels deep.
 _TURN = np.arange(384, dtype=np.float32) / 384
 _DEPTH = np.arange(32, dtype=np.float32) / 32
 
 
 @dataclass(frozen=True, eq=False)
 class Phantoms:
-    """Synthetic slices with their truth, subject after subject, each from below upwards.
+    """Synthetic slices with their truth, subject by subject, from the lowest slice upwards.
 
     Attributes
     ----------
     images : ndarray of uint8, shape (n, size, size)
         Slices as decoded from JPEG.
     labels : ndarray of int64, shape (n,)
-        Index into `mri.data.parquet.CLASS_NAMES`; one label a subject.
+        Index into `mri.data.parquet.CLASS_NAMES`; each subject has one label.
     subjects : ndarray of int64, shape (n,)
-        Who is who, from 0; the number says nothing of the class.
+        Number of the subject, from 0; it says nothing about the class.
     z : ndarray of float32, shape (n,)
         Height, 0 (thalamus) to 1 (top of the lateral ventricles).
     masks : ndarray of bool, shape (n, size, size)
-        Pixels that the disease changed by more than 12 gray levels, before noise, against the
-        same subject without it; empty for 'Non_Demented'.
+        Pixels that the disease changed by more than 12 gray levels, before noise, compared with
+        the same subject without disease. Empty for 'Non_Demented'.
     """
 
     images: np.ndarray
@@ -121,12 +121,12 @@ class Phantoms:
     masks: np.ndarray
 
     def take(self, rows: np.ndarray) -> Phantoms:
-        """Return some of the slices: `rows` are indices or a bool (n,)."""
+        """Return some of the slices; `rows` are indices or a bool array (n,)."""
         return Phantoms(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @property
     def scans(self) -> Scans:
-        """The slices as `mri.read_scans` returns those of a file."""
+        """The slices in the form that `mri.read_scans` returns."""
         rejected = pd.DataFrame(columns=["file", "row", "cause"])
         return Scans(self.images, self.labels, CLASS_NAMES, rejected, synthetic=True)
 
@@ -142,29 +142,29 @@ def make_phantoms(
     """Draw synthetic subjects.
 
     The class sets the mean atrophy: wider ventricles and sulci, thinner cortex, smaller
-    hippocampi [1]_. Natural variation lies over it, so that the classes overlap; head shape,
-    folding, contrast and bias field are the subject's own. The noise is Rician [2]_. The result
-    depends on the arguments alone, not on the number of processors.
+    hippocampi [1]_. Natural variation is added, so the classes overlap. Each subject has its own
+    head shape, folding, contrast and bias field. The noise is Rician [2]_. The result depends only
+    on the arguments, not on the number of processors.
 
     Parameters
     ----------
     subjects : int
-        At least 4, with labels 0 to 3 in the shares of the public set (28 : 2 : 100 : 70), but at
-        least two subjects a label (one below 8 subjects).
+        At least 4. Labels 0 to 3 have the shares of the public set (28 : 2 : 100 : 70), but each
+        label has at least two subjects (one if there are fewer than 8 subjects).
     slices : int
-        Slices a subject, 1 to 32. Their spacing is fixed: fewer slices are the middle ones.
+        Slices per subject, 1 to 32. The spacing is fixed, so fewer slices are the middle ones.
     size : int
         Height and width in pixels, 64 to 512.
     seed : int
         Non-negative; another seed gives other subjects.
     shortcut : bool
-        Plant a shortcut: a white mark on the pixels `SHORTCUT` of every slice of the demented
-        subjects and of no other. All other pixels stay the same, and `masks` do not hold it.
+        Whether to plant a shortcut: a white mark on the pixels `SHORTCUT` of every slice of the
+        demented subjects only. All other pixels stay the same, and `masks` exclude the mark.
 
     Raises
     ------
     ValueError
-        If a number is not an integer within its range.
+        If a number is not an integer in its range.
 
     References
     ----------
@@ -187,18 +187,18 @@ def write_phantom(
 ) -> Path:
     """Write `train.parquet` and `test.parquet` of synthetic slices and return the folder.
 
-    The rows are shuffled and split 80 : 20 by image, stratified by label: subjects stand in both
-    files, the same trap as in the public set, on purpose. File names carry neither class nor
-    subject. The schema metadata hold the parameters as JSON under ``b"mri_phantom"``, by which
-    everything else knows that the slices are synthetic. A folder that holds the same phantom
-    already is left as it is.
+    The rows are shuffled and split 80 : 20 by image, stratified by label. So subjects are in both
+    files. This is the data leakage of the public set, on purpose. File names do not reveal class or
+    subject. The schema metadata hold the parameters as JSON under ``b"mri_phantom"``; they mark the
+    slices as synthetic for all other code. A folder that already has the same phantom does not
+    change.
 
     Raises
     ------
     FileExistsError
-        If a file of that name is no phantom: real data are never overwritten.
+        If a file with that name is not a phantom. Real data are never overwritten.
     ValueError
-        If a number is not an integer within its range, as in `make_phantoms`.
+        If a number is not an integer in its range, as in `make_phantoms`.
 
     Examples
     --------
@@ -230,18 +230,18 @@ def write_phantom(
 
 
 def _read_stamp(path: Path) -> dict[str, int] | None:
-    """Return the parameters of a phantom file, None if there is no file."""
+    """Return the parameters of a phantom file, or None if there is no file."""
     try:
         return json.loads(pq.read_schema(path).metadata[b"mri_phantom"]) if path.exists() else None
     except (pa.ArrowInvalid, KeyError, TypeError):
-        message = f"{path} is no phantom; choose another folder or move the file away"
+        message = f"{path} is not a phantom file; choose another folder or move the file away"
         raise FileExistsError(message) from None
 
 
 def _draw(
     subjects: int, slices: int, size: int, seed: int, shortcut: bool
 ) -> tuple[Phantoms, list[bytes]]:
-    """Return the phantoms and their slices as JPEG."""
+    """Return the phantoms, and their slices as JPEG."""
     ranges = ("subjects", subjects, 4, 10**5), ("slices", slices, 1, 32), ("size", size, 64, 512)
     for name, value, low, high in (*ranges, ("seed", seed, 0, 2**63)):
         if not isinstance(value, int | np.integer) or not low <= value <= high:
@@ -281,19 +281,19 @@ def _length(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _inside(distance: np.ndarray, blur: float) -> np.ndarray:
-    """Turn a signed distance into coverage, 1 inside to 0 outside, over `blur` pixels."""
+    """Turn a signed distance into coverage, from 1 inside to 0 outside, over `blur` pixels."""
     return np.clip(0.5 - distance * (1 / blur), 0, 1)
 
 
 def _lines(wave: np.ndarray, beyond: np.ndarray, dy: float, dx: float) -> np.ndarray:
-    """Return the first-order distance to the lines wave = 0, which end where `beyond` > 0."""
+    """Return the first-order distance to the lines wave = 0; they end where `beyond` > 0."""
     gy, gx = np.gradient(wave, axis=(1, 2))
     slope = np.sqrt((gy / dy) ** 2 + (gx / dx) ** 2 + 1e-3)
     return _length(wave / slope, np.maximum(beyond, 0))
 
 
 class _Artist:
-    """Draws one subject after another on shared coordinates, as arrays (slices, rows, columns)."""
+    """Draws subjects on shared coordinates, as arrays (slices, rows, columns)."""
 
     def __init__(self, z: np.ndarray, size: int) -> None:
         self.z, self.pixel = z, 128 / size
@@ -301,7 +301,7 @@ class _Artist:
         self.u = (self.axis * 128 - 63.5)[None, None, :]
         self.v = (self.axis * 128 - 0.5)[None, :, None]
         rows, columns = np.searchsorted(self.axis, [[0.24, 0.81], [0.2, 0.79]])
-        self.core = np.s_[:, slice(*rows), slice(*columns)]  # Holds all of _PAINT.
+        self.core = np.s_[:, slice(*rows), slice(*columns)]  # All of _PAINT lies inside.
         angle = np.arctan2(self.u, 60 - self.v)[0]
         low, high = (np.interp(np.abs(angle), _ANGLE, radius) for radius in (_LOW, _HIGH))
         radius = low + (high - low) * z[:, None, None]
@@ -309,14 +309,15 @@ class _Artist:
         self.turn = (angle / (2 * np.pi) % 1 * len(_TURN)).astype(np.float32)
 
     def at(self, levels: list[str] | tuple[float, ...]) -> np.ndarray:
-        """Interpolate one number or six to the slices: shape (slices, 1, 1)."""
+        """Interpolate one or six numbers to the slices; the shape is (slices, 1, 1)."""
         row = np.interp(self.z, _LEVELS, np.broadcast_to(np.array(levels, float), 6))
         return row.astype(np.float32)[:, None, None]
 
     def noise(self, rng: np.random.Generator, *cells: int, strip: bool = False) -> np.ndarray:
-        """Return smooth noise of unit variance, by cubic B-splines on so many cells an axis.
+        """Return smooth noise of unit variance; `cells` are the B-spline cells per axis.
 
-        On the slices, or on the strip of the cortex: (slices, depth, turn), periodic in turn.
+        The splines are cubic. The noise lies on the slices or on the strip of the cortex, which is
+        (slices, depth, turn) and periodic in turn.
         """
         axes = (self.z, _DEPTH, _TURN) if strip else (self.z, self.axis, self.axis)
         splines = []
@@ -328,7 +329,7 @@ class _Artist:
             splines[2] = splines[2][:, :-3]
         wz, wy, wx = (w / np.linalg.norm(w, axis=1, keepdims=True) for w in splines)
         lattice = rng.standard_normal((wz.shape[1], wy.shape[1], wx.shape[1]), np.float32)
-        # Stacks of small products: large ones would start BLAS threads inside each worker.
+        # Many small products, because large ones would start BLAS threads inside each worker.
         planes = wz @ (lattice @ np.ascontiguousarray(wx.T)).transpose(1, 0, 2)
         return wy @ planes.transpose(1, 0, 2)
 
@@ -346,7 +347,7 @@ class _Artist:
         return result
 
     def anatomy(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return what the disease leaves alone: distances to the structures of one subject."""
+        """Return what the disease does not change: distances to the structures of one subject."""
 
         def noise(*cells: int) -> np.ndarray:
             return self.noise(rng, *cells)
@@ -356,8 +357,8 @@ class _Artist:
 
         u, v = self.u + 1.2 * noise(2, 5, 5), self.v + 1.2 * noise(2, 5, 5)
         h, depth, z = np.abs(u), self.hull + 0.5 * noise(2, 6, 6), self.z[:, None, None]
-        # Sulci are the zero lines of a wave along the surface, bent and broken up by noise, down
-        # to a reach that varies too: on the outer surface, deepest at the insula ...
+        # Sulci are the zero lines of a wave along the surface. Noise bends and breaks them, and
+        # their depth varies. First the outer surface, where they are deepest at the insula.
         inward = 32 * _DEPTH[:, None]
         phase = 2 * np.pi * (int(rng.integers(20, 24)) * _TURN + float(rng.random()))
         wave = np.cos(phase + 1.6 * strip(3, 4, 16) + 0.9 * strip(3, 6, 36))
@@ -369,14 +370,14 @@ class _Artist:
         modes = {"interpolation": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
         pairs = zip(sulci, depth, strict=True)
         outer = np.stack([cv2.remap(plane, self.turn, d, **modes) for plane, d in pairs])
-        # ... and on the medial surface, where the fissure is open.
+        # Then the medial surface, where the fissure is open.
         closed = np.minimum(v - self.at(_CLOSED[0]), self.at(_CLOSED[1]) - v).clip(0)
         phase = 2 * np.pi * ((self.v + 0.3 * h * noise(2, 3, 2)) / 14 + float(rng.random()))
         phase = phase + 1.5 * np.clip(u / 4, -1, 1) * noise(3, 6, 1) + 1.5 * noise(3, 9, 11)
         wave = np.cos(phase) + (0.5 + 0.6 * np.exp(-h / 4)) * noise(4, 17, 17)
         reach = np.maximum(8 + 3.5 * noise(3, 14, 3) + (v < 50) * np.maximum(10 - 22 * z, 0), 3)
         medial = _lines(wave, h - reach, self.pixel, self.pixel) + closed - 0.6 * noise(4, 14, 14)
-        # A blade of white matter parts the two.
+        # A blade of white matter separates the two surfaces.
         blade = 0.7 * (h - depth)
         sulci = np.minimum(outer + np.maximum(2.2 - blade, 0), medial + np.maximum(2.2 + blade, 0))
         sigma = 0.75 / self.pixel
@@ -395,7 +396,7 @@ class _Artist:
         }
 
     def render(self, a: dict[str, np.ndarray], atrophy: np.ndarray) -> np.ndarray:
-        """Return noise-free gray values at an atrophy of ventricles, cortex and hippocampi."""
+        """Return noise-free gray values for an atrophy of ventricles, cortex and hippocampi."""
         ventricles, cortex, _ = atrophy.tolist()
         surface = np.minimum(a["gap"] - 0.8 * cortex, a["sylvian"] - 0.9 * cortex)
         surface = np.minimum(surface, a["fissure"] - 0.3 * cortex)
@@ -407,7 +408,7 @@ class _Artist:
         def paint(target: np.ndarray, coverage: np.ndarray, value: float) -> None:
             target += coverage * (value - target)
 
-        # White matter lines the ventricles: no cortex within a pixel or two of them.
+        # White matter lines the ventricles, so there is no cortex within a pixel or two.
         cortical = np.ones_like(image)
         cortical[self.core] = np.clip(0.5 * (a["ventricle"] - ventricles) - 0.5, 0, 1)
         paint(image, cortical * _inside(surface - 2.8 + 0.4 * cortex, 2.6), _GRAY)
@@ -425,8 +426,8 @@ class _Artist:
         head = _inside(-a["depth"] - (0.5 * self.noise(rng, 6, 44, 44) - 0.3).clip(None, 0), 1)
         masks = np.abs(image - healthy) * head > _THRESHOLD
         image = _WHITE * (image.clip(1) / _WHITE) ** float(rng.lognormal(0, 0.09))
-        # Remains of the skull, thin and bright, at the sides. A slice is scaled to its maximum,
-        # as in the public set, so that a bright remnant dims the rest.
+        # Thin bright remains of the skull are at the sides. Each slice is scaled to its maximum,
+        # as in the public set, so a bright remnant makes the rest darker.
         skull = (self.noise(rng, 4, 16, 16) - 1.2).clip(0, 2) * (np.abs(self.u) / 12 - 2).clip(0, 1)
         image += 130 * skull * _inside(np.abs(a["depth"] - 0.9) - 0.5, 1)
         noise = rng.standard_normal((2, *image.shape), np.float32) * float(rng.uniform(3, 5.5))

@@ -1,4 +1,4 @@
-"""What a first run will meet, one line each: ``python -m mri check``."""
+"""Check data, processor and disk before a first run: ``python -m mri check``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from mri.data.parquet import REMEDY
 from mri.data.sources import Slices, find_data
 
 _NEEDED = 1 << 30
-"""Bytes that models, executed notebooks and phantoms may take, generously."""
+"""A generous number of bytes for models, executed notebooks and phantoms."""
 
 
 def problems(folder: str | os.PathLike[str] = ".") -> Iterator[str]:
-    """Yield what will stop a run that writes into `folder`: an old processor, a full disk."""
+    """Yield what would stop a run that writes into `folder`: an old processor, a full disk."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # No Linux: nothing is known of the processor.
+    except OSError:  # Without Linux, nothing is known about the processor.
         flags = ""
-    # Processors of ARM list "Features" instead, and TensorFlow's builds for them need no more.
+    # ARM processors list "Features" instead, and TensorFlow for ARM does not need AVX.
     if "\nflags" in flags and " avx" not in flags:
         yield (
-            "this processor has no AVX, and TensorFlow dies on it with 'Illegal instruction'; "
+            "this processor has no AVX, so TensorFlow stops with 'Illegal instruction'; "
             "use another machine, or a build of TensorFlow without AVX"
         )
     free = shutil.disk_usage(folder).free
@@ -32,7 +32,7 @@ def problems(folder: str | os.PathLike[str] = ".") -> Iterator[str]:
 
 
 def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
-    """Say which slices a run will use, and why where they are phantoms.
+    """Say which slices a run will use, and why if they are phantoms.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
     Raises
     ------
     DataError
-        If a folder that is given holds no slices, or there are files of which no run will work.
+        If a given folder holds no slices, or files are present but unusable.
     """
     if found := find_data(folder):
         slices = Slices(found)

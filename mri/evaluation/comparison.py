@@ -280,11 +280,6 @@ def reported_table(folder: str | os.PathLike[str] = "models/zoo") -> str:
     Returns
     -------
     str
-
-    Examples
-    --------
-    >>> print(reported_table().splitlines()[0].split("|")[2])
-     image-level, reported
     """
     reported = json.loads((Path(folder) / "reported.json").read_text(encoding="utf-8"))["reported"]
     found = compare(folder=folder)

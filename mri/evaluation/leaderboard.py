@@ -1,4 +1,4 @@
-"""What a comparison of models found: who leads, who cannot be told apart, and at what cost."""
+"""The result of a comparison: the best models, those not distinguishable, and their costs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mri.evaluation.metrics import Evaluation, metric_label
 from mri.evaluation.significance import leading_group
 
 SEED = re.compile(r"-seed[1-9]\d*(?=-|$)")
-"""What marks a repeat of a network with another seed in the name of its file."""
+"""Part of a file name that marks a repeat of a network with another seed."""
 
 INFLATED = "subjects in training too: inflated"
 PROTOCOLS = ("subject", "image", "unknown")
@@ -22,28 +22,28 @@ COSTS = ("parameters", "size_mb", "ms_1", "ms_64", "seconds")
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare` found; shows as its leaderboard.
+    """The result of `compare`; it displays as a leaderboard.
 
     Attributes
     ----------
     table : DataFrame
-        One row a file, best first: subject-wise models before image-level ones, because the
-        figures of the latter are inflated, and files that could not be evaluated last, with the
-        reason in the column `note`.
+        One row per file, best first. Subject-wise models come before image-level models, because
+        image-level figures are inflated. Files that could not be evaluated come last; the column
+        `note` gives the reason.
     evaluations : dict of str to Evaluation
-        By model name, for those that could be evaluated.
+        By model name, for models that could be evaluated.
     p_values : dict of str to DataFrame
-        By protocol: Holm-adjusted p-values of all pairs, from `pairwise`, of the models measured on
-        the same slices as the best of that protocol; of a network trained with several seeds, the
-        first.
+        By protocol: Holm-corrected p-values of all pairs, from `pairwise`. It has the models
+        measured on the same slices as the best of that protocol, and only the first seed of each
+        network.
     by : str
         The metric of the ranking and the tests.
     rows : dict of str to ndarray of int
-        By model name, the rows of the scans that it was measured on.
+        By model name: the rows of the scans on which it was measured.
     files : dict of str to Path
-        By model name; a file may be absent where a card and kept logits were enough.
+        By model name. A file may be absent if its card and kept logits were enough.
     evaluated : tuple of str
-        The models that were run this time; the others' logits were kept from before.
+        The models that were run this time. The logits of all others were kept from before.
     """
 
     table: pd.DataFrame
@@ -55,15 +55,15 @@ class Comparison:
     evaluated: tuple[str, ...]
 
     def leading(self, protocol: str = "subject") -> list[str]:
-        """Return the models of a protocol that cannot be told from its best, itself first."""
+        """Return the best model of a protocol, and all not distinguishable from it."""
         p = self.p_values.get(protocol)
         return [] if p is None else leading_group(p, p.index[0])
 
     def leaderboard(self) -> pd.DataFrame:
-        """Return a row a network, its figures under both protocols side by side.
+        """Return one row per network, with its figures under both protocols side by side.
 
-        What a network costs is that of its subject-wise file, where there is one; repeats with
-        other seeds are left to `seeds`.
+        The costs are those of the subject-wise file, if there is one. Repeats with other seeds are
+        not included; see `seeds`.
         """
         rows, leading = {}, self.leading()
         table = self.table.set_index("model")
@@ -80,10 +80,11 @@ class Comparison:
         return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
 
     def networks(self) -> dict[str, dict[str, str]]:
-        """Return by network, best first, its model under each protocol.
+        """Return for each network, best first, its model under each protocol.
 
-        Its files are those named alike but for ``-subject`` and ``-image``; where two of one
-        protocol would be called the same, each keeps its whole name. Without repeats by seed.
+        The files of a network have the same name except for ``-subject`` and ``-image``. If two
+        files of one protocol would get the same name, each keeps its whole name. Repeats with other
+        seeds are left out.
         """
         measured = self.table[self.table["protocol"].isin(PROTOCOLS)]
         measured = measured[~measured["model"].str.contains(SEED)]
@@ -96,14 +97,14 @@ class Comparison:
         return found
 
     def best(self, protocol: str = "subject", n: int = 1) -> list[str]:
-        """Return the names of the first `n` models of a protocol, without repeats by seed."""
+        """Return the best `n` models of a protocol, without repeats with other seeds."""
         names = self.table["model"][self.table["protocol"] == protocol]
         return names[~names.str.contains(SEED)].head(n).tolist()
 
     def recalls(self, protocol: str = "subject") -> pd.DataFrame:
-        """Return a row a model, a column a class: its recall per slice, with the class's support.
+        """Return one row per model and one column per class: the recall per slice, and support.
 
-        Slices of one person are alike: see the note of each evaluation on classes of few people.
+        Slices of one person are alike. See the notes of each evaluation on classes of few people.
         """
         rows = {}
         for name in self.best(protocol, len(self.table)):
@@ -116,10 +117,10 @@ class Comparison:
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def disagreements(self, first: str, second: str) -> pd.DataFrame:
-        """Return the test slices that two models of the same test part answer differently.
+        """Return the test slices that two models of the same test part classify differently.
 
-        Columns: position (in the test part), subject (by rank), label, and the class each names;
-        those on which the two are surest of their answers first.
+        Columns: position (in the test part), subject (by rank), label, and the class of each model.
+        Slices on which both models are surest of their answers come first.
         """
         one, two = (self.evaluations[name].sample() for name in (first, second))
         if not np.array_equal(one.labels, two.labels):
@@ -133,7 +134,7 @@ class Comparison:
         return pd.DataFrame(columns | {first: a[chosen], second: b[chosen]})
 
     def pareto(self, cost: str = "parameters", protocol: str = "subject") -> list[str]:
-        """Return the models than which none is both better and cheaper, cheapest first.
+        """Return the models that no other model beats in both figure and cost, cheapest first.
 
         `cost` is a column of `table`: parameters, size_mb, ms_1, ms_64 or seconds.
         """
@@ -145,7 +146,7 @@ class Comparison:
         return of["model"][of["score"] > ahead].tolist()
 
     def conclusion(self) -> str:
-        """Return what the figures allow to say, in one paragraph made from them."""
+        """Return the conclusion that the figures support, as one paragraph."""
         metric, told = metric_label(self.by).lower(), []
         for protocol, who in (("subject", "On people never seen"), ("image", "Image-level")):
             if protocol not in self.p_values:
@@ -157,11 +158,12 @@ class Comparison:
             )
             alike, worse = len(leading) - 1, len(names) - len(leading)
             if not worse and alike:
-                told.append("None of the others can be told from it.")
+                told.append("None of the others is statistically distinguishable from it.")
             elif worse:
                 told.append(
-                    f"{alike} of the others cannot be told from it, {worse} "
-                    f"{'are' if worse > 1 else 'is'} worse (p < 0.05 after Holm's correction)."
+                    f"{alike} of the others {'are' if alike > 1 else 'is'} not statistically "
+                    f"distinguishable from it; {worse} {'are' if worse > 1 else 'is'} worse "
+                    "(p < 0.05 after Holm's correction)."
                     if alike
                     else f"{'All others are' if worse > 1 else 'The other is'} worse "
                     "(p < 0.05 after Holm's correction)."
@@ -180,10 +182,10 @@ class Comparison:
         return " ".join(told)
 
     def seeds(self) -> pd.DataFrame:
-        """Return mean and standard deviation over seeds of recipes that were trained several times.
+        """Return mean and standard deviation over the seeds of networks with several seeds.
 
-        Columns: network, protocol, seeds, mean and sd of the metric of the ranking. Files of one
-        network are those named alike but for ``-seed<number>``.
+        Columns: network, protocol, seeds, and mean and sd of the metric of the ranking. Files of
+        one network have the same name except for ``-seed<number>``.
         """
         network = self.table["model"].str.replace(SEED, "", regex=True)
         measured = self.table.assign(network=network)[self.table["protocol"].isin(PROTOCOLS)]
@@ -202,7 +204,7 @@ class Comparison:
         said = ~self.table["note"].isin(["", INFLATED])
         refused = self.table.loc[said, ["model", "note"]]
         notes = "" if refused.empty else refused.to_html(index=False)
-        caption = f"{metric_label(self.by)} per slice; shaded: not told from the best of strangers"
+        caption = f"{metric_label(self.by)} per slice; shaded: not distinguishable from the best"
         return styled.set_caption(caption).to_html() + notes
 
     def __repr__(self) -> str:

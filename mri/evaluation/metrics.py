@@ -1,8 +1,8 @@
-"""Honest figures for one classifier: per slice and per subject, each with a 95% interval.
+"""Figures for one classifier: per slice and per subject, each with a 95% interval.
 
-Slices of one person are not independent, so the intervals draw whole *subjects* with replacement
-(cluster bootstrap; Field & Welsh 2007, doi:10.1111/j.1467-9868.2007.00593.x) and take the 2.5 and
-97.5 percentiles. All is NumPy on labels, logits and subject numbers; no model is seen here.
+Slices of one person are not independent. The intervals therefore draw whole *subjects* with
+replacement and take the 2.5 and 97.5 percentiles (cluster bootstrap; Field & Welsh 2007,
+doi:10.1111/j.1467-9868.2007.00593.x). The input is labels, logits and subject numbers, no model.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ METRICS = {
     "balanced_accuracy_3": "Balanced accuracy (mild and moderate pooled)",
     "demented_auc": "AUC, demented against non-demented",
 }
-"""Readable names by key; beside these every class has `recall_<class>` and `auc_<class>`."""
+"""Readable names by key. Every class also has `recall_<class>` and `auc_<class>`."""
 
 BINS = 15
-BLOCK = 2**19  # slices × draws held at a time: a few MB, which stay in the cache
+BLOCK = 2**19  # slices × draws in memory at a time: a few MB, which stay in the cache
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95% interval, NaN where it does not exist."""
+    """A figure and its 95% interval; NaN if it does not exist."""
 
     value: float
     low: float
@@ -56,8 +56,8 @@ class Estimate(NamedTuple):
 class Sample(NamedTuple):
     """Rows to measure: slices, or subjects with the mean of their slices' logits.
 
-    Labels (n,), logits (n, k) after division by the temperature, and who each row is from, 0 to
-    m - 1.
+    Labels are (n,), logits (n, k) after division by the temperature, and units (n,) the person of
+    each row, 0 to m - 1.
     """
 
     labels: np.ndarray
@@ -67,16 +67,16 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """The figures of one model on one set of slices; prints as a table.
+    """The figures of one model on one set of slices; it prints as a table.
 
     Attributes
     ----------
-    title : model, data set and split, as the caller named them
+    title : model, data set and split, as given by the caller
     class_names : the k names in label order
-    temperature : what the logits were divided by
-    samples : 'slice' and, where subjects are known, 'subject' to a `Sample`
-    metrics : the same units to a dict of `Estimate` by key
-    notes : what a reader has to know before trusting the figures
+    temperature : the logits were divided by it
+    samples : a `Sample` for 'slice' and, if subjects are known, for 'subject'
+    metrics : for the same units, a dict of `Estimate` by key
+    notes : what a reader must know before trusting the figures
     """
 
     title: str
@@ -87,19 +87,19 @@ class Evaluation:
     notes: tuple[str, ...]
 
     def sample(self, unit: str = "slice") -> Sample:
-        """Return labels and logits per 'slice' or, where subjects are known, per 'subject'."""
+        """Return labels and logits per 'slice' or, if subjects are known, per 'subject'."""
         require(unit in self.samples, f"unit must be one of {list(self.samples)}.", unit=unit)
         return self.samples[unit]
 
     def confusion(self, unit: str = "slice", *, normalize: bool = False) -> np.ndarray:
-        """Return the (k, k) counts, rows the true class; or each row's shares (NaN if empty)."""
+        """Return (k, k) counts, one row per true class, or shares of each row (NaN if empty)."""
         labels, logits, _ = self.sample(unit)
         counts = confusion_matrix(labels, logits.argmax(1), labels=range(len(self.class_names)))
         with np.errstate(invalid="ignore"):
             return counts / counts.sum(1, keepdims=True) if normalize else counts
 
     def roc(self, unit: str = "slice") -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return false and true positive rates, one-vs-rest, of every class that has an AUC."""
+        """Return one-vs-rest false and true positive rates of every class that has an AUC."""
         labels, logits, _ = self.sample(unit)
         return {
             name: roc_curve(labels == c, _log_odds(logits, c))[:2]
@@ -108,7 +108,7 @@ class Evaluation:
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a figure: unit, metric, value, low, high."""
+        """Return one row per figure: unit, metric, value, low, high."""
         rows = [(unit, key, *e) for unit, of in self.metrics.items() for key, e in of.items()]
         return pd.DataFrame(rows, columns=["unit", "metric", *Estimate._fields])
 
@@ -145,26 +145,28 @@ def evaluate(
     """Measure a model's logits against the labels, per slice and per subject.
 
     A subject's logits are the mean over its slices. Macro figures average the classes that occur;
-    draws that lack one of them are left out. One-vs-rest AUC ranks by class probability. ECE has 15
-    equal-width bins of top-label confidence (Guo et al. 2017, arXiv:1706.04599). With the four
-    public classes two pooled figures follow: balanced accuracy of three classes (mild and moderate
-    probabilities added, then the largest taken), and the AUC of demented against non-demented
-    (logsumexp of the demented logits minus the other).
+    draws that lack one of them are left out. One-vs-rest AUC ranks by class probability. ECE uses
+    15 equal-width bins of top-label confidence (Guo et al. 2017, arXiv:1706.04599).
 
-    Two intervals are not percentiles. Accuracy and recall of *subjects* are proportions: Wilson.
-    ECE has a floor, so a sample overstates it and a draw from the sample does so twice: its
-    interval is reflected about the estimate, cut at 0 and stretched to hold the estimate.
+    For the four public classes there are two pooled figures. One is the balanced accuracy of three
+    classes: the probabilities of mild and moderate are added, then the largest wins. The other is
+    the AUC of demented against non-demented (logsumexp of the demented logits minus the other).
+
+    Two intervals are not percentiles. Accuracy and recall of *subjects* are proportions and have
+    Wilson intervals. ECE cannot be negative, so a sample overstates it, and a draw from the sample
+    overstates it twice. Its interval is therefore reflected about the estimate, cut at 0, and
+    widened to contain the estimate.
 
     Parameters
     ----------
     labels, logits : int (n,), 0 to k - 1, and float (n, k), not yet divided by the temperature.
         `Scans` instead of labels give their labels and class names
-    subjects : int (n,), who each slice is from; without it slices are drawn, and a note says so
+    subjects : int (n,), the person of each slice; without it, slices are drawn and a note says so
     class_names : the k names in the order of the logits: by default those of the scans, else the
         public four. Scans whose classes stand in another order are brought into this one by name
     title : model, data set and split, for the table
     temperature : divides the logits; from `fit_temperature` on validation data
-    draws, seed : of the bootstrap
+    draws, seed : number of bootstrap draws, and their seed
 
     Raises
     ------
@@ -205,11 +207,11 @@ def evaluate(
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """Return the temperature, from 1/20 to 20, at which the logits have the least log loss.
+    """Return the temperature from 1/20 to 20 that gives the smallest log loss.
 
-    For validation data. Dividing by it keeps every predicted class and corrects over- or
-    underconfidence (Guo et al. 2017, arXiv:1706.04599). Where no label has a larger logit beside
-    its own, ever lower temperatures are better and none is best: the result is 1.
+    Use it on validation data. Division by the temperature keeps every predicted class and corrects
+    over- or underconfidence (Guo et al. 2017, arXiv:1706.04599). If every label has the largest
+    logit, lower temperatures are always better and none is best. The result is then 1.
     """
     labels, logits = _checked(labels, logits)
     rows = np.arange(len(labels))
@@ -226,18 +228,18 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
 def pick_examples(
     labels: np.ndarray, logits: np.ndarray, class_names: tuple[str, ...], *, seed: int = 0
 ) -> np.ndarray:
-    """Choose at random, for each class, a slice that was named correctly and one that was not.
+    """Choose for each class, at random, a correctly classified slice and a misclassified one.
 
     Parameters
     ----------
     labels, logits : int (n,) and float (n, k)
     class_names : the k names in label order
-    seed : of the choice
+    seed : seed of the choice
 
     Returns
     -------
     ndarray of int64, at most (2 k,)
-        Indices, class by class, the correct one first; what does not occur is left out.
+        Indices, class by class, the correct one first. Missing kinds are left out.
 
     Raises
     ------
@@ -271,7 +273,7 @@ def metric_label(key: str) -> str:
 def pooled_three(
     labels: np.ndarray, logits: np.ndarray, class_names: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return copies of labels (n,) and logits (n, 4) in which moderate dementia counts as mild."""
+    """Return copies of labels (n,) and logits (n, 4) where moderate dementia counts as mild."""
     mild, moderate = (class_names.index(f"{name}_Demented") for name in ("Mild", "Moderate"))
     pooled = logits.copy()
     pooled[:, mild] = np.logaddexp(logits[:, mild], logits[:, moderate])
@@ -280,10 +282,10 @@ def pooled_three(
 
 
 def reliability_bins(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
-    """Return the bins behind the ECE, a row each: its edges, its count and two means.
+    """Return the bins of the ECE, one row per bin: its edges, its count and two means.
 
-    Columns: low (excluded), high (included), count, confidence, accuracy; means of empty bins are
-    NaN. ECE is the mean of |accuracy - confidence| weighted by count.
+    Columns: low (excluded), high (included), count, confidence, accuracy. Means of empty bins are
+    NaN. ECE is the mean of |accuracy - confidence|, weighted by count.
     """
     labels, logits = _checked(labels, logits)
     confidence, bins = _confidence(logits)
@@ -307,7 +309,7 @@ def _checked(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _subject_index(subjects: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return for every slice the rank of its subject, 0 to m - 1."""
+    """Return the rank of each slice's subject, 0 to m - 1."""
     subjects = integers("subjects", subjects, len(labels))
     _, first, index = np.unique(subjects, return_index=True, return_inverse=True)
     wrong = np.flatnonzero(labels != labels[first][index])[:1]
@@ -317,20 +319,20 @@ def _subject_index(subjects: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _confidence(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest probability of each row and its bin, open below and closed above."""
+    """Return the largest probability of each row and its bin; bins include their upper edge."""
     confidence = np.exp(log_softmax(logits, axis=1).max(1))
     return confidence, np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
 
 
 def _log_odds(logits: np.ndarray, c: int) -> np.ndarray:
-    """Return the log odds of class c: ordered as its probability, without saturating at 1."""
+    """Return the log odds of class c; they rank like its probability but do not saturate."""
     return logits[:, c] - np.logaddexp.reduce(np.delete(logits, c, axis=1), axis=1)
 
 
 def _auc(
     positive: np.ndarray, score: np.ndarray, units: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """Return the weighted share of (positive, negative) pairs in the right order, ties half."""
+    """Return the weighted share of (positive, negative) pairs in order; ties count half."""
     negatives = np.flatnonzero(~positive)
     negatives = negatives[np.argsort(score[negatives])]
     below = np.zeros((len(negatives) + 1, weights.shape[1]))
@@ -344,7 +346,8 @@ def _auc(
 def _metrics(sample: Sample, weights: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Return every metric for every column of `weights` (m, draws); row `units[i]` weighs slice i.
 
-    All but AUC are ratios of sums over slices; summed per unit first, they are sparse products.
+    All metrics but AUC are ratios of sums over slices. Summed per unit first, they become sparse
+    products.
     """
     labels, logits, units = sample
     k, predicted, (confidence, bins) = len(names), logits.argmax(1), _confidence(logits)
@@ -374,7 +377,7 @@ def _metrics(sample: Sample, weights: np.ndarray, names: tuple[str, ...]) -> dic
             truth, pooled = pooled_three(labels, logits, names)
             hits, support, _ = hits_support_guesses(truth, pooled.argmax(1))
             metrics["balanced_accuracy_3"] = (hits / support)[np.unique(truth)].mean(0)
-            # Demented against the rest is the rest against demented with both orders turned.
+            # The AUC of non-demented against the rest is the same: both orders are reversed.
             metrics["demented_auc"] = auc[names.index("Non_Demented")]
     metrics |= {f"recall_{name}": recall[c] for c, name in enumerate(names)}
     return metrics | {f"auc_{name}": auc[c] for c, name in enumerate(names)}
@@ -413,14 +416,14 @@ def _notes(
     notes = []
     if "subject" not in samples:
         notes.append(
-            "Subjects unknown: the intervals draw slices and are too narrow, since slices of one "
+            "Subjects unknown: the intervals draw slices and are too narrow, because slices of one "
             "person are alike."
         )
     unit, sample = list(samples.items())[-1]
     support = np.bincount(sample.labels, minlength=len(names))
     for name, count in zip(names, support.tolist(), strict=True):
         if count == 0:
-            notes.append(f"0 {name} {unit}s: no recall, no AUC; macro figures leave the class out.")
+            notes.append(f"0 {name} {unit}s: no recall, no AUC; macro figures exclude this class.")
         elif count < 5:
             people = f"{count} {name} {unit}{'s' * (count > 1)}"
             notes.append(f"{people}: too few for a claim about this class or a macro figure.")
@@ -428,6 +431,6 @@ def _notes(
         notes.append("One class only: no AUC exists.")
     if any(e.low == e.high for of in metrics.values() for e in of.values()):
         notes.append(
-            "Zero-width intervals mean only that all draws agree, as when all are right: no proof."
+            "Zero-width intervals prove nothing: all draws agree, for example if all are right."
         )
     return tuple(notes)

@@ -1,9 +1,9 @@
-"""Which differences between models are real: paired tests on the same slices, people kept whole.
+"""Which differences between models are real: paired tests on the same slices, by person.
 
-Two models judge the same people, so they are compared within people: under the hypothesis that
-neither is better, swapping their answers on any one person changes nothing but the sign of that
-person's share of the difference (Fisher's randomisation test; Smucker et al. 2007,
-doi:10.1145/1321440.1321528). With one slice a person and accuracy, this is McNemar's exact test.
+Two models judge the same people, so they are compared within people. Suppose that neither model is
+better. Then swapping their answers on one person only changes the sign of that person's share of
+the difference (Fisher's randomisation test; Smucker et al. 2007, doi:10.1145/1321440.1321528). For
+accuracy with one slice per person, this is McNemar's exact test.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mri.data.labels import places_of
 from mri.evaluation.metrics import Evaluation, pooled_three
 
 ADDITIVE = ("accuracy", "balanced_accuracy", "balanced_accuracy_3", "log_loss")
-"""Metrics that are sums over people, which the tests here need."""
+"""Metrics that are sums over people; the tests here need such metrics."""
 
-_EXACT = 12  # people with a difference, up to which all sign changes are counted
-_BLOCK = 4096  # draws held at a time
+_EXACT = 12  # with at most this many differing people, all sign changes are counted
+_BLOCK = 4096  # draws in memory at a time
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Return p-values adjusted for their number, NaN left out.
+    """Return p-values corrected for their number; NaN is not counted.
 
     Parameters
     ----------
@@ -68,24 +68,25 @@ def pairwise(
     Parameters
     ----------
     evaluations : mapping of str to Evaluation
-        Of the same slices in the same order.
+        Evaluations of the same slices in the same order.
     metric : str
         One of `ADDITIVE`.
     unit : {'slice', 'subject'}
-        People are kept whole with both.
+        With both, each person is kept whole.
     draws, seed : int
-        Of random sign changes; with up to 12 differing people all are counted instead.
+        Number and seed of the random sign changes. If at most 12 people differ, all sign changes
+        are counted instead.
 
     Returns
     -------
     DataFrame of float, shape (models, models)
-        Symmetric, NaN on the diagonal.
+        Symmetric, with NaN on the diagonal.
 
     Raises
     ------
     ValueError
-        If the metric is not additive, or the evaluations do not know their subjects, or are not of
-        the same labels and subjects in the same order.
+        If the metric is not additive, an evaluation does not know its subjects, or the evaluations
+        do not have the same labels and subjects in the same order.
 
     Examples
     --------
@@ -103,7 +104,7 @@ def pairwise(
     require(draws >= 1, "draws must be at least 1.", draws=draws)
     names = list(evaluations)
     known = all("subject" in evaluation.metrics for evaluation in evaluations.values())
-    require(known, "Slices of a person are not independent: evaluate with subjects.", models=names)
+    require(known, "Slices of a person are not independent; evaluate with subjects.", models=names)
     matrix = pd.DataFrame(np.nan, names, names)
     if len(names) < 2:
         return matrix
@@ -125,7 +126,7 @@ def pairwise(
 
 
 def leading_group(p_values: pd.DataFrame, best: str, *, alpha: float = 0.05) -> list[str]:
-    """Return the models that cannot be told from `best`, itself first.
+    """Return the models that are not statistically distinguishable from `best`, itself first.
 
     Parameters
     ----------
@@ -133,7 +134,7 @@ def leading_group(p_values: pd.DataFrame, best: str, *, alpha: float = 0.05) -> 
         From `pairwise`.
     best : str
     alpha : float
-        Chance of leaving out any model that is as good as the best.
+        Probability of leaving out any model that is as good as the best.
 
     Returns
     -------
@@ -156,13 +157,13 @@ def sign_flip(differences: np.ndarray, *, draws: int = 100_000, seed: int = 0) -
     """
     differences = np.asarray(differences, dtype=float)
     rng, reached = np.random.default_rng(seed), np.ones(len(differences))
-    # Sums that are equal but for rounding count as reached.
+    # Sums that are equal except for rounding count as reached.
     bound = np.abs(differences.sum(1)) * (1 - 1e-9) - 1e-12
     for start in range(0, draws, _BLOCK):
         shape = (min(_BLOCK, draws - start), differences.shape[1])
         sums = rng.choice((-1.0, 1.0), shape) @ differences.T
         reached += (np.abs(sums) >= bound).sum(0)
-    # The observed signs count too, so that no p-value is zero (Phipson & Smyth 2010,
+    # The observed signs count too, so no p-value is zero (Phipson & Smyth 2010,
     # doi:10.2202/1544-6115.1585).
     p = reached / (1 + draws)
     for row, values in enumerate(differences):
@@ -174,7 +175,7 @@ def sign_flip(differences: np.ndarray, *, draws: int = 100_000, seed: int = 0) -
 
 
 def _shares(evaluation: Evaluation, unit: str, metric: str) -> np.ndarray:
-    """Return what each person adds to the metric, so that their sum is its value."""
+    """Return the share of each person in the metric; the shares sum to its value."""
     labels, logits, people = evaluation.sample(unit)
     if metric == "balanced_accuracy_3":
         labels, logits = pooled_three(labels, logits, evaluation.class_names)

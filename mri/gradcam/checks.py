@@ -1,7 +1,7 @@
-"""Whether to believe heatmaps: a verdict from what `mri.gradcam.measures` finds.
+"""Can heatmaps be trusted? A verdict from the measures of `mri.gradcam.measures`.
 
-Every figure of a map stands beside the same figure of control maps that know nothing of the
-network: a map that does no better than noise or a spot in the middle of the brain explains nothing.
+Control maps know nothing of the network, and every figure stands beside theirs. A map explains
+nothing if it does no better than noise, or than a spot in the middle of the brain.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ if TYPE_CHECKING:
 
 
 SANE, AGREEING = 0.2, 0.7
-"""Bounds of rank correlation: as good as none, and half of the variance of the ranks in common."""
+"""Bounds of rank correlation: almost none, and half of the variance of the ranks in common."""
 
 _PASSES, _FAILS, _OPEN = "passes", "fails", "not decidable"
-_FEWEST, _DRAWS = 8, 2000  # subjects without which there is no interval, and of the bootstrap
-_SLICES = 24  # of a cascade
+_FEWEST, _DRAWS = 8, 2000  # subjects that an interval needs, and bootstrap draws
+_SLICES = 24  # of a cascade, at most
 _ALL = slice(None)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeatmapCheck:
-    """What `check_heatmaps` found; prints as a table.
+    """The result of `check_heatmaps`; it prints as a table.
 
     Attributes
     ----------
     title : model, method, layer and number of slices
-    table : a row a check: `Estimate` of the maps and of each control, criterion and verdict
-    cascade : a row a stage of the cascade, by its last layer: value, low, high
+    table : one row per check: `Estimate` of the maps and of each control, criterion and verdict
+    cascade : one row per stage of the cascade, named by its last layer: value, low, high
     verdict : 'passes', 'fails' or 'not decidable'
-    reasons : why not, and what else a reader has to know
+    reasons : why checks were not passed, and what else a reader must know
     """
 
     title: str
@@ -66,7 +66,7 @@ class HeatmapCheck:
     @property
     def _notes(self) -> tuple[str, ...]:
         steps = ", ".join(f"{layer} {value:.2f}" for layer, value in self.cascade["value"].items())
-        return *self.reasons, f"Correlation as weights are randomised, from the output on: {steps}."
+        return *self.reasons, f"Correlation while weights are randomised, output first: {steps}."
 
     def __repr__(self) -> str:
         table = self.table.map(str).to_string()
@@ -87,33 +87,34 @@ def check_heatmaps(
     method: str = "grad-cam",
     seed: int = 0,
 ) -> HeatmapCheck:
-    """Test the heatmaps of the classes that a model predicts, with a verdict.
+    """Test the heatmaps of the predicted classes and give a verdict.
 
-    Each criterion is a margin whose mean has to be positive. A check passes if the 95% interval, by
-    bootstrap over subjects, lies above zero, fails if it lies below, and is else not decidable; so
-    is one with fewer than 8 subjects or where most figures do not exist, as of zero maps. The model
-    fails if one check does and passes if all do.
+    Each criterion is a margin whose mean must be positive. Its 95% interval is a bootstrap over
+    subjects. A check passes if the interval lies above zero and fails if it lies below. Otherwise
+    it is "not decidable". So is a check with fewer than 8 subjects, or one where most figures do
+    not exist, for example because maps are zero. The model fails if one check fails, and passes if
+    all pass.
 
-    1. *random weights*: correlation at the last stage of `cascade` [1]_, over networks too, of 24
-       slices at most: within ±0.2.
-    2. *deletion*, *insertion*: area under the curves of `deletion_insertion` [2]_, 0 being the
-       evidence of the blurred slice and 1 that of the slice (means): below, or above, that of each
-       control. Slices whose evidence the blur does not lower are left out: nothing can be deleted.
-    3. *outside the brain*: share of the map's sum: below half of the random control's.
-    4. *agreement* with HiResCAM [3]_, which cannot point at what a linear head does not use: above
-       0.7. With method 'hirescam' it is that with Grad-CAM, and no criterion.
-    5. *one-pixel shift*: agreement with the map of the slice moved to each of four sides, moved
-       back: above 0.7.
+    1. *random weights*: correlation at the last stage of `cascade` [1]_ must be within ±0.2. It
+       uses at most 24 slices; its interval covers the random networks too.
+    2. *deletion*, *insertion*: area under the curves of `deletion_insertion` [2]_. On average, 0 is
+       the evidence of the blurred slice and 1 that of the slice. Deletion must be below each
+       control, insertion above. Slices that lose no evidence when blurred are left out.
+    3. *outside the brain*: this share of the map's sum must be below half of the random control's.
+    4. *agreement* with HiResCAM [3]_ must be above 0.7, because HiResCAM marks only what a linear
+       head uses. For method 'hirescam', the agreement is with Grad-CAM and has no criterion.
+    5. *one-pixel shift*: the slice is moved to each of four sides, and its map is moved back. The
+       agreement must be above 0.7.
 
-    Agreement and correlation are Spearman's over the pixels of `brain_mask`, since the black ones
-    are ties. `control_maps` take the place of the maps, and margins from them are paired.
+    Agreement and correlation are Spearman's, over the pixels of `brain_mask`, because black pixels
+    are ties. The same figures are measured for `control_maps`; margins from controls are paired.
 
     Parameters
     ----------
     model : from one image input to class scores, as for `GradCAM`
     images : uint8 or float (n, h, w), some dozen slices
-    subjects : int (n,), who each slice is from; without it slices are drawn
-    layer, method : of `GradCAM`
+    subjects : int (n,), the person of each slice; without it, the bootstrap draws slices
+    layer, method : as for `GradCAM`
     seed : of controls, random weights, ties and bootstrap
 
     Raises
@@ -123,8 +124,8 @@ def check_heatmaps(
 
     Examples
     --------
+    >>> from mri.data import make_phantoms
     >>> from mri.models import build_model
-    >>> from mri.phantom import make_phantoms
     >>> phantoms = make_phantoms(8, 1, size=64)
     >>> model = build_model("compact", input_shape=(64, 64, 1))  # Untrained: its maps show nothing.
     >>> check_heatmaps(model, phantoms.images, subjects=phantoms.subjects).verdict
@@ -151,16 +152,16 @@ def check_heatmaps(
     rows = randomised | removed | _outside_the_brain(case)
     rows |= _agreement(case, model, method) | _one_pixel_shift(case)
     reasons = [
-        f"{name}: {row['verdict']}; {row['found']} is to be {row['criterion']}."
+        f"{name}: {row['verdict']}; {row['found']} must be {row['criterion']}."
         for name, row in rows.items()
         if row["verdict"] in (_FAILS, _OPEN)
     ]
     if plain.zero.any():
-        reasons.append(f"{plain.zero.sum()} of {n} maps are zero: nothing speaks for the class.")
+        reasons.append(f"{plain.zero.sum()} of {n} maps are zero: no evidence for the class.")
     if usable < n:
-        reasons.append(f"{n - usable} of {n} slices lose no evidence by the blur.")
+        reasons.append(f"{n - usable} of {n} slices lose no evidence when they are blurred.")
     if len(np.unique(subjects)) == n:
-        reasons.append("Each slice counts as a subject: if not so, the intervals are too narrow.")
+        reasons.append("Each slice counts as a subject. If wrong, the intervals are too narrow.")
     return HeatmapCheck(
         f"{model.name}, {method} at {cam.layer.name}, {n} slices",
         pd.DataFrame.from_dict(rows, orient="index"),
@@ -176,17 +177,17 @@ Rows = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """What every check is made of.
+    """What all checks share.
 
     Attributes
     ----------
     cam : GradCAM
     images : (n, h, w)
-    subjects : int (n,), who each slice is from
+    subjects : int (n,), the person of each slice
     brain : bool (n, h, w)
     plain : Explanation of the predicted classes
-    kinds : the maps to be judged under 'found', then those of each control
-    seed : of all that is random
+    kinds : the maps to check under 'found', then those of each control
+    seed : of everything random
     """
 
     cam: GradCAM
@@ -198,7 +199,7 @@ class _Case:
     seed: int
 
     def interval(self, values: np.ndarray, at: np.ndarray | slice = _ALL) -> Estimate:
-        """Return mean and interval of values (n,) or (r, n), slices of zero maps left out."""
+        """Return mean and interval of values (n,) or (r, n), without the slices of zero maps."""
         values = np.where(self.plain.zero[at], np.nan, values)
         return _interval(values, self.subjects[at], self.seed)
 
@@ -209,7 +210,7 @@ class _Case:
         margins: list[np.ndarray],
         at: np.ndarray | slice = _ALL,
     ) -> dict[str, Any]:
-        """Return a row of the table: the figure of each kind of map, criterion and verdict."""
+        """Return one row of the table: the figure of each kind of map, criterion and verdict."""
         estimates = {kind: self.interval(values, at) for kind, values in figures.items()}
         decided = [_decide(self.interval(margin, at)) for margin in margins]
         return {**estimates, "criterion": criterion, "verdict": _worst(decided) if decided else "–"}
@@ -237,7 +238,7 @@ def _random_weights(case: _Case) -> tuple[Rows, pd.DataFrame]:
 
 
 def _deletion_and_insertion(case: _Case) -> tuple[Rows, int]:
-    """Return both rows, and the number of slices from which the blur takes evidence."""
+    """Return both rows, and the number of slices that lose evidence when blurred."""
 
     def logits(images: np.ndarray) -> np.ndarray:
         return case.cam(images).logits
@@ -276,7 +277,7 @@ def _agreement(case: _Case, model: keras.Model, method: str) -> Rows:
     other = "grad-cam" if method == "hirescam" else "hirescam"
     maps = GradCAM(model, case.cam.layer, method=other)(case.images, case.plain.classes).maps
     figures = case.agreement([maps])
-    # HiResCAM is the reference, so its own agreement with another method decides nothing.
+    # HiResCAM is the reference: its agreement with another method cannot judge it.
     judged = method != "hirescam"
     criterion = f"above {AGREEING}" if judged else "–"
     margins = [figures["found"] - AGREEING] if judged else []
@@ -305,33 +306,33 @@ def ground_truth(
     tolerance: int = 0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure how well the maps of each method find the pixels that are known to differ.
+    """Measure how well the maps of each method find the pixels that the disease changed.
 
     Parameters
     ----------
     model : as for `GradCAM`
-    phantoms : of which those slices serve that the disease changed
-    region : rows and columns to be found instead of the masks, such as `mri.data.phantom.SHORTCUT`
+    phantoms : only the slices that the disease changed are used
+    region : rows and columns to find instead of the masks, such as `mri.data.phantom.SHORTCUT`
     classes : class to explain, one for all or int (n,); by default the labels
-    layer, tolerance : of `GradCAM` and of `localisation`
+    layer, tolerance : as for `GradCAM` and for `localisation`
     seed : of controls and bootstrap
 
     Returns
     -------
     DataFrame
-        A row a method and kind of map, 'found' or one of `control_maps`; under each measure of
-        `localisation` its mean and 95% interval over subjects: value, low, high.
+        One row per method and kind of map ('found' or one of `control_maps`). Each measure of
+        `localisation` has its mean and its 95% interval over subjects: value, low, high.
 
     Raises
     ------
     ValueError
-        If no slice has a mask, the tolerance is negative, or `GradCAM` refuses the model or the
-        classes.
+        If no slice has a mask, the classes have a wrong shape or type, the tolerance is negative,
+        the region is outside the slices, or `GradCAM` refuses the model or the classes.
 
     Examples
     --------
+    >>> from mri.data import make_phantoms
     >>> from mri.models import build_model
-    >>> from mri.phantom import make_phantoms
     >>> model = build_model("compact", input_shape=(64, 64, 1))
     >>> table = ground_truth(model, make_phantoms(8, 1, size=64))
     >>> table.index.get_level_values(0).unique().tolist()
@@ -352,7 +353,7 @@ def ground_truth(
     if region is not None:
         masks = np.zeros_like(masks)
         masks[:, *region] = True
-        require(masks.any(), f"region must hold pixels of {masks.shape[1:]}.", region=region)
+        require(masks.any(), f"region must hold pixels of slices {masks.shape[1:]}.", region=region)
     rows, brain = {}, brain_mask(images)
     for method in METHODS:
         maps = GradCAM(model, layer, method=method)(images, classes[chosen]).maps
@@ -368,10 +369,10 @@ def ground_truth(
 
 
 def _interval(values: np.ndarray, subjects: np.ndarray, seed: int) -> Estimate:
-    """Return the mean of `values` (n,) or (r, n), NaN left out, and its interval.
+    """Return the mean of `values` (n,) or (r, n) without NaN, and its interval.
 
-    Subjects are drawn, and of several rows these too, independently (Owen 2007,
-    doi:10.1214/07-AOAS122).
+    The bootstrap draws subjects. If there are several rows, it also draws rows, independently
+    (Owen 2007, doi:10.1214/07-AOAS122).
     """
     values, (names, units) = np.atleast_2d(values), np.unique(subjects, return_inverse=True)
     usable, of_unit = np.isfinite(values), (units[:, None] == np.arange(len(names))).astype(float)
@@ -404,24 +405,24 @@ def heatmap_table(
     slices: int = 64,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Check the maps of model files on slices they have not seen, a row of Markdown each.
+    """Check the maps of model files on slices they have not seen; yield rows of a Markdown table.
 
     Parameters
     ----------
     paths : sequence of path
-        Of ``.keras`` files.
+        The ``.keras`` files.
     scans : Scans
     groups : ndarray of int, shape (n,)
         Subject of each slice.
     methods : sequence of str
     slices : int
-        Drawn from the test part of each.
+        How many are drawn from the test part of each model.
     seed : int
 
     Raises
     ------
     ModelFileError
-        If a file is not safe or not of these slices.
+        If a file is not safe, or belongs to other slices.
     """
     for i, (path, method) in enumerate(product(paths, methods)):
         file = ModelFile(path)

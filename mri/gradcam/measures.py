@@ -1,6 +1,6 @@
-"""Figures of heatmaps: do they follow the weights, the prediction and the known truth.
+"""Measures of heatmaps: they show whether maps follow the weights, the prediction and the truth.
 
-`control_maps` know nothing of the network: a figure means something beside theirs.
+`control_maps` know nothing of the network. A figure means something only beside theirs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mri.gradcam.cam import GradCAM
 
 
-_NETWORKS, _STAGES = 10, 8  # of a cascade; deep networks lose some layers a stage
+_NETWORKS, _STAGES = 10, 8  # of a cascade; in deep networks a stage has several layers
 
 
 class Localisation(NamedTuple):
@@ -30,8 +30,9 @@ class Localisation(NamedTuple):
 
     Attributes
     ----------
-    pointing : whether the peak lies inside, or near by; of several equal peaks, the share that does
-    iou : of the mask and as many of the map's largest pixels, equal ones counted in proportion
+    pointing : whether the peak lies inside or nearby; for equal peaks, the share that does
+    iou : overlap of the mask with the map's largest pixels, as many as the mask has; pixels that
+        tie at the bound count in proportion
     energy : share of the map's sum that lies inside
     """
 
@@ -41,7 +42,7 @@ class Localisation(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Log odds of a class while pixels change, those of the largest map values first.
+    """Log odds of a class while pixels change, starting at the largest map values.
 
     Attributes
     ----------
@@ -56,14 +57,14 @@ class Curves(NamedTuple):
 
 
 class Cascade(NamedTuple):
-    """What is left of n maps as the weights become random, from the output to the input.
+    """How n maps change while the weights become random, from the output to the input.
 
     Attributes
     ----------
-    layers : the layer nearest to the input among those random at each of s stages
-    correlation : float64 (s, 10, n), Spearman's, of |map| with that of each of ten networks, over
-        the pixels of the brain; NaN where one of the two is constant
-    maps : float32 (10, n, h, w), of the last stage: all weights are random
+    layers : at each of s stages, the random layer that is nearest to the input
+    correlation : float64 (s, 10, n), Spearman's, between the original |map| and |map| of each of
+        ten random networks, over the pixels of the brain; NaN where a map is constant
+    maps : float32 (10, n, h, w), of the last stage, where all weights are random
     """
 
     layers: tuple[str, ...]
@@ -74,24 +75,26 @@ class Cascade(NamedTuple):
 def cascade(cam: GradCAM, images: np.ndarray, *, seed: int = 0) -> Cascade:
     """Make the weights random layer by layer, from the output to the input, and compare the maps.
 
-    Each variable is permuted, and the signs of those with more than one axis are drawn anew, which
-    keeps the size of the activations and can be done to every layer, if not to a single number. New
-    draws from the initialisers need not do either; and without the signs the weights behind a ReLU,
-    most of them negative, leave nothing but zero maps. The classes are those predicted before
-    (Adebayo et al. 2018, arXiv:1810.03292). At most 8 stages: of a deep network several layers fall
-    at once. The model has its own weights again at the end, also after an error; meanwhile nothing
-    else may use it.
+    The values of each variable are permuted. If a variable has more than one axis, its signs are
+    drawn anew. This keeps the size of the activations, and it works for every layer, except for
+    variables of a single number. New draws from the initialisers do not guarantee either. Without
+    new signs, most weights behind a ReLU are negative, and all maps become zero.
+
+    The explained classes are those that the original model predicts (Adebayo et al. 2018,
+    arXiv:1810.03292). There are at most 8 stages; in a deep network, one stage has several layers.
+    At the end the model gets its own weights back, even after an error. Nothing else may use the
+    model meanwhile.
 
     Parameters
     ----------
-    cam : of the model; its traced graph serves all networks
+    cam : `GradCAM` of the model; all random networks use its traced graph
     images : number (n, h, w)
     seed : of the random weights
     """
     plain, brain = cam(images), brain_mask(images)
     seen: set[int] = set()
     layers: list[tuple[str, list[keras.Variable]]] = []
-    # Inner layers come first, so that what is new in an outer one is its own.
+    # Inner layers come first, so the weights that are new in an outer layer are its own.
     for layer in cam.layers:
         own = [w for w in layer.weights if id(w) not in seen and np.prod(w.shape) > 1]
         seen.update(map(id, own))
@@ -130,20 +133,20 @@ def deletion_insertion(
     steps: int = 16,
     seed: int = 0,
 ) -> Curves:
-    """Replace a slice by its blurred self, or the reverse, in the order of a map.
+    """Replace a slice by its blurred copy, or the reverse, in the order of a map.
 
-    The blur is Gaussian with a standard deviation of an eighth of the height, which leaves nothing
-    of a brain but its bulk; beyond the rim all is black. Evidence is the log odds of the class, its
-    logit less the log-sum-exp of the others: a probability saturates, and a lone logit may rise
-    together with all others. Equal map values go in random order (Petsiuk et al. 2018,
+    The blur is Gaussian. Its standard deviation is an eighth of the height, so only the rough shape
+    of the brain is left. Beyond the rim everything is black. Evidence is the log odds of the class:
+    its logit minus the log-sum-exp of the others. A probability would saturate, and a single logit
+    may rise together with all others. Equal map values come in random order (Petsiuk et al. 2018,
     arXiv:1806.07421).
 
     Parameters
     ----------
-    predict : from float32 (2 n, h, w) to logits (2 n, k); called `steps` + 1 times
+    predict : from float32 (2 n, h, w) to logits (2 n, k); it is called `steps` + 1 times
     images, maps : number (n, h, w)
     classes : int (n,), the class whose evidence is followed
-    steps, seed : number of steps, and the seed of the order of equal values
+    steps, seed : number of steps, and seed for the order of equal values
 
     Raises
     ------
@@ -180,15 +183,15 @@ def deletion_insertion(
 
 
 def localisation(maps: np.ndarray, masks: np.ndarray, *, tolerance: int = 0) -> Localisation:
-    """Compare maps >= 0 with bool masks, both (n, h, w), no mask empty.
+    """Compare maps >= 0 with bool masks, both (n, h, w); no mask may be empty.
 
     In the pointing game (Zhang et al. 2016, arXiv:1608.00507) a peak may miss the mask by
-    `tolerance` pixels: a map cannot point more finely than by the cells of its layer.
+    `tolerance` pixels, because a map cannot be more precise than the cells of its layer.
 
     Raises
     ------
     ValueError
-        If shapes differ, a mask is empty, a map is negative or the tolerance is.
+        If shapes differ, a mask is empty, or a map or the tolerance is negative.
 
     Examples
     --------
@@ -216,16 +219,16 @@ def localisation(maps: np.ndarray, masks: np.ndarray, *, tolerance: int = 0) -> 
 
 
 def control_maps(maps: np.ndarray, brain: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """Deal the values of each map out again, blind to the network.
+    """Rearrange the values of each map without any knowledge of the network.
 
-    'random' is as smooth as the map: noise of the same power spectrum gives the order of its values
-    (surrogate data; Theiler et al. 1992, doi:10.1016/0167-2789(92)90102-S). 'random in brain' puts
-    the largest into the brain in that order, since black pixels change nothing. 'centre' is a round
-    spot, falling from the middle of the brain outwards.
+    'random' is as smooth as the map: noise with the same power spectrum decides where the values go
+    (surrogate data; Theiler et al. 1992, doi:10.1016/0167-2789(92)90102-S). 'random in brain' uses
+    the same noise but puts the largest values into the brain, because black pixels change nothing.
+    'centre' is a round spot: values fall from the middle of the brain outwards.
 
     Parameters
     ----------
-    maps, brain : float (n, h, w), and bool alike, nowhere empty
+    maps, brain : float (n, h, w), and bool of the same shape; no brain may be empty
     seed : of the noise
     """
     (n, h, w), area = maps.shape, brain.sum((1, 2))
@@ -250,9 +253,9 @@ def control_maps(maps: np.ndarray, brain: np.ndarray, *, seed: int = 0) -> dict[
 def brain_mask(images: np.ndarray) -> np.ndarray:
     """Find the brain in skull-stripped slices, numbers (n, h, w) on any scale.
 
-    Half of Otsu's threshold of each slice (1979, doi:10.1109/TSMC.1979.4310076), the largest part
-    above it, its holes filled: bool (n, h, w), empty for a slice of one tone. ValueError for other
-    shapes.
+    The threshold of each slice is half of Otsu's (1979, doi:10.1109/TSMC.1979.4310076). The mask is
+    the largest part above it, with its holes filled. Returns bool (n, h, w), empty for a slice of
+    one gray value. Other shapes raise ValueError.
     """
     images = np.asarray(images)
     require(images.ndim == 3, "Expected images (n, h, w).", shape=images.shape)
@@ -261,10 +264,10 @@ def brain_mask(images: np.ndarray) -> np.ndarray:
     for image, mask in zip(images.astype(np.float32), masks, strict=True):
         if np.ptp(image):
             scaled = ((image - image.min()) * (255 / np.ptp(image))).astype(np.uint8)
-            # Otsu's own parts white matter from the rest; fluid at the rim belongs to the brain.
+            # Otsu's own threshold separates white matter; fluid at the rim is brain too.
             level = cv2.threshold(scaled, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[0] / 2
             bright = (scaled > level).astype(np.uint8)
-            # Closing joins what wide sulci part.
+            # Wide sulci divide the brain; closing joins its parts.
             closed = cv2.morphologyEx(bright, cv2.MORPH_CLOSE, disc)
             _, parts, sizes, _ = cv2.connectedComponentsWithStats(closed)
             largest = 1 + sizes[1:, cv2.CC_STAT_AREA].argmax()
@@ -273,13 +276,13 @@ def brain_mask(images: np.ndarray) -> np.ndarray:
 
 
 def _log_odds(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return float64 (n,): the logit of each row's class less the log-sum-exp of the others."""
+    """Return float64 (n,): the logit of each row's class minus the log-sum-exp of the others."""
     logits, own = logits.astype(np.float64), np.arange(logits.shape[1]) == classes[:, None]
     return logits[own] - logsumexp(np.where(own, -np.inf, logits), axis=1)
 
 
 def _ranks(maps: np.ndarray, masks: np.ndarray) -> list[np.ndarray]:
-    """Return the ranks of |map| within each mask, centred, of length 1; NaN of a constant map."""
+    """Return the ranks of |map| within each mask, centred, with norm 1; NaN if constant."""
     ranks = []
     for values, mask in zip(np.abs(maps), masks, strict=True):
         centred = rankdata(values[mask]) - (mask.sum() + 1) / 2

@@ -1,8 +1,8 @@
-"""Where in the image the cells of a layer look: what a heatmap must be laid on.
+"""Where in the image the cells of a layer look, so that heatmaps lie on the right pixels.
 
-A cell sees its receptive field. Only where each layer divides the image evenly is that centred on
-the cell's share of the image: a stride of two with ``"same"`` padding, three pixels wide on an even
-grid, looks half a pixel further on, and five of them half a cell.
+A cell sees its receptive field. The field is centred on the cell's share of the image only if each
+layer divides the image evenly. A window of three with stride two and ``"same"`` padding, on an even
+grid, is shifted by half a pixel. Five such layers shift it by half a cell.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _CONVOLUTIONS = "Conv2D", "DepthwiseConv2dNative"
 _POOLINGS = "MaxPool", "AvgPool"
 _PADDINGS = "Pad", "PadV2", "MirrorPad"
 _RESIZINGS = "ResizeBilinear", "ResizeBicubic", "ResizeNearestNeighbor"
-# TensorFlow dilates a convolution by dealing the image out to a batch of smaller ones.
+# TensorFlow dilates a convolution by splitting the image into a batch of smaller ones.
 _BLOCKS = "SpaceToBatchND", "BatchToSpaceND"
-# They keep the shape of a square grid, and nothing in its place.
+# They keep the shape of a square grid but move its cells.
 _MOVING = "Transpose", "ReverseV2", "Roll"
 
 
 class Axis(NamedTuple):
-    """Along one axis, in pixels of the image, cell i sees ``first + step * i`` to ``last + ...``.
+    """One axis in pixels: cell i sees from ``first + step * i`` to ``last + step * i``.
 
-    The centre of pixel 0 lies at 0; with padding, the first and last pixels may lie outside.
+    The centre of pixel 0 is at 0. With padding, the first and last pixels may lie outside.
     """
 
     step: float
@@ -43,23 +43,23 @@ Known = dict[Any, Axes]
 
 
 def receptive_fields(images: tf.Tensor, activations: tf.Tensor) -> Axes:
-    """Receptive fields of a layer's cells along rows and columns, read off the graph.
+    """Return the receptive fields of a layer's cells along rows and columns, from the graph.
 
-    Each convolution, pooling and padding on the way adds its own part, and where paths meet, the
-    cell sees what any of them sees (Araujo et al. 2019, doi:10.23915/distill.00021). Behind an
-    operation of another kind that changes the grid, and where the size of the image is open, cells
-    are taken to divide the image evenly.
+    Each convolution, pooling and padding on the way adds its own part. Where paths meet, the cell
+    sees what any of them sees (Araujo et al. 2019, doi:10.23915/distill.00021). Other operations
+    may change the grid, or the size of the image may be unknown. In these cases, the function
+    assumes that the cells divide the image evenly.
 
     Parameters
     ----------
     images : tensor (n, h, w, c)
     activations : tensor (n, hf, wf, cf)
-        Made of `images` in the same graph.
+        Computed from `images` in the same graph.
 
     Returns
     -------
     tuple of Axis
-        Of the rows and of the columns, in pixels.
+        One for the rows and one for the columns, in pixels.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def receptive_fields(images: tf.Tensor, activations: tf.Tensor) -> Axes:
     """
     pixel = Axis(1.0, 0.0, 0.0)
     known: Known = {images.ref(): (pixel, pixel)}
-    # In the order in which they were made, operations come after those that they take from.
+    # In order of creation, an operation comes after its inputs.
     for op in activations.graph.get_operations():
         axes = _after(op, known)
         known |= {x.ref(): axes for x in op.outputs if axes and x.shape.rank == 4}
@@ -90,12 +90,12 @@ def stretch(maps: tf.Tensor, axes: Axes, height: int, width: int) -> tf.Tensor:
     axes
         Receptive fields of the cells.
     height, width
-        Of the image, in pixels.
+        Size of the image, in pixels.
 
     Returns
     -------
     float32 (n, height, width)
-        Beyond the outermost centres, the value of the nearest cell.
+        Beyond the outermost centres, it has the value of the nearest cell.
 
     Examples
     --------
@@ -116,14 +116,14 @@ def _weights(axis: Axis, pixels: int, cells: int) -> tf.Tensor:
 
 
 def _even(images: tf.Tensor, activations: tf.Tensor) -> Axes:
-    """Cells that share the image evenly, of sizes that only a call may tell."""
+    """Return fields that divide the image evenly; sizes may be known only at call time."""
     steps = tf.unstack(tf.cast(tf.shape(images) / tf.shape(activations), tf.float32))[1:3]
     row, column = (Axis(step, 0.0, step - 1) for step in steps)
     return row, column
 
 
 def _after(op: tf.Operation, known: Known) -> Axes | None:
-    """Receptive fields behind an operation; None where they are not known."""
+    """Return the receptive fields behind an operation, or None if they are not known."""
     sources = [x for x in op.inputs if x.ref() in known]
     if not sources or op.type in _MOVING:
         return None
@@ -145,7 +145,7 @@ def _after(op: tf.Operation, known: Known) -> Axes | None:
 
 
 def _behind_windows(op: tf.Operation, axes: Axes) -> Axes | None:
-    """Receptive fields behind a convolution or a pooling."""
+    """Return the receptive fields behind a convolution or a pooling."""
     if op.get_attr("data_format") != b"NHWC":
         return None
     if op.type in _CONVOLUTIONS:
@@ -166,7 +166,7 @@ def _behind_windows(op: tf.Operation, axes: Axes) -> Axes | None:
 
 
 def _behind_padding(op: tf.Operation, axes: Axes) -> Axes | None:
-    """Receptive fields behind padding, or one of the two steps around a dilated convolution."""
+    """Return those behind padding, or behind one of the two steps of a dilated convolution."""
     constants = [tf.get_static_value(x) for x in op.inputs[1:]]
     if any(x is None for x in constants):
         return None
@@ -181,7 +181,7 @@ def _behind_padding(op: tf.Operation, axes: Axes) -> Axes | None:
 
 
 def _behind_resizing(op: tf.Operation, axes: Axes) -> Axes | None:
-    """Receptive fields behind a change of size, without the width of its interpolation."""
+    """Return those behind a change of size, ignoring the width of the interpolation."""
     before, after = op.inputs[0].shape[1:3].as_list(), op.outputs[0].shape[1:3].as_list()
     if None in before + after:
         return None
@@ -195,7 +195,7 @@ def _seen(
     windows: Sequence[int] = (1, 1),
     strides: Sequence[float] = (1, 1),
 ) -> Axes:
-    """Let windows of cells, the first of them `before` cells outside, see what their cells see."""
+    """Return what windows of cells see; the first window starts `before` cells outside."""
     row, column = (
         Axis(float(a.step * s), float(a.first - a.step * b), float(a.last + a.step * (k - 1 - b)))
         for a, b, k, s in zip(axes, before, windows, strides, strict=True)

@@ -1,8 +1,8 @@
-"""Figures for the notebooks: each function draws what it is given and computes nothing.
+"""Figures for the notebooks: each function draws what it gets and computes nothing.
 
-A function of one panel takes ``ax=None`` and returns the axes. A function of a grid returns the
-figure. None calls ``show``: a notebook shows a figure by itself (end the line with a semicolon).
-Classes stand in order of severity and keep their colours.
+A function for one panel takes ``ax=None`` and returns the axes. A function for a grid returns the
+figure. No function calls ``show``, because a notebook shows figures by itself (end the line with a
+semicolon). Classes are in order of severity and keep their colours.
 """
 
 from mri import _face

@@ -1,6 +1,6 @@
-"""Heatmaps to play with in a notebook: pick a person, slide through the slices, ask for any class.
+"""Interactive heatmaps in a notebook: choose a person, a slice and a class.
 
-Only widgets and wiring: the maps are `GradCAM`'s, the picture is `plots.heatmap_grid`'s.
+This module has only the widgets. `GradCAM` makes the maps, `plots.heatmap_grid` the picture.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ MARKED = "last convolution"
 
 
 class Explorer:
-    """What the controls of `explore` choose, and the picture of it.
+    """The choices that the controls of `explore` offer, and the picture of a choice.
 
-    Made of the same parameters as `explore`.
+    It has the same parameters as `explore`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Explorer:
         return GradCAM(self.runs[network].model, chosen, method=method)
 
     def layers(self, network: str) -> list[str]:
-        """Return the names of the layers with a map of their own, the usual one first."""
+        """Return the names of the layers that can be explained, the usual one first."""
         found = [MARKED]
         for layer in self.runs[network].model.layers[2:]:
             shape = getattr(layer.output, "shape", ())
@@ -78,20 +78,20 @@ class Explorer:
         method: str = "hirescam",
         layer: str = MARKED,
     ) -> Figure:
-        """Return the figure of one slice, its heatmap and what the network says.
+        """Return the figure of one slice, its heatmap and the answer of the network.
 
         Parameters
         ----------
         person : str
             A key of `people`.
         position : int
-            Of the slice, from below; the lowest is 0.
+            Position of the slice, counted from the lowest, which is 0.
         network : str, optional
-            By default the first.
+            By default the first network.
         explained : str
-            A class name, or the predicted one.
+            A class name, or 'predicted class'.
         method, layer : str
-            See `GradCAM`.
+            As for `GradCAM`.
         """
         network = network or next(iter(self.runs))
         row, names = self.people[person][position], self.scans.class_names
@@ -106,20 +106,20 @@ class Explorer:
 
 
 def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows: np.ndarray) -> Any:
-    """Return controls over the heatmaps of whole people: person, slice, class, method, layer.
+    """Return controls for heatmaps: network, person, slice, class, method and layer.
 
-    Where widgets cannot run, as on a code host, the result shows as the picture of its first
-    choice; without ipywidgets it is that figure.
+    If widgets cannot run, for example on a code host, the result shows a picture of the first
+    choice. Without ipywidgets, the result is that figure.
 
     Parameters
     ----------
     runs : mapping of str to Trained
-        Networks by the name that is shown.
+        Networks by the name to show.
     scans : Scans
     groups : ndarray of int, shape (n,)
         Subject of each slice.
     rows : ndarray of int
-        The slices that can be chosen, of whole subjects.
+        The slices to choose from, of whole subjects.
 
     Returns
     -------
@@ -128,12 +128,12 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
     Raises
     ------
     ValueError
-        If there is no network or no slice, or groups or rows are not of these slices.
+        If there is no network or no slice, or groups or rows belong to other slices.
 
     Examples
     --------
+    >>> from mri.data import make_phantoms
     >>> from mri.models import build_model
-    >>> from mri.phantom import make_phantoms
     >>> from mri.training import Trained
     >>> phantoms = make_phantoms(4, 2, size=64)
     >>> run = Trained(build_model("compact", input_shape=(64, 64, 1)), {"temperature": 1.0}, None)
@@ -165,19 +165,19 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
     class Controls(ipywidgets.VBox):
         def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
             bundle = super()._repr_mimebundle_(**options)
-            # For readers whose viewer runs no widgets.
+            # For viewers that run no widgets.
             return bundle | {"image/png": bytes(picture.value)}
 
     def update(change: Mapping[str, Any] | None = None) -> None:
         values = {name: of.value for name, of in chosen.items()}
-        # People count from one, as the title does.
+        # The slider counts from 1, like the title.
         values["position"] -= 1
         picture.value = _png(explorer.draw(**values))
 
     drawn = [control for name, control in chosen.items() if name not in ("network", "person")]
 
     def renew(change: Mapping[str, Any]) -> None:
-        """Fit the slider to the person and the layers to the network, then draw once."""
+        """Adapt the slider to the person and the layers to the network, then draw once."""
         for control in drawn:
             control.unobserve(update, "value")
         chosen["position"].max = len(explorer.people[chosen["person"].value])

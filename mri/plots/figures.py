@@ -1,4 +1,4 @@
-"""Figures of slices, of training and of one model's evaluation."""
+"""Figures of slices, of a training and of the evaluation of one model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mri.plots.style import (
     show_image,
 )
 
-# Part of the head, as shares of width and height: where it is, where its name stands, the name.
+# Parts of the head: place of the part and place of its name, as shares of the size, and the name.
 _PARTS = [
     (np.array(at) / 128, np.array(place) / 128, name)
     for at, place, name in (
@@ -58,7 +58,7 @@ def class_counts(
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
-    """Draw how many of `labels` (n,) each class has, with its share; `unit` says of what."""
+    """Draw count and share of each class in `labels` (n,); `unit` says what is counted."""
     ax = panel(ax, 6, 2.2)
     order = severity_order(class_names)
     counts = np.bincount(labels, minlength=len(class_names))[order]
@@ -81,7 +81,7 @@ def sample_grid(
     seed: int = 0,
     title: str = "",
 ) -> Figure:
-    """Draw random slices of uint8 `images` (n, h, w), a row a class, with the class's count."""
+    """Draw random slices of uint8 `images` (n, h, w), one row per class, with its count."""
     rng, order = np.random.default_rng(seed), severity_order(class_names)
     size = (1.25 * per_class + 1.2, 1.3 * len(order) + 0.4)
     fig, axes = plt.subplots(len(order), per_class, figsize=size, squeeze=False)
@@ -100,11 +100,11 @@ def sample_grid(
 
 @mpl.rc_context(STYLE)
 def anatomy(image: np.ndarray, *, title: str = "") -> Figure:
-    """Draw uint8 `image` (h, w), a slice from the middle of a head, with its parts named.
+    """Draw uint8 `image` (h, w), a slice from the middle of a head, and name its parts.
 
-    The places are those of the average head; slices of this set are aligned well enough for them.
+    The places are those of the average head. The slices of this set are aligned well enough.
     """
-    # Room for names on both sides, which a layout that knows of them would take from the slice.
+    # Leave room for names on both sides; an automatic layout would shrink the slice instead.
     fig = plt.figure(figsize=(9, 4.4), layout="none")
     ax = fig.add_axes((0.27, 0.01, 0.46, 0.92))
     size = np.array(image.shape[::-1])
@@ -130,10 +130,10 @@ def anatomy(image: np.ndarray, *, title: str = "") -> Figure:
 def training_curves(
     history: Mapping[str, Sequence[float]], *, best_epoch: int | None = None, title: str = ""
 ) -> Figure:
-    """Draw loss and accuracy by epoch from 1, training beside validation.
+    """Draw loss and accuracy by epoch, counted from 1, for training and validation.
 
-    `history` has lists under loss, val_loss, accuracy, val_accuracy, and perhaps
-    val_balanced_accuracy. `best_epoch`, from 1, is the one that was kept.
+    `history` has lists for loss, val_loss, accuracy, val_accuracy, and perhaps
+    val_balanced_accuracy. `best_epoch`, counted from 1, is the epoch that was kept.
     """
     fig, axes = plt.subplots(1, 2, figsize=(9, 3.2))
     epochs = np.arange(1, len(history["loss"]) + 1)
@@ -157,7 +157,7 @@ def training_curves(
 
 @mpl.rc_context(STYLE)
 def confusion(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None = None) -> Axes:
-    """Draw the counts over their share of the true class, which gives the colour."""
+    """Draw the counts and their shares of the true class; the share gives the colour."""
     ax = panel(ax, 4.8, 4.6)
     order = severity_order(evaluation.class_names)
     counts = evaluation.confusion(unit)[np.ix_(order, order)]
@@ -198,7 +198,7 @@ def roc(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None = None) 
 
 @mpl.rc_context(STYLE)
 def reliability(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None = None) -> Axes:
-    """Draw accuracy against confidence in each bin of the ECE: a line a gap, an area a count."""
+    """Draw accuracy against confidence per ECE bin: lines show gaps, areas show counts."""
     ax = panel(ax, 4.8, 4.6)
     bins = reliability_bins(*evaluation.sample(unit)[:2]).dropna()
     x, y, n = bins["confidence"], bins["accuracy"], bins["count"]
@@ -210,7 +210,7 @@ def reliability(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None 
         away = 11 if accuracy > confidence else -11
         ax.annotate(f"{count}", (confidence, accuracy), (0, away), fontsize=7, **options)
     ece = f"ECE {evaluation.metrics[unit]['ece']}"
-    ax.text(0.98, 0.02, f"{ece}\nnumbers and areas: {unit}s in the bin", ha="right", va="bottom")
+    ax.text(0.98, 0.02, f"{ece}\nnumbers and areas: {unit}s per bin", ha="right", va="bottom")
     ax.set(xlabel="confidence (probability of the predicted class)", ylabel="accuracy")
     ax.set(xlim=(0, 1.05), ylim=(0, 1.05), aspect="equal", title=figure_title(evaluation, unit))
     return ax
@@ -224,7 +224,7 @@ def metric_intervals(
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
-    """Draw a metric of several named evaluations with 95% intervals, per slice and per subject."""
+    """Draw a metric of several evaluations per slice and per subject, with 95% intervals."""
     ax = panel(ax, 7.5, 1 + 0.5 * len(evaluations))
     for unit, marker, colour, shift in (
         ("slice", "o", GREY, -0.17),
@@ -255,7 +255,7 @@ def slice_pairs(
     names: tuple[str, str] = ("test slice", "nearest in training"),
     title: str = "",
 ) -> Figure:
-    """Draw uint8 slices (n, h, w) beside their partners, three pairs a row, with captions."""
+    """Draw uint8 slices (n, h, w) beside their partners, three pairs per row, with captions."""
     columns = min(3, len(left))
     rows = -(-len(left) // columns)
     fig = plt.figure(figsize=(3.1 * columns, 1.9 * rows + 0.3))
@@ -280,7 +280,7 @@ def similarity_histogram(
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
-    """Draw correlations (n,) within a subject and between two; what is NaN is left out."""
+    """Draw correlations (n,) within one subject and between two; NaN is left out."""
     ax = panel(ax, 7, 3.2)
     same, different = (np.asarray(x)[np.isfinite(x)] for x in (same, different))
     found = np.concatenate([same, different, [1]])  # rounding may exceed 1
@@ -290,7 +290,7 @@ def similarity_histogram(
         ax.hist(values, bins, color=colour, alpha=0.75, label=label)
     if threshold is not None:
         mark_epoch(ax, threshold, f"threshold {threshold:.3f}")
-    # Filled, so that the line of the threshold ends behind it.
+    # A filled legend hides the line of the threshold behind it.
     ax.legend(loc="upper left", frameon=True, facecolor="w", edgecolor="none", framealpha=1)
     ax.set(xlabel="correlation", ylabel="number of correlations")
     ax.set_title(title, pad=18)

@@ -1,4 +1,4 @@
-"""Figures of heatmaps that belong together: by method or model, and their mean by class."""
+"""Figures of several heatmaps: by method or model, and their mean by class."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def overlay(
 ) -> np.ndarray:
     """Return a uint8 (h, w, 3) image: `heatmap` in [0, 1] over a uint8 slice, both (h, w).
 
-    Opacity is `alpha` times the strength, so that the anatomy shows where the map is weak.
+    Opacity is `alpha` times the strength, so the anatomy is visible where the map is weak.
     """
     if np.shape(image) != np.shape(heatmap) or np.ndim(image) != 2:
         raise ValueError(
-            "image and heatmap must be (h, w) alike. "
+            "image and heatmap must have the same shape (h, w). "
             f"Received: image.shape={np.shape(image)}, heatmap.shape={np.shape(heatmap)}"
         )
     heat, grey = np.asarray(heatmap, dtype=float), np.asarray(image, dtype=float)
@@ -34,7 +34,7 @@ def overlay(
 
 
 def overlay_scale(peak: float = 1.0, *, alpha: float = 0.6) -> mpl.cm.ScalarMappable:
-    """Return what a colour bar needs: the colours of `overlay` from 0 to `peak`, on middle gray."""
+    """Return what a colour bar needs: the colours of `overlay`, 0 to `peak`, on middle gray."""
     strengths = np.linspace(0, 1, 256)[None]
     over_gray = overlay(np.full(strengths.shape, 128, np.uint8), strengths, alpha=alpha)
     colours = mpl.colors.ListedColormap(over_gray[0] / 255)
@@ -51,9 +51,9 @@ def heatmap_grid(
     *,
     title: str = "",
 ) -> Figure:
-    """Draw a row a slice: original, heatmap, overlay, and what was predicted and explained.
+    """Draw one row per slice: slice, heatmap, overlay, and predicted and explained class.
 
-    `images` are uint8 (n, h, w), `labels` (n,) or None where unknown, `probabilities` (n, k).
+    `images` are uint8 (n, h, w), `labels` (n,) or None if unknown, `probabilities` (n, k).
     """
     n, names = len(images), [readable(name) for name in class_names]
     size = (6.8, 1.48 * n + 0.95)
@@ -100,10 +100,10 @@ def overlay_columns(
     bare: bool = False,
     title: str = "",
 ) -> Figure:
-    """Draw a row a slice: itself, then what each method or model looked at and what it said.
+    """Draw one row per slice: the slice, then map and prediction of each method or model.
 
     `images` are uint8 (n, h, w), `labels` (n,); the explanations, by name, are of these images.
-    Maps lie over the slice, or are shown `bare`, where what they mark is as bright as they are.
+    Maps lie over the slice. Use `bare` to draw them alone if the marked pixels are very bright.
     """
     n, k = len(images), len(explanations)
     size = (1.75 * (k + 1) + 0.9, 2.0 * n + 0.7)
@@ -143,10 +143,10 @@ def mean_maps(
     *,
     title: str = "",
 ) -> Figure:
-    """Draw the mean heatmap of each true class over the mean slice, correct above wrong.
+    """Draw the mean heatmap of each true class over the mean slice: correct above, wrong below.
 
-    `explanation` and `labels` (n,) are of the same aligned slices, `background` is their mean as
-    uint8 (h, w). Where no slice is, nothing is drawn.
+    `explanation` and `labels` (n,) belong to the same aligned slices, and `background` is their
+    mean as uint8 (h, w). A panel without slices stays empty.
     """
     order = [c for c in severity_order(class_names) if (labels == c).any()]
     right = explanation.logits.argmax(1) == labels

@@ -1,4 +1,4 @@
-"""Figures of a comparison: who leads, by how much, whether it is real, and what it costs."""
+"""Figures of a comparison: the ranking, the p-values and the costs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _COSTS = {
 
 @mpl.rc_context(STYLE)
 def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = "") -> Axes:
-    """Draw a row a network, its figure under each protocol with 95% intervals, leaders shaded."""
+    """Draw one row per network, with its figures and 95% intervals; leaders are shaded."""
     board, networks = comparison.leaderboard(), comparison.networks()
     ax = panel(ax, 7.5, 1 + 0.34 * len(board))
     for row, (name, leads) in enumerate(board["leading"].items()):
@@ -53,7 +53,7 @@ def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = 
         Line2D([], [], color=_MARKS[p][1], marker=_MARKS[p][0], label=_NAMES[p]) for p in shown
     ]
     if board["leading"].any():
-        label = "cannot be told from the best"
+        label = "not distinguishable from the best"
         handles.append(Rectangle((0, 0), 1, 1, color=BLUE, alpha=0.1, label=label))
     ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(handles))
     ax.set_yticks(range(len(board)), board.index)
@@ -67,7 +67,7 @@ def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = 
 
 @mpl.rc_context(STYLE)
 def p_values(matrix: pd.DataFrame, *, ax: Axes | None = None, title: str = "") -> Axes:
-    """Draw the p-values of all pairs, of `mri.evaluation.pairwise`; those below 0.05 are filled."""
+    """Draw the p-values of `mri.evaluation.pairwise`; those below 0.05 are filled."""
     n = len(matrix)
     ax = panel(ax, 2.2 + 0.42 * n, 1.6 + 0.36 * n)
     values = matrix.to_numpy()
@@ -96,8 +96,8 @@ def cost(
 ) -> Axes:
     """Draw the figure of the ranking, with its 95% interval, against a cost.
 
-    The line joins those that nobody beats in both, as far as the figures go. Names stand at the
-    side, in the order of the figures.
+    The line joins models that no other model beats in both figure and cost; it ignores the
+    intervals. Names are at the side, in the order of the figures.
     """
     ax = panel(ax, 9, 4.4)
     of = comparison.table.set_index("model")
@@ -110,7 +110,7 @@ def cost(
     ax.vlines(x, low, high, color=GREY, alpha=0.35, linewidth=1, zorder=1)
     ax.scatter(x, y, color=[BLUE if name in front else GREY for name in of.index], zorder=3)
     ax.set_xscale("log")
-    # Costs that span less than a power of ten would have one tick.
+    # With a narrow range of costs, powers of ten would give a single tick.
     narrow = x.max() < 30 * x.min()
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.12g}"))
@@ -118,7 +118,7 @@ def cost(
     ax.margins(x=0.15, y=0.05)
     ax.grid()
     ax.set(xlabel=_COSTS[by], ylabel=f"{metric_label(comparison.by)} per slice", title=title)
-    # Many share a cost, so names beside the points would cover each other.
+    # Many models have the same cost, so names beside the points would overlap.
     line = {"arrowstyle": "-", "linewidth": 0.4, "alpha": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
     for i, name in enumerate(y.sort_values(ascending=False, kind="stable").index):
         colour, size = (BLUE, 7.5) if name in front else ("black", 6.5)
@@ -143,7 +143,7 @@ def side_by_side(
     unit: str = "slice",
     title: str = "",
 ) -> Figure:
-    """Draw `plots.confusion`, `plots.roc` or `plots.reliability` of several models in one row."""
+    """Draw `plots.confusion`, `plots.roc` or `plots.reliability` for several models in a row."""
     fig, axes = plt.subplots(1, len(evaluations), figsize=(4.2 * len(evaluations), 4.4))
     for ax, (name, evaluation) in zip(np.atleast_1d(axes), evaluations.items(), strict=True):
         draw(evaluation, unit=unit, ax=ax)

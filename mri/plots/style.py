@@ -1,7 +1,7 @@
-"""The look that all figures share, and the small pieces that they are made of.
+"""The common style of all figures, and small drawing functions that they share.
 
-The colours are those of Okabe & Ito 2008, safe for the colour-blind. Make axes of your own under
-``plt.rc_context(STYLE)``, so that they look like the others.
+The colours are from Okabe & Ito 2008 and are safe for colour-blind readers. To give your own axes
+the same style, create them under ``plt.rc_context(STYLE)``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ STYLE: dict[RcKeyType, Any] = {
     "xtick.color": "#333333",
     "ytick.color": "#333333",
 }
-"""One look, set for the time of a call, whatever the notebook's own style is."""
+"""One style for all figures; it applies during a call and overrides the notebook's style."""
 
 
 def readable(name: str) -> str:
@@ -60,55 +60,55 @@ def readable(name: str) -> str:
 
 
 def severity_order(class_names: Sequence[str]) -> list[int]:
-    """Return the labels by severity; those of other class names as they are."""
+    """Return the labels in order of severity; unknown class names keep their order."""
     names = checked_names("class_names", class_names)
     if set(names) <= set(COLOURS):
         return sorted(range(len(names)), key=lambda c: list(COLOURS).index(names[c]))
     return list(range(len(class_names)))
 
 
-# A notebook's backend is switched on by the first figure; within a style context the switch to
-# interactive would be undone at its end, and no later figure shown.
+# The first figure switches on a notebook's backend. Inside a style context, this switch to
+# interactive would be undone at the end, and later figures would not be shown.
 plt.switch_backend(plt.get_backend())
 
 
 def class_colour(class_names: Sequence[str], label: int) -> str:
-    """Return the colour of a class; names that are not public take spare ones in turn."""
+    """Return the colour of a class; classes outside the public set take spare colours in turn."""
     spare = [*COLOURS.values(), "#009E73", "#CC79A7", "#F0E442", "#000000"]
     name = checked_names("class_names", class_names)[label]
     return COLOURS.get(name, spare[label % len(spare)])
 
 
 def figure_title(evaluation: Evaluation, unit: str) -> str:
-    """Return model, data and split, with the number of slices or subjects."""
+    """Return the title of an evaluation with its number of slices or subjects."""
     size = f"per {unit}, n = {len(evaluation.sample(unit).labels)}"
     return f"{evaluation.title}\n{size}" if evaluation.title else size
 
 
 def panel(ax: Axes | None, width: float, height: float) -> Axes:
-    """Return `ax`, or the axes of a new figure of that size in inches."""
+    """Return `ax`, or the axes of a new figure of this size in inches."""
     return plt.subplots(figsize=(width, height))[1] if ax is None else ax
 
 
 def bare(ax: Axes) -> None:
-    """Take ticks and frame away."""
+    """Remove ticks and frame."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
 
 def show_image(ax: Axes, image: np.ndarray, **options: Any) -> AxesImage:
-    """Draw an image, gray values 0 to 255 unless told, without ticks and frame."""
+    """Draw an image without ticks and frame, by default gray values 0 to 255."""
     bare(ax)
     return ax.imshow(image, **{"cmap": "gray", "vmin": 0, "vmax": 255, **options})
 
 
 def beside(ax: Axes, text: str, place: tuple[float, float], **options: Any) -> None:
-    """Write a text to the right of a place."""
+    """Write a text to the right of a point."""
     ax.annotate(text, place, (6, 0), textcoords="offset points", va="center", **options)
 
 
 def mark_epoch(ax: Axes, x: float, text: str) -> None:
-    """Draw a vertical line with its name on top."""
+    """Draw a vertical line with a text on top."""
     ax.axvline(x, color="black", linestyle=":", linewidth=1)
     frame: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
     ax.annotate(text, (x, 1), (0, 2), ha="center", **frame)

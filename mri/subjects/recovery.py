@@ -99,7 +99,7 @@ def recover_subjects(
 
     Examples
     --------
-    >>> from mri.phantom import make_phantoms
+    >>> from mri.data import make_phantoms
     >>> phantoms = make_phantoms(4, 16, size=64)
     >>> found = recover_subjects(phantoms.images)
     >>> len(set(found.groups)), len(set(zip(found.groups, phantoms.subjects)))

@@ -1,4 +1,4 @@
-"""Divisions into training, validation and test parts, by person or, for comparison, by image."""
+"""Splits into training, validation and test parts: by person or, for comparison, by image."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from mri._arguments import integers, require, row_numbers
 
 PARTS = "train", "validation", "test"
-"""Names of the sides of a `Split`."""
+"""Names of the parts of a `Split`."""
 
 
 class DataLeakageError(ValueError):
-    """A subject stands on both sides of a split that claims to keep subjects apart."""
+    """A subject is in two parts of a subject-wise split, or a slice in two parts of any."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Rows to train on, to select on and to test on.
+    """Rows for training, for selection and for the test.
 
     Attributes
     ----------
     protocol : str
-        'subject' (no subject on two sides) or 'image' (leaky; only to compare with others).
+        'subject' (no subject is in two parts) or 'image' (leaky; only for comparison).
     train, validation, test : ndarray of int64
         Row numbers, disjoint.
     fold, folds, seed : int
-        Which of how many folds, and the seed of the division; -1 of 1 for a given test part.
+        Number of this fold, number of folds, and seed of the split. A given test part has fold -1
+        of 1.
     """
 
     protocol: str
@@ -45,14 +46,14 @@ class Split:
 def subject_split(
     labels: np.ndarray, groups: np.ndarray, *, fold: int = 0, folds: int = 5, seed: int = 0
 ) -> Split:
-    """Divide by subject: one fold to test, an eighth of the rest to select, the rest to train.
+    """Split by subject: one fold to test, an eighth of the rest to select, and the rest to train.
 
     Parameters
     ----------
     labels, groups : ndarray of int, shape (n,)
         Class and subject of each slice.
     fold, folds : int
-        Which of how many test folds.
+        Number of the test fold, and number of folds.
     seed : int
 
     Returns
@@ -62,15 +63,15 @@ def subject_split(
     Raises
     ------
     ValueError
-        If labels and groups are not as many integers, `fold` is not within `folds`, these are
-        fewer than 2, or there are fewer subjects than folds, or than 3.
+        If labels and groups are not integers of the same length, `folds` is below 2, `fold` is
+        not from 0 to `folds` - 1, or there are fewer subjects than folds or fewer than 3.
     DataLeakageError
-        If a subject ends up on two sides (it cannot, unless `groups` is not what it says).
+        If a subject is in two parts. The split prevents this; it is checked all the same.
 
     Warns
     -----
     UserWarning
-        Names the classes that have fewer subjects than folds: some fold cannot test them.
+        If a class has fewer subjects than folds, because some fold cannot test it.
 
     Examples
     --------
@@ -87,7 +88,7 @@ def subject_split(
     require(fold in range(folds), f"fold must be 0 to {folds - 1}.", fold=fold)
     subjects = np.unique(np.stack([groups, labels]), axis=1)
     found, needed = len(np.unique(groups)), max(folds, 3)
-    wanted = f"{folds} folds and a part to validate on take at least {needed} subjects."
+    wanted = f"{folds} folds and a validation part need at least {needed} subjects."
     require(found >= needed, wanted, subjects=found)
     counts = np.unique_counts(subjects[1])
     rare = {int(v): int(c) for v, c in zip(*counts, strict=True) if c < folds}
@@ -100,7 +101,7 @@ def subject_split(
             StratifiedGroupKFold(folds, shuffle=True, random_state=seed), labels, groups, fold
         )
         left = len(np.unique(groups[rest]))
-        require(left >= 2, f"Fold {fold} leaves too few subjects; take more folds.", left=left)
+        require(left >= 2, f"Fold {fold} leaves too few subjects; use more folds.", left=left)
         most = int(np.unique_counts(labels[rest]).counts.max())
         parts = min(8, left, max(2, most))
         inner = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
@@ -111,7 +112,7 @@ def subject_split(
 
 
 def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: int = 0) -> Split:
-    """Divide as the public benchmark does, ignoring who is who: for comparison only.
+    """Split by image, as the public benchmark does; use it only for comparison.
 
     Parameters
     ----------
@@ -119,7 +120,7 @@ def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: i
     test : sequence of int
         Rows of the published test file.
     seed : int
-        Of the validation part: a tenth of the other rows, by image like the test part.
+        Seed of the validation part: a tenth of the other rows, split by image too.
 
     Returns
     -------
@@ -128,8 +129,8 @@ def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: i
     Raises
     ------
     ValueError
-        If `labels` are not integers (n,), or `test` is not made of different row numbers that
-        leave at least 10 others of some class.
+        If `labels` are not integers (n,), `test` does not hold different row numbers, or it leaves
+        fewer than 10 rows of every class.
 
     Examples
     --------
@@ -140,7 +141,7 @@ def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: i
     labels = integers("labels", labels, np.size(labels))
     test = row_numbers("test", test, len(labels))
     repeats = len(test) - len(np.unique(test))
-    require(not repeats, "test must be different rows.", repeats=repeats)
+    require(not repeats, "test must hold different rows.", repeats=repeats)
     rest = np.setdiff1d(np.arange(len(labels)), test)
     most = int(np.unique_counts(labels[rest]).counts.max(initial=0))
     require(most >= 10, "test must leave 10 rows of some class to train on.", most=most)
@@ -150,12 +151,12 @@ def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: i
 
 
 def check_disjoint(split: Split, groups: np.ndarray) -> None:
-    """Raise `DataLeakageError` if a subject stands on two sides of `split`.
+    """Raise `DataLeakageError` if a subject is in two parts of `split`.
 
     Parameters
     ----------
     split : Split
-        Of any protocol: an image-level split fails, which is the point.
+        Of any protocol. An image-level split usually fails, because its subjects are shared.
     groups : ndarray of int, shape (n,)
     """
     sides = {side: set(groups[getattr(split, side)]) for side in PARTS}
@@ -163,8 +164,8 @@ def check_disjoint(split: Split, groups: np.ndarray) -> None:
         shared = sides[one] & sides[other]
         if shared:
             raise DataLeakageError(
-                f"{len(shared)} of {len(sides[other])} subjects of the {other} part stand in the "
-                f"{one} part too, among them subject {min(shared)}; divide with subject_split"
+                f"{len(shared)} of {len(sides[other])} subjects of the {other} part are also in "
+                f"the {one} part, for example subject {min(shared)}. Split with subject_split."
             )
 
 

@@ -1,7 +1,7 @@
 """One training loop for every network.
 
-`recipe` says how a network is trained, `loop` trains and saves it, `batches` and `checkpoint` make
-a killed run resume to the same result, and `folds` repeats it over all people.
+`recipe` says how a network is trained, and `loop` trains and saves it. With `batches` and
+`checkpoint`, a killed run resumes to the same result. `folds` repeats the training over all people.
 """
 
 from mri import _face

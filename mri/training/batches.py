@@ -1,4 +1,4 @@
-"""What feeds and measures a run: batches in a repeatable order, a loss and a metric."""
+"""Parts of a run: batches in a repeatable order, a loss and a metric."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mri._keras import keras
 
 
 class BalancedAccuracy(keras.metrics.Metric):
-    """Mean recall over the classes seen, from one-hot labels and logits."""
+    """Mean recall over the classes that occur, from one-hot labels and logits."""
 
     def __init__(self, classes: int, name: str = "balanced_accuracy", **options: Any) -> None:
         super().__init__(name=name, **options)
@@ -18,7 +18,7 @@ class BalancedAccuracy(keras.metrics.Metric):
         self.seen = self.add_weight(shape=(classes,), initializer="zeros", name="seen")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Count a batch; sample weights change the loss, not this figure."""
+        """Count a batch; sample weights change the loss but not this metric."""
         right = keras.ops.argmax(y_true, -1) == keras.ops.argmax(y_pred, -1)
         right = keras.ops.cast(right, y_true.dtype)[:, None]
         self.hits.assign_add(keras.ops.sum(y_true * right, axis=0))
@@ -32,14 +32,14 @@ class BalancedAccuracy(keras.metrics.Metric):
 
 
 class HardExamples(keras.losses.CategoricalCrossentropy):
-    """Cross-entropy of the hardest share of each batch; with 1, of all of it.
+    """Cross-entropy of the hardest share of each batch; 1 means the whole batch.
 
     Parameters
     ----------
     hardest : float
-        Share of the batch in (0, 1], at least one slice; the mean is over these.
+        Share of the batch in (0, 1], at least one slice; the loss is the mean over this share.
     **options
-        Of `keras.losses.CategoricalCrossentropy`.
+        Options of `keras.losses.CategoricalCrossentropy`.
     """
 
     def __init__(self, hardest: float = 1.0, **options: Any) -> None:
@@ -47,7 +47,7 @@ class HardExamples(keras.losses.CategoricalCrossentropy):
         self.hardest = hardest
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return (batch,) losses, those of the easy zero and the hard in proportion larger."""
+        """Return losses (batch,): zero for easy slices, scaled up for hard ones."""
         losses = super().call(y_true, y_pred)
         if self.hardest == 1:
             return losses
@@ -59,7 +59,7 @@ class HardExamples(keras.losses.CategoricalCrossentropy):
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches in an order that depends on (seed, epoch) alone, so that a resumed run repeats it.
+    """Batches whose order depends only on (seed, epoch), so that a resumed run repeats it.
 
     Parameters
     ----------
@@ -68,9 +68,10 @@ class Batches(keras.utils.PyDataset):
     classes : int
     batch_size : int
     balanced : bool
-        Draw every class equally often, with replacement.
-    seed, epoch : int
-        Of the first epoch to come.
+        Whether to draw every class equally often, with replacement.
+    seed : int
+    epoch : int
+        Number of the epoch that comes first.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Batches(keras.utils.PyDataset):
 
     @property
     def num_batches(self) -> int:
-        """Number of full batches; the few slices left over differ from epoch to epoch."""
+        """Number of full batches; each epoch leaves out a few other slices."""
         return max(1, len(self.labels) // self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +111,7 @@ class Batches(keras.utils.PyDataset):
         return self.images[rows][..., None], self.targets[rows]
 
     def on_epoch_begin(self) -> None:
-        """Draw the order of the epoch that begins."""
-        # Not on_epoch_end: `fit` calls that once before the first epoch too.
+        """Draw the order of the epoch that now begins."""
+        # Not in on_epoch_end, because `fit` also calls that once before the first epoch.
         self._draw()
         self.epoch += 1

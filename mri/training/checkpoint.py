@@ -1,4 +1,4 @@
-"""The state of a run after each epoch, from which a killed run resumes to the same result."""
+"""The state of a run after each epoch; from it, a killed run resumes to the same result."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mri._keras import keras
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keep everything that the rest of a run depends on, after every epoch, in one file.
+    """After every epoch, write everything that the rest of the run depends on into one file.
 
-    Keras' `BackupAndRestore` forgets the state of `EarlyStopping` and the history, so a resumed
-    run would choose another epoch; here weights, optimiser, random states, best weights and
-    history are written together, under a temporary name first.
+    Keras' `BackupAndRestore` forgets the history and the state of `EarlyStopping`, so a resumed run
+    could choose another epoch. Here, weights, optimiser, random states, best weights and history
+    are written together, first under a temporary name.
     """
 
     def __init__(self, path: Path, stopper: keras.callbacks.EarlyStopping, signature: str) -> None:
@@ -32,7 +32,7 @@ class Checkpoint(keras.callbacks.Callback):
         return [*self.model.variables, *self.model.optimizer.variables]
 
     def restore(self, model: keras.Model) -> None:
-        """Put the kept state of the same run into `model`; a damaged or foreign file is ignored."""
+        """Load the state of the same run into `model`; ignore a damaged or foreign file."""
         self.set_model(model)
         try:
             with self.path.open("rb") as file, np.load(file) as state:
@@ -41,7 +41,7 @@ class Checkpoint(keras.callbacks.Callback):
                     return
                 values = [state[f"v{i}"] for i in range(len(self._variables()))]
                 best = [state[f"b{i}"] for i in range(len(model.weights))]
-        except Exception:  # Of a damaged archive almost any kind; the run then starts anew.
+        except Exception:  # A damaged archive can raise almost anything; the run starts anew.
             return
         for variable, value in zip(self._variables(), values, strict=True):
             variable.assign(value)
@@ -51,22 +51,22 @@ class Checkpoint(keras.callbacks.Callback):
         self.stopped = self._stopping["wait"] >= self.stopper.patience
 
     def kept(self) -> str:
-        """Say what a run that has ended too soon leaves behind."""
+        """Say what an interrupted run leaves behind."""
         if not self.epochs_done:
             return "No epoch was finished, so nothing is kept."
         return (
             f"Kept in {self.path}: {self.epochs_done} finished epochs, with the best weights so "
-            "far; the same call goes on from there."
+            "far. Repeat the same call to continue."
         )
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
-        """Hand its state back to the early stopping, which has just cleared it."""
+        """Give the early stopping its state back, because it has just cleared it."""
         if self.epochs_done:
             vars(self.stopper).update(self._stopping)
         self._clock = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Write the state; runs after the early stopping has judged the epoch."""
+        """Write the state, after the early stopping has judged the epoch."""
         self.record.append({key: float(value) for key, value in (logs or {}).items()})
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
@@ -80,7 +80,7 @@ class Checkpoint(keras.callbacks.Callback):
         }
         arrays: dict[str, Any] = {f"v{i}": np.asarray(v) for i, v in enumerate(self._variables())}
         arrays |= {f"b{i}": value for i, value in enumerate(self.stopper.best_weights)}
-        # A file and not its name, to which NumPy might add an ending.
+        # An open file, because NumPy may add an ending to a name.
         with replacing(self.path) as temporary, temporary.open("wb") as file:
             np.savez(file, meta=json.dumps(meta), **arrays)
         self.epochs_done = epoch + 1

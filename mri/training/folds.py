@@ -1,4 +1,4 @@
-"""Models × folds × seeds, each trained once whatever happens in between, and their logits kept."""
+"""Train models × folds × seeds, each once even if the sweep is interrupted; keep their logits."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from mri.training.recipe import Recipe, entries, recipe_of
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """Logits of every slice from networks that have never seen its subject.
+    """Logits of every slice, from networks that have never seen its subject.
 
     Attributes
     ----------
     frame : DataFrame
-        One row a slice, part and network: model, fold, seed, part ('test' or 'validation'), row
-        (in the scans), subject, label, and one column `logit_<class>`, divided by the temperature
-        that was fitted on the validation part of the same network.
+        One row per slice, part and network: model, fold, seed, part ('test' or 'validation'), row
+        (in the scans), subject, label, and one column `logit_<class>` per class. The logits are
+        divided by the temperature fitted on the validation part of the same network.
     class_names : tuple of str
         In label order.
     origin : str
-        What the slices are, for titles.
+        What kind of slices these are, for titles.
     """
 
     frame: pd.DataFrame = field(repr=False)
@@ -55,7 +55,7 @@ class CrossValidation:
 
     @property
     def models(self) -> list[str]:
-        """Names of the networks, in the order in which they were asked for."""
+        """Names of the networks, in the requested order."""
         return list(self.frame["model"].unique())
 
     @property
@@ -66,22 +66,22 @@ class CrossValidation:
         return self.models if models is None else np.atleast_1d(models).tolist()
 
     def pooled(self, models: Sequence[str] | str | None = None, part: str = "test") -> pd.DataFrame:
-        """Return one row a slice, with the mean of its logits over the given models and seeds.
+        """Return one row per slice, with the mean of its logits over the given models and seeds.
 
-        A slice that is in the validation part of several folds has been judged by several
-        networks; their logits are averaged too.
+        If a slice is in the validation part of several folds, several networks have judged it.
+        Their logits are averaged too.
         """
         wanted = self._wanted(models)
         chosen = self.frame[self.frame["model"].isin(wanted) & (self.frame["part"] == part)]
         if chosen.empty:
             raise ValueError(
-                f"no {part} logits of {wanted}; there are {self.models}, parts "
+                f"There are no {part} logits of {wanted}. Models: {self.models}, parts: "
                 f"{sorted(self.frame['part'].unique())}"
             )
         found = chosen.groupby(["row", "subject", "label"], as_index=False)[self._logits].mean()
         alike = not found["row"].duplicated().any()
         require(
-            alike, "Only models of the same labels and subjects can be averaged.", models=wanted
+            alike, "Only models with the same labels and subjects can be averaged.", models=wanted
         )
         return found
 
@@ -92,16 +92,16 @@ class CrossValidation:
         part: str = "test",
         seed: int = 0,
     ) -> Evaluation:
-        """Measure the mean of the logits of the given models (by default all) over all seeds.
+        """Evaluate the mean logits of the given models (by default all) over all seeds.
 
         Parameters
         ----------
         models : str or sequence of str, optional
-            Several are an ensemble, as are the seeds of one.
+            Several models form an ensemble, and so do several seeds of one model.
         part : {'test', 'validation'}
             Choose recipes by 'validation', report 'test'.
         seed : int
-            Of the bootstrap over subjects.
+            Seed of the bootstrap over subjects.
 
         Returns
         -------
@@ -110,7 +110,7 @@ class CrossValidation:
         Raises
         ------
         ValueError
-            If there are none such, or they were judged by different labels or subjects.
+            If there are no such logits, or the models have different labels or subjects.
         """
         frame = self.pooled(models, part)
         names = " + ".join(self._wanted(models))
@@ -124,9 +124,9 @@ class CrossValidation:
         )
 
     def table(self, *, unit: str = "subject", part: str = "test") -> pd.DataFrame:
-        """Return a row a network, a column a figure with its interval.
+        """Return one row per network and one column per figure with its interval.
 
-        Of a network with several seeds the logits are averaged: its row is that of an ensemble.
+        The logits of several seeds are averaged, so such a row describes an ensemble.
 
         Parameters
         ----------
@@ -148,7 +148,7 @@ class CrossValidation:
         return pd.DataFrame(rows).T
 
     def per_fold(self, metric: str = "demented_auc", *, unit: str = "subject") -> pd.DataFrame:
-        """Return a row a network, a column a fold: its figure on the people of that fold."""
+        """Return one row per network and one column per fold: the figure on its people."""
         rows: dict[str, dict[str, float]] = {}
         for (model, fold), of in self.frame.groupby(["model", "fold"], sort=False):
             found = replace(self, frame=of).evaluate(model).metrics[unit][metric]
@@ -156,18 +156,18 @@ class CrossValidation:
         return pd.DataFrame.from_dict(rows, orient="index")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the logits as parquet, so that every figure can be had again without training."""
+        """Write the logits as parquet; all figures follow from them without training."""
         about = {"class_names": list(self.class_names), "origin": self.origin}
         LogitsTable(self.frame, about).save(Path(path))
 
 
 def read_crossval(path: str | os.PathLike[str]) -> CrossValidation:
-    """Read what `CrossValidation.save` has written.
+    """Read a file that `CrossValidation.save` has written.
 
     Raises
     ------
     DataError
-        If the file is not such a one.
+        If it is another kind of file.
 
     Examples
     --------
@@ -175,9 +175,10 @@ def read_crossval(path: str | os.PathLike[str]) -> CrossValidation:
     ['tissue', 'compact', '1-nearest neighbour']
     """
     table = LogitsTable.read(path)
-    columns = {"model", "fold", "seed", "part"} - set(table.frame)
-    if columns or "origin" not in table.about:
-        raise DataError(f"{path}: no logits of a cross-validation, it lacks {sorted(columns)}")
+    lacking = {"model", "fold", "seed", "part"} - set(table.frame)
+    lacking |= {"origin"} - set(table.about)
+    if lacking:
+        raise DataError(f"{path}: no logits of a cross-validation; it lacks {sorted(lacking)}")
     return CrossValidation(table.frame, tuple(table.about["class_names"]), table.about["origin"])
 
 
@@ -192,13 +193,13 @@ def cross_validate(
     folder: str | os.PathLike[str] = "models/crossval",
     jobs: int | None = None,
 ) -> CrossValidation:
-    """Train every builder on every fold with every seed, subject-wise, and keep all logits.
+    """Train every builder on every subject-wise fold with every seed, and keep all logits.
 
-    Each cell of the sweep trains with `mri.train` and leaves its network, its card and
-    ``<cell>.parquet`` in `folder`. A finished cell is read, a killed one goes on after its last
-    whole epoch, so the same call is repeated until the sweep is done. Cells run through joblib:
-    ``with joblib.parallel_config("dask"):`` (or ``"ray"``) around the call spreads them over a
-    cluster whose workers see `folder` under the same path.
+    Each cell of the sweep trains with `mri.train`. It leaves its network, its card and
+    ``<cell>.parquet`` in `folder`. An interrupted sweep resumes when the call is repeated: finished
+    cells are read, and a killed cell continues after its last whole epoch. Cells run through
+    joblib. On a cluster, put ``with joblib.parallel_config("dask"):`` (or ``"ray"``) around the
+    call; all workers must see `folder` under the same path.
 
     Parameters
     ----------
@@ -208,15 +209,15 @@ def cross_validate(
     groups : ndarray of int, shape (n,)
         Subject of each slice.
     recipe : Recipe, optional
-        Of all builders; by default each one's own, see `mri.training.RECIPES`.
+        One recipe for all builders; by default each uses its own from `mri.training.RECIPES`.
     folds : int
-        Of `mri.subject_split`; the division has seed 0 whatever the training's seed.
+        As for `mri.subject_split`. The split always has seed 0, whatever the training seed is.
     seeds : sequence of int
-        Of weights, order and augmentation.
+        Seeds of weights, order and augmentation.
     folder : path
     jobs : int, optional
-        Networks at a time, each on its share of the cores; by default one, or as many as the
-        backend chosen with ``joblib.parallel_config`` runs.
+        How many networks train at a time, each on its share of the cores. By default one, or as
+        many as the backend of ``joblib.parallel_config`` runs.
 
     Returns
     -------
@@ -225,13 +226,13 @@ def cross_validate(
     Raises
     ------
     ValueError
-        If a builder is not registered, there is nothing to do, the groups are not of these slices,
-        `folds` is below 2 or `jobs` below 1.
+        If a builder is not registered, builders or seeds are empty, the groups belong to other
+        slices, `folds` is below 2 or `jobs` is below 1.
 
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
-    >>> from mri.phantom import make_phantoms
+    >>> from mri.data import make_phantoms
     >>> from mri.training import Recipe
     >>> phantoms, short = make_phantoms(16, 2, size=64), Recipe(epochs=1, batch_size=8)
     >>> options = {"recipe": short, "folds": 2}
@@ -239,14 +240,14 @@ def cross_validate(
     ...     found = cross_validate(
     ...         "tissue", phantoms.scans, phantoms.subjects, folder=folder, **options
     ...     )
-    >>> len(found.pooled())  # Every slice has been in one test part.
+    >>> len(found.pooled())  # Every slice is in exactly one test part.
     32
     """
     builders = np.atleast_1d(builders).tolist()
     unknown = sorted(set(builders) - set(list_models()))
     if unknown or not builders or not len(seeds):
         raise ValueError(
-            f"builders must be some of {list_models()}, and seeds not empty. "
+            f"builders must be some of {list_models()}, and seeds must not be empty. "
             f"Received: {builders}, seeds={list(seeds)}"
         )
     groups = integers("groups", groups, len(scans))
@@ -262,7 +263,7 @@ def cross_validate(
     ]
     threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
     frames = Parallel(n_jobs=jobs, return_as="list")(
-        # The function itself goes along: a worker knows only the builders of `mri.models`.
+        # The function itself is sent, because a worker knows only the builders of `mri.models`.
         delayed(_run_cell)(_BUILDERS[cell.builder], cell, groups, folder, threads)
         for cell in tqdm(cells, desc="networks", disable=None)
     )
@@ -272,28 +273,21 @@ def cross_validate(
 def _run_cell(
     builder: Builder, cell: Run, groups: np.ndarray, folder: Path, threads: int
 ) -> pd.DataFrame:
-    """Train one network, or find it trained, and return its logits on the parts held out."""
-    with suppress(RuntimeError):  # Of a process that has computed already.
+    """Train one network unless it is trained, and return its logits on the held-out parts."""
+    with suppress(RuntimeError):  # TensorFlow refuses once the process has computed.
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     register(builder)
-    scans, split, seed = cell.scans, cell.split, cell.seed
-    settings = json.dumps([asdict(cell.recipe), scans.fingerprint(), split.folds], sort_keys=True)
+    scans, split, recipe, seed = cell.scans, cell.split, cell.recipe, cell.seed
+    settings = json.dumps([asdict(recipe), scans.fingerprint(), split.folds], sort_keys=True)
     tag = hashlib.sha256(settings.encode()).hexdigest()[:8]
     name = f"{cell.builder}-{tag}-fold{split.fold}-seed{seed}"
     run = train(
-        cell.builder,
-        scans,
-        split,
-        name=name,
-        recipe=cell.recipe,
-        seed=seed,
-        folder=folder,
-        verbose=0,
+        cell.builder, scans, split, name=name, recipe=recipe, seed=seed, folder=folder, verbose=0
     )
     path = folder / f"{name}.cell.parquet"
     people = hashlib.sha256(groups.astype(np.int64).tobytes()).hexdigest()
     key = f"{run.card['signature']} {people}"
-    with suppress(DataError):  # Absent or damaged: computed again.
+    with suppress(DataError):  # If absent or damaged, it is computed again.
         table = LogitsTable.read(path)
         if table.about.get("key") == key:
             return table.frame
@@ -305,15 +299,15 @@ def _run_cell(
 
 
 def cross_validate_probes(scans: Scans, groups: np.ndarray, *, folds: int = 5) -> pd.DataFrame:
-    """Judge everybody, as `cross_validate` does, by classifiers that know nothing of anatomy.
+    """Cross-validate two classifiers that know nothing about anatomy.
 
-    The nearest neighbour in pixels and a linear probe on principal components: what a network has
-    to be better than. Their temperature too is fitted on the validation part.
+    They are the nearest neighbour in pixels and a linear probe on principal components. A network
+    should be better than both. Their temperature is also fitted on the validation part.
 
     Returns
     -------
     DataFrame
-        As `CrossValidation.frame`.
+        With the columns of `CrossValidation.frame`.
     """
     pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
     frames = []
@@ -351,7 +345,7 @@ def _frame(
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return the rows of `CrossValidation.frame` that one classifier gives, calibrated."""
+    """Return the rows of one classifier for `CrossValidation.frame`."""
     rows, sizes = _held_out(split), [len(split.validation), len(split.test)]
     part = np.repeat(["validation", "test"], sizes)
     about = pd.DataFrame({"model": model, "fold": split.fold, "seed": seed, "part": part})
@@ -367,9 +361,9 @@ def sweep(
     folds: int = 5,
     seeds: int = 1,
 ) -> CrossValidation:
-    """Judge networks, classifiers that know no anatomy, and a control on all people, and keep it.
+    """Cross-validate networks, simple classifiers and a control on all people; keep the logits.
 
-    The control is the first network trained on diagnoses shuffled among the subjects.
+    The control is the first network, trained on diagnoses shuffled among the subjects.
 
     Parameters
     ----------
@@ -378,7 +372,7 @@ def sweep(
     groups : ndarray of int, shape (n,)
         Subject of each slice.
     output : path
-        Of the logits; the networks go into the folder of the same name without ending.
+        File for the logits. The networks go into a folder of the same name without ending.
     folds, seeds : int
 
     Returns
@@ -409,9 +403,9 @@ def train_zoo(
     seeds: int = 1,
     folder: str | os.PathLike[str] = "models/zoo",
 ) -> Iterator[str]:
-    """Train networks under both protocols and keep their logits, a line of text for each.
+    """Train networks under both protocols and keep their logits; yield a line of text for each.
 
-    What is finished already is not done again.
+    Finished networks are not trained again.
 
     Parameters
     ----------
@@ -421,37 +415,30 @@ def train_zoo(
     groups : ndarray of int, shape (n,)
         Subject of each slice.
     names : sequence of str
-        Of `mri.training.recipe.entries`; by default all.
+        Names from `mri.training.recipe.entries`; by default all.
     seeds : int
     folder : path
 
     Raises
     ------
     ValueError
-        If there is no network of that name.
+        If there is no network with that name.
     """
     zoo = entries()
     unknown = sorted(set(names) - set(zoo))
-    require(not unknown, f"No network of that name, there are {', '.join(zoo)}.", names=unknown)
+    require(not unknown, f"No network of that name. There are {', '.join(zoo)}.", names=unknown)
     for name, seed, protocol in product(names or zoo, range(seeds), splits):
         builder, recipe = zoo[name]
         stem = f"{name}{f'-seed{seed}' if seed else ''}-{protocol}"
         path, split = Path(folder) / f"{stem}.keras", splits[protocol]
-        # Not every model file is in the repository, but every card with its logits.
+        # The repository has every card with its logits, but not every model file.
         if find_logits(ModelFile(path)) and is_trained(
             builder, scans, split, path, recipe=recipe, seed=seed
         ):
             yield f"{path}: trained before"
             continue
         run = train(
-            builder,
-            scans,
-            split,
-            name=stem,
-            recipe=recipe,
-            seed=seed,
-            folder=folder,
-            verbose=0,
+            builder, scans, split, name=stem, recipe=recipe, seed=seed, folder=folder, verbose=0
         )
         if find_logits(ModelFile(run.path)) is None:
             keep_logits(ModelFile(run.path), scans, groups)

@@ -1,4 +1,4 @@
-"""One `train` for every network and protocol, resumable after a kill to the same result."""
+"""One `train` for every network and protocol; a killed run resumes to the same result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mri.training.recipe import Recipe, native_dtype, recipe_of
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A network, what it is trained on and how: all that determines the result.
+    """A network, its data and its training: everything that determines the result.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Run:
     scans : Scans
     split : Split
     recipe : Recipe
-        With a `dtype` other than 'auto'.
+        Its `dtype` is not 'auto'.
     seed : int
     """
 
@@ -53,7 +53,7 @@ class Run:
     seed: int = 0
 
     def build(self) -> keras.Model:
-        """Return the network with the initial weights of the seed."""
+        """Build the network with the initial weights of the seed."""
         keras.utils.set_random_seed(self.seed)
         return build_model(
             self.builder,
@@ -65,16 +65,16 @@ class Run:
 
     @cached_property
     def model(self) -> keras.Model:
-        """The network that is trained; built once."""
+        """The network, built once."""
         return self.build()
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that determines the result, JSON-ready."""
+        """Everything that determines the result, ready for JSON."""
         rows = hashlib.sha256()
         for part in PARTS:
             rows.update(np.ascontiguousarray(getattr(self.split, part), np.int64).tobytes() + b"|")
-        # A builder may be edited between two runs; Keras numbers layers on from one to the next.
+        # A builder may be edited between two runs. Keras goes on numbering layers; that is removed.
         network = re.sub(r'_\d+(?=")', "", self.model.to_json())
         parts = [len(getattr(self.split, part)) for part in PARTS]
         return {
@@ -95,25 +95,25 @@ class Run:
 
     @cached_property
     def signature(self) -> str:
-        """SHA-256 of the identity: equal where the results are."""
+        """SHA-256 of the identity; runs with the same signature have the same result."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch."""
+        """Number of steps in one epoch."""
         return max(1, len(self.split.train) // self.recipe.batch_size)
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained network with all that is known about it.
+    """A trained network with everything that is known about it.
 
     Attributes
     ----------
     model : keras.Model
         With the weights of the best epoch.
     card : dict
-        What ``models/<name>.json`` says.
+        The content of ``models/<name>.json``.
     path : Path
         The ``.keras`` file.
     """
@@ -129,7 +129,7 @@ class Trained:
 
     @property
     def best_epoch(self) -> int:
-        """Number of the epoch kept, from 0."""
+        """Number of the epoch that was kept, counted from 0."""
         return self.card["best_epoch"]
 
 
@@ -153,26 +153,26 @@ def train(
     builder : str
         One of `mri.list_models`.
     scans : Scans
-        All slices; `split` says which are used for what, the test part is never touched.
+        All slices. `split` says which are used for what; the test part is never touched.
     split : Split
-        From `subject_split` or `image_split`: the validation part is cut as the test part is.
+        From `subject_split` or `image_split`. Both cut validation and test in the same way.
     name : str, optional
         File name without ending; by default ``<builder>-<protocol>``.
     recipe : Recipe, optional
-        By default the one of its name in `mri.training.RECIPES`, else ``Recipe()``.
+        By default the recipe of the builder's name in `mri.training.RECIPES`, else ``Recipe()``.
     seed : int
-        Of the initial weights, the order of the slices, augmentation and dropout.
+        Seed of the initial weights, the order of the slices, augmentation and dropout.
     folder : path
-        Where ``<name>.keras`` and ``<name>.json`` go.
+        Where ``<name>.keras`` and ``<name>.json`` are written.
     resume : bool
-        Continue a killed run after its last whole epoch, to the same result; return a finished
-        one as it is. With False, start anew. Where another process trains under the same name,
-        wait for it.
+        If True, a killed run continues after its last whole epoch, to the same result, and a
+        finished run is returned as it is. If False, training starts anew. If another process
+        trains under the same name, this call waits for it.
     verbose : 'auto', 0, 1 or 2
-        Of Keras' progress bar.
+        As for ``fit`` of Keras: its progress bar.
     callbacks : sequence of keras.callbacks.Callback
-        That watch the epochs trained in this call, such as TensorBoard's or MLflow's; the result
-        is the same with and without them, and a finished run calls none.
+        They watch the epochs of this call, such as TensorBoard's or MLflow's. They do not change
+        the result. A finished run calls none.
 
     Returns
     -------
@@ -181,19 +181,21 @@ def train(
     Raises
     ------
     ValueError
-        If there is no such builder, or the split has an empty train or validation part or is not
-        of these slices, or a network of real slices would be overwritten by one of phantoms.
+        If there is no such builder, the split has an empty train or validation part, the split
+        belongs to other slices, or a network trained on phantoms would overwrite one trained on
+        real slices.
     DataLeakageError
         If parts of the split share a slice.
     RuntimeError
-        If the loss becomes NaN or infinite; lower the learning rate.
+        If the loss becomes NaN or infinite. Lower the learning rate.
     OSError
-        If `folder` cannot be written, or its disk is full.
+        If `folder` cannot be written or its disk is full.
 
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
-    >>> from mri.phantom import make_phantoms
+    >>> from mri.data import make_phantoms
+    >>> from mri.subjects import subject_split
     >>> phantoms, short = make_phantoms(24, 2, size=64), Recipe(epochs=2, batch_size=8)
     >>> split = subject_split(phantoms.labels, phantoms.subjects, folds=2)
     >>> with TemporaryDirectory() as folder:
@@ -207,12 +209,12 @@ def train(
     card = _card_of(file)
     require(
         not scans.synthetic or card.get("synthetic", True),
-        "A network of real slices is not overwritten by one of phantoms; take another folder.",
+        "A network of real slices is not overwritten by one of phantoms; use another folder.",
         path=str(file.path),
     )
     run = _same_run(Run(builder, scans, split, recipe, seed), card)
     run = run or Run(builder, scans, split, replace(recipe, dtype=_resolved(recipe)), seed)
-    # Looked for again where another process had to be waited for.
+    # Checked again below, because another process may have finished it while this one waited.
     if resume and (done := _finished(file, run)):
         return done
     with alone(file.path):
@@ -225,9 +227,9 @@ def train(
 def is_trained(
     builder: str, scans: Scans, split: Split, path: Path, *, recipe: Recipe, seed: int = 0
 ) -> bool:
-    """Whether the card at `path` is of this very run, with its model file or without.
+    """Return whether the card at `path` belongs to this run; the model file may be missing.
 
-    A recipe that leaves the arithmetic to the machine fits a run on any.
+    A recipe with dtype 'auto' also matches a run on a machine with another arithmetic.
     """
     return (
         _same_run(Run(builder, scans, split, recipe, seed), _card_of(ModelFile(path))) is not None
@@ -235,7 +237,7 @@ def is_trained(
 
 
 def _same_run(run: Run, card: Mapping[str, Any]) -> Run | None:
-    """Return the run with the arithmetic of the card, None where the card is of another run."""
+    """Return the run with the dtype of the card, or None if the card is of another run."""
     dtype = card.get("recipe", {}).get("dtype")
     if run.recipe.dtype not in ("auto", dtype) or dtype not in DTYPES:
         return None
@@ -254,20 +256,20 @@ def _check_split(split: Split, n: int) -> None:
     rows, times = np.unique(np.concatenate(parts), return_counts=True)
     if len(twice := rows[times > 1]):
         raise DataLeakageError(
-            f"{len(twice)} rows stand twice in the split, such as {twice[0]}; divide the slices "
-            "with subject_split"
+            f"{len(twice)} rows occur twice in the split, for example {twice[0]}. Divide the "
+            "slices with subject_split."
         )
 
 
 def _card_of(file: ModelFile) -> dict[str, Any]:
-    """Return the card of a file, empty where it is absent or damaged."""
+    """Return the card of a file, or an empty dict if it is absent or damaged."""
     with suppress(ModelFileError):
         return file.card or {}
     return {}
 
 
 def _finished(file: ModelFile, run: Run) -> Trained | None:
-    """Return the finished run; what is damaged is trained again."""
+    """Return the finished run, or None; a damaged model is trained again."""
     card = _card_of(file)
     if card.get("signature") != run.signature:
         return None
@@ -285,17 +287,17 @@ def _trained(
     verbose: str | int,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> Trained:
-    """Train what is not trained yet, save it and return it."""
+    """Train the epochs that are missing, save the network and return it."""
     state = path.with_name(f".{path.stem}.state.npz")
     if not resume:
         state.unlink(missing_ok=True)
     checkpoint = Checkpoint(state, _stopper(run.recipe), run.signature)
-    # A file of other weights may have been read into the network of the run.
+    # `run.model` may hold weights that were read from a file.
     model = run.build()
     steps = run.recipe.epochs * run.steps
     _compile(model, run.recipe, classes=len(run.scans.class_names), steps=steps)
     _fit(model, run, checkpoint, verbose=verbose, callbacks=callbacks)
-    # Saved without optimiser and metrics: a third of the size, and any Keras can load it.
+    # Without optimiser and metrics the file has a third of the size, and any Keras can load it.
     final = run.build()
     final.set_weights(model.get_weights())
     card = save_model(final, path, _card(final, run, checkpoint))
@@ -320,7 +322,7 @@ def _fit(
     verbose: str | int,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
-    """Train what the checkpoint has not yet; an error says what is kept."""
+    """Train the epochs that the checkpoint lacks; an error gets a note on what is kept."""
     scans, split, recipe = run.scans, run.split, run.recipe
     classes = len(scans.class_names)
     checkpoint.restore(model)
@@ -345,7 +347,7 @@ def _fit(
             validation_data=validation,
             validation_batch_size=256,
             class_weight=_class_weights(scans.labels[split.train], recipe, classes),
-            # Keras would shuffle the batches by Python's global random state, which no file keeps.
+            # Keras would use Python's global random state, which no checkpoint keeps.
             shuffle=False,
             callbacks=[
                 keras.callbacks.TerminateOnNaN(raise_error=True),
@@ -355,15 +357,15 @@ def _fit(
             ],
             verbose=verbose,
         )
-    except BaseException as error:  # Ctrl-C too.
+    except BaseException as error:  # Includes Ctrl-C.
         if isinstance(error, RuntimeError) and "NaN or Inf" in str(error):
-            error.add_note(f"Lower the learning rate, it is {recipe.learning_rate}.")
+            error.add_note(f"Lower the learning rate; it is {recipe.learning_rate} now.")
         error.add_note(checkpoint.kept())
         raise
 
 
 def _card(model: keras.Model, run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return all that is known of a finished run, JSON-ready."""
+    """Return everything that is known about a finished run, ready for JSON."""
     rows = run.split.validation
     logits, labels = predict_logits(model, run.scans.images[rows]), run.scans.labels[rows]
     return {
@@ -405,7 +407,7 @@ def _compile(model: keras.Model, recipe: Recipe, *, classes: int, steps: int) ->
         HardExamples(recipe.hardest, from_logits=True, label_smoothing=recipe.label_smoothing),
         metrics=["accuracy", BalancedAccuracy(classes)],
     )
-    # Keras may have wrapped it, to scale the loss.
+    # `model.optimizer`, because Keras may have wrapped the optimizer to scale the loss.
     model.optimizer.build(model.trainable_variables)
 
 

@@ -1,4 +1,4 @@
-"""How each network is trained: the options of a run, and the recipe of every network."""
+"""How networks are trained: the options of a run, and the recipe of every network."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ class Recipe:
     Attributes
     ----------
     epochs : int
-        Passes over the training part; the learning rate reaches zero at the last one.
+        Passes over the training part. The learning rate reaches zero at the end of the last.
     batch_size : int
     learning_rate : float
-        Peak of the AdamW schedule: linear warm-up over the first tenth of the steps, then a
-        cosine (Loshchilov & Hutter, https://doi.org/10.48550/arXiv.1711.05101).
+        Peak of the AdamW schedule: a linear warm-up over the first tenth of the steps, then a
+        cosine decay (Loshchilov & Hutter, https://doi.org/10.48550/arXiv.1711.05101).
     weight_decay : float
     label_smoothing : float
         Share of the target spread evenly over the classes.
     balance : {'none', 'weights', 'sampling'}
-        Leave the classes as they are, weight the loss by inverse class frequency, or draw every
-        class equally often (with replacement).
+        Leave the classes as they are, weight the loss by the inverse class frequency, or draw
+        every class equally often (with replacement).
     hardest : float
-        Share of each batch, those of largest loss, that the gradient comes from: online hard
-        example mining (Shrivastava et al. 2016, https://doi.org/10.1109/CVPR.2016.89).
+        Share of each batch that the gradient uses, largest losses first: online hard example
+        mining (Shrivastava et al. 2016, https://doi.org/10.1109/CVPR.2016.89).
     augment : bool
         See `mri.models.augmentation`.
     monitor : {'val_balanced_accuracy', 'val_loss'}
-        What the best epoch is chosen by, on the validation part. On people it does not know, a
-        network's loss is lowest before it has learnt to name the rarer classes at all.
+        What chooses the best epoch, on the validation part. On unseen people, the loss is lowest
+        before the network has learnt to predict the rare classes at all.
     patience : int or None
-        Stop after so many epochs without a better one.
+        Stop after this many epochs without a better one; None never stops early.
     dtype : str
-        Layer policy; 'auto' takes mixed_bfloat16 where the processor computes in it.
+        Layer policy; 'auto' chooses mixed_bfloat16 if the hardware supports it.
 
     Examples
     --------
@@ -67,7 +67,7 @@ class Recipe:
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse values that would only fail in the middle of a run."""
+        """Reject values that would otherwise fail in the middle of a run."""
         balances, monitors = ("none", "weights", "sampling"), ("val_balanced_accuracy", "val_loss")
         dtypes = ("auto", *DTYPES)
         for name, expected, valid in (
@@ -97,7 +97,7 @@ RECIPES = {
     "baseline_deep_plain": PLAIN,
     "small_5x5": PLAIN,
     "three_block_5x5": PLAIN,
-    # Half a minute an epoch to minutes, and a decaying rate needs few of them.
+    # An epoch takes from half a minute to minutes; with a decaying rate, few are enough.
     "keras_like": Recipe(epochs=6),
     "dual_path": Recipe(epochs=3),
     "resnet50": Recipe(epochs=6, learning_rate=5e-4),
@@ -106,23 +106,23 @@ RECIPES = {
     "fast": Recipe(epochs=8),
     "tissue": Recipe(epochs=10, learning_rate=1e-2, balance="weights"),
     "weighted_sampling": Recipe(epochs=10, balance="sampling"),
-    # From a rate of 1e-3 one run in two never left a quarter right: with nothing but what a network
-    # gets most wrong, it learns to say the same of every slice. The fewer slices there are in a
-    # step, three of a batch of sixteen, the smaller a step it bears.
+    # With a rate of 1e-3, one run in two never got more than a quarter right. It saw only what it
+    # got most wrong, and learnt to give the same answer for every slice. A step of fewer slices
+    # (three from a batch of sixteen) needs a smaller rate.
     "hard_mining_16": replace(MINING, batch_size=16, learning_rate=7.5e-5),
     "hard_mining_32": replace(MINING, learning_rate=1.5e-4),
     "hard_mining_64": replace(MINING, batch_size=64),
 }
-"""Recipes by name; a network of `mri.models` is trained by the one that bears its name."""
+"""Recipes by name; a network of `mri.models` uses the recipe of the same name."""
 
 
 def recipe_of(builder: str) -> Recipe:
-    """Return the recipe that `train` takes for a builder where none is given."""
+    """Return the recipe that `train` uses for a builder by default."""
     return RECIPES.get(builder, RECIPES["default"])
 
 
 def native_dtype() -> str:
-    """Return the fastest policy that this machine computes in: 'mixed_bfloat16' or 'float32'."""
+    """Return the fastest policy of this machine: 'mixed_bfloat16' or 'float32'."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability")
@@ -135,7 +135,7 @@ def native_dtype() -> str:
 
 
 def entries() -> dict[str, tuple[str, Recipe]]:
-    """Return builder and recipe by entry: every network, and the baseline by other recipes."""
+    """Return builder and recipe by name: all networks, and the baseline with other recipes."""
     found = {name: (name, recipe_of(name)) for name in list_models()}
     others = set(RECIPES) - set(found) - {"default"}
     return found | {f"baseline_{name}": ("baseline", RECIPES[name]) for name in sorted(others)}

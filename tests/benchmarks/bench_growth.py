@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from harness import ROOT, STATUS, child, interleaved, main, row, versus
 
-from mri._keras import keras
+from mri._keras import keras, tf
 from mri.data.phantom import write_phantom
-from mri.data.scans import as_dataset, read_scans
+from mri.data.scans import iter_batches, read_scans
 from mri.models.builders import build_model
 
 ROWS = 6400
@@ -24,7 +24,7 @@ STREAM = (
     STATUS
     + """
 import json, time
-from mri import iter_batches
+from mri.data import iter_batches
 for batch in iter_batches({one!r}, threads=2):
     pass  # A list would hold more than all that follows.
 start = time.perf_counter()
@@ -74,6 +74,15 @@ def measure(quick: bool) -> list[dict]:
                 )
         found.append(training(shards[1], rounds))
     return found
+
+
+def as_dataset(source: str, batch_size: int) -> tf.data.Dataset:
+    """Wrap `iter_batches` as a prefetching dataset for `fit`."""
+    signature = (tf.TensorSpec((None, 128, 128, 1), tf.uint8), tf.TensorSpec((None,), tf.int64))
+    return tf.data.Dataset.from_generator(
+        lambda: ((x[..., None], y) for x, y in iter_batches(source, batch_size=batch_size)),
+        output_signature=signature,
+    ).prefetch(2)
 
 
 def training(source: str, rounds: int) -> dict:

@@ -326,6 +326,7 @@ needs_proc = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_proc
 def test_five_hundred_mutations_are_read_or_refused():
     total, growth = fuzz(SHORT)

@@ -328,7 +328,7 @@ def test_other_data_are_never_overwritten(tmp_path, kind):
         schema = SCHEMA if kind == "real" else SCHEMA.remove_metadata()
         pq.write_table(schema.empty_table(), path)
     before = path.read_bytes()
-    with pytest.raises(FileExistsError, match=r"train\.parquet is no phantom"):
+    with pytest.raises(FileExistsError, match=r"train\.parquet is not a phantom file"):
         write_phantom(tmp_path, subjects=4, slices=1)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 

@@ -115,8 +115,9 @@ def test_make_names_an_old_python_in_one_line(tmp_path):
     message = "Python 3.11 or newer is needed, this is 3.9"
     old.write_text(f"#!/bin/sh\necho '{message}' >&2\nexit 1\n")
     old.chmod(0o755)
-    for name in ("Makefile", "requirements.txt"):
-        shutil.copy(ROOT / name, tmp_path)
+    for name in ("Makefile", "requirements.txt", "pyproject.toml", "tests/requirements.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     done = subprocess.run(
         ["make", "lint", f"PYTHON={old}"],
         cwd=tmp_path,

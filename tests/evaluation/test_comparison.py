@@ -418,13 +418,13 @@ def test_seeds_are_brought_together(made_up):
 def test_the_conclusion_is_made_of_the_figures(made_up):
     text = made_up().conclusion()
     assert "On people never seen, a-subject is first of 4 with a balanced accuracy of 0." in text
-    assert "1 of the others cannot be told from it, 2 are worse" in text
+    assert "1 of the others is not statistically distinguishable from it; 2 are worse" in text
     assert "Image-level, c-image is first of 3" in text
     assert "All others are worse" in text
     assert "Over 3 networks" in text
     assert "1 file could not be measured." in text
     alike = made_up([("a-subject", "subject", 0.5, 1), ("b-subject", "subject", 0.5, 1)])
-    assert "None of the others can be told from it." in alike.conclusion()
+    assert "None of the others is statistically distinguishable from it." in alike.conclusion()
     assert "Over" not in alike.conclusion()
 
 

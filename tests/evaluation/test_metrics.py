@@ -8,6 +8,7 @@ from scipy import stats
 from scipy.special import expit, log_softmax, logsumexp, softmax
 from sklearn import metrics as sk
 
+import mri.evaluation.metrics
 from mri.data.parquet import CLASS_NAMES
 from mri.evaluation.metrics import (
     METRICS,
@@ -290,9 +291,7 @@ def test_seed_fixes_and_changes_the_intervals(uneven):
 def test_draws_in_blocks_equal_draws_at_once(monkeypatch, uneven):
     """A slice count that cuts 60 draws into blocks of 1 gives what one block gives."""
     whole = evaluate(*uneven, draws=60)
-    import mri.evaluation
-
-    monkeypatch.setattr(mri.evaluation, "BLOCK", 1)
+    monkeypatch.setattr(mri.evaluation.metrics, "BLOCK", 1)
     assert evaluate(*uneven, draws=60).to_frame().equals(whole.to_frame())
 
 

@@ -223,6 +223,7 @@ def simulate(rng, skill, people=40, slices=8):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skill", [[0.5] * 5, [0.6, 0.5, 0.5, 0.4, 0.3]])
 def test_the_true_best_is_in_the_leading_group_where_slices_alone_would_lose_it(skill):
     """Nominal 95%; m0 is the best in truth (or one of five alike), seldom in the sample."""

@@ -695,6 +695,7 @@ def test_convolutions_of_other_outputs_do_not_count():
     assert GradCAM(model, output="scores").layer.name == "target"
 
 
+@pytest.mark.slow
 def test_backbone_of_keras_applications_in_closed_form(rng):
     """MobileNetV2 ends in convolution, normalisation, ReLU6, mean, here with a dense layer."""
     backbone = keras.applications.MobileNetV2(

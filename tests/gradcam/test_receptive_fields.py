@@ -100,6 +100,7 @@ def test_cells_of_the_networks_here_see_what_they_notice(name):
     check(keras.Model(model.inputs, model.get_layer("last_conv").output))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first", "last"), [("resnet50", -241, 241), ("efficientnet_b3", -672, 734)]
 )

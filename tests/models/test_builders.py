@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-import mri.models
+import mri.models.builders
 from mri._keras import keras, tf
 from mri.models.builders import (
     _BUILDERS,
@@ -23,17 +23,23 @@ from mri.models.files import load_model, save_model
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 layers = keras.layers
+# What takes a minute for one of these is left to `make stress`.
 HEAVY = {"dual_path", "resnet50", "efficientnet_b3"}
-# What takes a minute for one of these is left to `make test-all`.
+FEW = {"compact", "fast", "tissue"}
+
+
+def tier(name):
+    return pytest.mark.stress if name in HEAVY else pytest.mark.slow
+
+
 EVERY = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.stress) if n in HEAVY else n for n in list_models()],
+    "name", [n if n in FEW else pytest.param(n, marks=tier(n)) for n in list_models()]
 )
 
 
 @pytest.fixture(autouse=True)
 def no_download(monkeypatch):
-    monkeypatch.setattr(mri.models, "DOWNLOAD", False)
+    monkeypatch.setattr(mri.models.builders, "DOWNLOAD", False)
 
 
 @pytest.fixture
@@ -196,7 +202,7 @@ def test_a_backbone_says_what_it_starts_from(monkeypatch):
         start = keras.Input(input_shape)
         return keras.Model(start, layers.Conv2D(3, 32)(start), name=name)
 
-    monkeypatch.setattr(mri.models, "DOWNLOAD", True)
+    monkeypatch.setattr(mri.models.builders, "DOWNLOAD", True)
     monkeypatch.setattr(keras.applications, "ResNet50", resnet)
     with pytest.warns(UserWarning, match=r"no ImageNet weights \(URL fetch failure\)"):
         model = build_model("resnet50", input_shape=shape)

@@ -473,6 +473,7 @@ except ValueError:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
 def test_every_hostile_file_is_refused_unrun_in_little_memory(corpus, keep_figures):
     folder, messages, canary = corpus

@@ -14,6 +14,7 @@ from mri.data.parquet import CLASS_NAMES
 from mri.data.phantom import make_phantoms
 from mri.data.scans import read_scans
 from mri.evaluation.metrics import evaluate, reliability_bins
+from mri.plots.style import BLACK, GREY, readable
 from mri.subjects.recovery import order_slices, recover_subjects
 
 MILD, MODERATE, NON, VERY_MILD = range(4)
@@ -57,7 +58,7 @@ def pictures(ax):
 
 
 def test_colours_are_distinct_and_ordered_by_severity():
-    assert [plots._readable(name) for name in plots.COLOURS] == BY_SEVERITY
+    assert [readable(name) for name in plots.COLOURS] == BY_SEVERITY
     assert set(plots.COLOURS) == set(CLASS_NAMES)
     rgb = np.array([to_rgb(colour) for colour in plots.COLOURS.values()])
     gaps = np.linalg.norm(rgb[:, None] - rgb, axis=-1)[np.triu_indices(4, 1)]
@@ -244,8 +245,8 @@ def test_metric_intervals_names_values_and_units(evaluation):
     )
     rows = sorted(line.get_ydata()[0] for line in ax.lines)
     assert np.rint(rows).tolist() == [0, 0, 1]
-    assert {t.get_color() for t in ax.texts if "per slice" in t.get_text()} == {plots.GREY}
-    assert {t.get_color() for t in ax.texts if "per subject" in t.get_text()} == {plots.BLACK}
+    assert {t.get_color() for t in ax.texts if "per slice" in t.get_text()} == {GREY}
+    assert {t.get_color() for t in ax.texts if "per subject" in t.get_text()} == {BLACK}
 
 
 def test_metric_intervals_of_a_figure_that_does_not_exist():
@@ -266,7 +267,8 @@ def test_overlay_is_the_slice_where_the_map_is_zero_and_mixed_by_strength():
 
 
 def test_overlay_of_unlike_shapes_is_an_error():
-    with pytest.raises(ValueError, match=r"alike.*image.shape=\(4, 4\), heatmap.shape=\(2, 2\)"):
+    message = r"same shape.*image.shape=\(4, 4\), heatmap.shape=\(2, 2\)"
+    with pytest.raises(ValueError, match=message):
         plots.overlay(np.zeros((4, 4), np.uint8), np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"Received: image.shape=\(4, 4, 1\)"):
         plots.overlay(np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4, 1)))
@@ -365,11 +367,16 @@ def same(a, b):
     return np.array_equal(a, b, equal_nan=isinstance(a, np.ndarray) and a.dtype.kind == "f")
 
 
+def is_of(thing, modules):
+    return getattr(thing, "__module__", None) in modules
+
+
 def test_every_plot_leaves_its_input_and_the_settings_alone(evaluation, images, rng):
     cases = calls(evaluation, images, rng)
-    public = {f for n, f in vars(plots).items() if callable(f) and not n.startswith("_")}
-    drawn = {f for f in public if getattr(f, "__module__", "") == plots.__name__}
-    assert drawn == {*cases, plots.overlay, plots.overlay_scale}
+    homes = ("mri.plots.figures", "mri.plots.maps")
+    drawn = {f for f in (getattr(plots, n) for n in plots.__all__) if is_of(f, homes)}
+    others = {plots.overlay, plots.overlay_scale, plots.overlay_columns, plots.mean_maps}
+    assert drawn == {*cases, *others}, "test_maps.py has those of maps that belong together"
     settings = dict(mpl.rcParams)
     for plot, (arguments, options) in cases.items():
         before = copy.deepcopy(arguments)

@@ -35,7 +35,7 @@ def test_the_ranking_shows_both_figures_and_shades_the_leaders(made_up):
     shaded = [patch.get_y() + 0.5 for patch in ax.patches]
     assert shaded == pytest.approx([0, 1])
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert legend == ["subject-wise", "image-level (inflated)", "cannot be told from the best"]
+    assert legend == ["subject-wise", "image-level (inflated)", "not distinguishable from the best"]
 
 
 def test_p_values_are_written_and_the_small_ones_filled():

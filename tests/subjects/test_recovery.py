@@ -171,6 +171,7 @@ def test_features_are_correlations_of_the_high_passed_slices(phantoms):
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_heads_have_in_common_is_removed_as_by_a_full_decomposition(phantoms):
     plain = _folding_pattern(phantoms.images).astype(float)
     own, components = _without_common_anatomy(_folding_pattern(phantoms.images), 0)
@@ -459,7 +460,7 @@ def test_one_fold_is_none():
 
 
 def test_fewer_subjects_than_folds_are_refused():
-    with pytest.raises(ValueError, match=r"take at least 5 subjects\. Received: subjects=3"):
+    with pytest.raises(ValueError, match=r"need at least 5 subjects\. Received: subjects=3"):
         subject_split(np.zeros(9, int), np.repeat([0, 1, 2], 3))
 
 
@@ -477,8 +478,8 @@ def test_an_image_level_split_keeps_the_published_test_rows_and_leaks(cohort):
     tested, trained = set(groups[split.test]), set(groups[split.train])
     shared = tested & trained
     message = (
-        f"^{len(shared)} of {len(tested)} subjects of the test part stand in the train part too, "
-        f"among them subject {min(shared)}; divide with subject_split$"
+        f"^{len(shared)} of {len(tested)} subjects of the test part are also in the train part, "
+        rf"for example subject {min(shared)}\. Split with subject_split\.$"
     )
     with pytest.raises(DataLeakageError, match=message):
         check_disjoint(split, groups)
@@ -491,7 +492,7 @@ def test_an_image_level_split_keeps_the_published_test_rows_and_leaks(cohort):
     [
         ([0, 1600], r"test must be rows from 0 to 1599. Received: outside=array\(\[1600\]\)"),
         ([-1, 2], r"test must be rows from 0 to 1599. Received: outside=array\(\[-1\]\)"),
-        ([3, 3], "test must be different rows. Received: repeats=1"),
+        ([3, 3], "test must hold different rows. Received: repeats=1"),
         (np.ones(1600, bool), r"test must be integers. Received: .*dtype\('bool'\)"),
         (np.arange(1600), "test must leave 10 rows of some class to train on. Received: most=0"),
     ],

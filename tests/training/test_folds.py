@@ -145,7 +145,7 @@ def test_an_ensemble_is_the_mean_of_the_logits(done):
 def test_what_is_not_there_is_named(done):
     with pytest.raises(ValueError, match=r"no train logits of .*'flat', 'wide'.*validation"):
         done[1].pooled(part="train")
-    with pytest.raises(ValueError, match=r"no test logits of .'absent'.; there are .'flat', 'wide"):
+    with pytest.raises(ValueError, match=r"no test logits of .'absent'.. Models: .'flat', 'wide"):
         done[1].evaluate("absent")
 
 
@@ -155,6 +155,7 @@ def test_a_finished_cell_is_never_computed_twice(done, case, fits):
     pd.testing.assert_frame_equal(again.frame, done[1].frame)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on(done, case, tmp_path, fits):
     seen, fit = fits
     fit.strike_at = 4
@@ -190,6 +191,7 @@ def test_logits_of_another_network_under_that_name_are_not_taken(done, case, fit
     assert one.read_bytes() == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["recipe", "labels", "folds"])
 def test_another_question_is_another_cell(done, case, fits, change, tmp_path):
     scans, groups = case
@@ -228,12 +230,14 @@ def assert_alike(one, other):
     pd.testing.assert_frame_equal(one, other, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_at_a_time_give_the_same(done, case, tmp_path):
     found = sweep(case, tmp_path, jobs=2, builders="flat", seeds=(0,))
     assert_alike(found.frame, done[1].frame.query("model == 'flat' and seed == 0"))
 
 
 # Dask's own: sockets that it closes late, and a note on uneven sizes.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::UserWarning")
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -253,6 +257,7 @@ def test_a_dask_cluster_of_two_workers_gives_the_same(done, case, tmp_path, monk
     assert_alike(found.frame, done[1].frame.query("model == 'flat' and seed == 0"))
 
 
+@pytest.mark.slow
 def test_kept_logits_give_the_same_figures(tmp_path, case):
     found = cross_validate(
         "flat", *case, recipe=RECIPE, folds=FOLDS, folder=tmp_path / "cells", jobs=1
@@ -303,6 +308,7 @@ def test_probes_judge_everybody_by_strangers_as_the_networks_do(case):
     assert all(sorted(rows) == list(range(len(scans))) for _, rows in per_row)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fewer subjects than the")
 def test_command_line_adds_the_shuffled_control(tmp_path, monkeypatch, capsys):
     folder = write_phantom(tmp_path / "data")

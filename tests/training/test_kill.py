@@ -11,6 +11,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("kill.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kills", [4, pytest.param(50, marks=[pytest.mark.stress])], ids=["few", "many"]
 )

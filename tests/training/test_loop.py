@@ -158,7 +158,7 @@ def die(name, folder):
         register(builder)
     at, options = DEATHS[name]["at"], {k: v for k, v in DEATHS[name].items() if k != "at"}
     if at == "saving":
-        mri.models.files.save_model = kill
+        mri.training.loop.save_model = kill
     else:
         Checkpoint.on_train_batch_end = lambda self, batch, logs=None: (
             kill() if (self.epochs_done, batch) == at else None
@@ -192,6 +192,7 @@ def test_patience_is_not_forgotten_in_a_kill(killed, tmp_path, epochs_run):
     assert whole.best_epoch == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_had_stopped_early_does_not_go_on(tmp_path, monkeypatch, epochs_run):
     interrupt(monkeypatch, tmp_path, "saving", builder="steady", recipe=PATIENT)
     assert epochs_run == [0, 1, 2, 3]
@@ -201,6 +202,7 @@ def test_a_run_that_had_stopped_early_does_not_go_on(tmp_path, monkeypatch, epoc
     assert resumed.best_epoch == 0
 
 
+@pytest.mark.slow
 def test_a_run_may_be_interrupted_again_and_again(unbroken, tmp_path, monkeypatch, epochs_run):
     state = interrupt(monkeypatch, tmp_path, (1, 0))
     assert state.exists(), "Ctrl-C keeps what was done"
@@ -211,6 +213,7 @@ def test_a_run_may_be_interrupted_again_and_again(unbroken, tmp_path, monkeypatc
     assert epochs_run == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_truncated_state_starts_anew(unbroken, tmp_path, monkeypatch, epochs_run):
     state = interrupt(monkeypatch, tmp_path, (2, 0))
     state.write_bytes(state.read_bytes()[:-100])
@@ -268,6 +271,7 @@ def test_restoring_puts_every_variable_back(checkpoint):
     assert again.seconds == kept.seconds > 0
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_ignored_wherever_it_is_damaged(checkpoint, rng):
     kept, _, fresh = checkpoint
     whole, before = kept.path.read_bytes(), everything(fresh)
@@ -342,6 +346,7 @@ def copy_of(trained, folder):
     return folder / trained.path.name
 
 
+@pytest.mark.slow
 def test_without_resume_a_finished_run_is_trained_again(unbroken, tmp_path, epochs_run):
     copy_of(unbroken, tmp_path)
     again = run(tmp_path, resume=False)
@@ -349,6 +354,7 @@ def test_without_resume_a_finished_run_is_trained_again(unbroken, tmp_path, epoc
     assert_same_run(again, unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["model", "card", "no model"])
 def test_a_damaged_result_is_trained_again(unbroken, tmp_path, epochs_run, damage):
     path = copy_of(unbroken, tmp_path)
@@ -441,6 +447,7 @@ def test_the_saved_model_is_the_first_best_epoch(unbroken):
     np.testing.assert_array_equal(logits, validation(unbroken)[1])
 
 
+@pytest.mark.slow
 def test_by_loss_the_saved_model_is_the_epoch_of_least_loss(tmp_path):
     """Of diagnoses that do not belong to the slices, the better one learns the worse one names."""
     scans, recipe = make_scans(), replace(RECIPE, epochs=8, monitor="val_loss", label_smoothing=0)
@@ -608,6 +615,7 @@ def test_class_weights_equal_scikit_learn():
         assert _class_weights(labels, replace(RECIPE, balance=balance), 4) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", ["none", "weights"])
 def test_the_first_loss_is_the_weighted_cross_entropy(tmp_path, balance):
     """At a vanishing learning rate: over the initial weights, with smoothed targets."""
@@ -717,9 +725,9 @@ def test_a_run_that_diverges_keeps_what_was_good(unbroken, tmp_path):
     with pytest.raises(RuntimeError, match="NaN or Inf loss encountered") as caught:
         run(tmp_path, callbacks=[Poison()])
     assert caught.value.__notes__ == [
-        "Lower the learning rate, it is 0.02.",
-        f"Kept in {tmp_path / '.m.state.npz'}: 2 finished epochs, with the best weights so far; "
-        "the same call goes on from there.",
+        "Lower the learning rate; it is 0.02 now.",
+        f"Kept in {tmp_path / '.m.state.npz'}: 2 finished epochs, with the best weights so far. "
+        "Repeat the same call to continue.",
     ]
     assert [path.name for path in tmp_path.iterdir()] == [".m.state.npz"]
     with np.load(tmp_path / ".m.state.npz") as state:
@@ -850,6 +858,7 @@ def test_the_native_dtype_follows_the_processor(monkeypatch, flags, expected):
 # --- the command line ---
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fewer subjects than the 5 folds")
 @pytest.mark.parametrize("protocol", ["subject", "image"])
 def test_the_command_line_trains_on_what_it_finds(tmp_path, monkeypatch, capsys, protocol):
@@ -869,6 +878,7 @@ def test_the_command_line_trains_on_what_it_finds(tmp_path, monkeypatch, capsys,
     assert f"models/flat-{protocol}.keras: validation" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fewer subjects than the 5 folds")
 def test_the_command_line_takes_a_recipe_by_name(tmp_path, monkeypatch):
     from mri.data.phantom import write_phantom
@@ -882,6 +892,7 @@ def test_the_command_line_takes_a_recipe_by_name(tmp_path, monkeypatch):
     assert main(["train", "flat", "--recipe", "none_such"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fewer subjects than the 5 folds")
 def test_the_command_line_writes_curves_for_tensorboard(tmp_path, monkeypatch, capsys):
     from mri.data.phantom import write_phantom
@@ -914,7 +925,7 @@ def test_a_network_of_real_slices_is_not_overwritten_by_one_of_phantoms(tmp_path
 
 def test_a_slice_on_two_sides_of_a_split_is_refused(tmp_path):
     split = replace(make_split(), validation=make_split().train[-5:])
-    with pytest.raises(DataLeakageError, match="5 rows stand twice"):
+    with pytest.raises(DataLeakageError, match="5 rows occur twice"):
         train("speck", make_scans(), split, recipe=RECIPE, folder=tmp_path)
 
 

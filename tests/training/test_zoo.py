@@ -56,6 +56,7 @@ def test_every_network_is_an_entry_and_the_baseline_one_by_each_other_recipe():
     assert found["baseline"][1] == Recipe(epochs=10, batch_size=32, learning_rate=1e-3)
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_what_a_ranking_needs_and_is_not_done_twice(
     registry, tmp_path, monkeypatch, capsys
 ):
@@ -110,6 +111,7 @@ def test_an_unknown_name_lists_what_there_is(capsys):
     assert "there are baseline, " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_whose_model_file_is_not_in_the_repository_is_not_done_again(
     registry, tmp_path, monkeypatch, capsys
 ):

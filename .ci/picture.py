@@ -1,0 +1,23 @@
+"""Make the README's pictures: the ranking from cards and logits, the heatmaps from main.ipynb."""
+
+import base64
+from pathlib import Path
+
+import nbformat
+from matplotlib import pyplot as plt
+
+import mri
+
+found = mri.compare(folder="models/zoo")
+axes = mri.plots.leaderboard(found, title="The same networks on known and on unknown people")
+axes.axvline(1 / 3, color="black", linestyle=":", linewidth=1)
+axes.text(1 / 3, -0.3, " chance", fontsize=8, va="center")
+axes.figure.savefig("models/two_splits.png", dpi=120)
+plt.close("all")
+
+for cell in nbformat.read("main.ipynb", as_version=4).cells:
+    if "pick_examples" in cell.source:
+        pictures = [
+            of.data["image/png"] for of in cell.outputs if "image/png" in of.get("data", {})
+        ]
+        Path("models/gradcam.png").write_bytes(base64.b64decode(pictures[0]))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import json
+import os
 import re
 import sys
 import warnings
@@ -15,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from mri._text import for_line, for_terminal
 
 if TYPE_CHECKING:
     from mri.data.scans import Scans
@@ -62,11 +67,11 @@ def check(options: Options) -> int:
 
     found = list(problems())
     try:
-        print(describe_data())
+        print(for_terminal(describe_data()))
     except DataError as error:
         found.append(str(error))
     for problem in found:
-        print(problem, file=sys.stderr)
+        print(for_line(problem), file=sys.stderr)
     return int(bool(found))
 
 
@@ -90,7 +95,7 @@ def audit(options: Options) -> int:
     else:
         parts = [read(options.train)]
     found = audit(*parts, progress=None if options.quiet else _show_progress)
-    print(f"{found.verdict}\n\n{found}")
+    print(for_terminal(f"{found.verdict}\n\n{found}"))
     told = {"html": "", "json": json.dumps(found.to_dict(), indent=1)}
     if options.html:
         told["html"] = audit_html(found, parts[0], parts[1] if len(parts) > 1 else None)
@@ -171,7 +176,7 @@ def zoo(options: Options) -> int:
 
     named = {"names": options.names, "seeds": options.seeds, "folder": options.output}
     for line in train_zoo(*protocols(), **named):
-        print(line, flush=True)
+        print(for_terminal(line), flush=True)
     return 0
 
 
@@ -182,14 +187,14 @@ def heatmaps(options: Options) -> int:
     scans, _, groups = protocols()
     wanted = {"methods": options.methods, "slices": options.slices, "seed": options.seed}
     for line in heatmap_table(options.files, scans, groups, **wanted):
-        print(line, flush=True)
+        print(for_terminal(line), flush=True)
     return 0
 
 
 def predict(options: Options) -> int:
     """Ask a network about one slice and draw where it looked."""
     from mri.data import find_data, row_place, write_phantom
-    from mri.predict import predict_slice
+    from mri.predict import find_model, predict_slice
 
     file, row = options.file, options.row
     if file is None:
@@ -204,11 +209,16 @@ def predict(options: Options) -> int:
     )
     # Before the picture: a full disk loses no answer.
     print(found, flush=True)
-    stem = re.sub(r"\W+", "-", found.slice.place.removeprefix(str(Path(file).parent)))
-    picture = options.output / f"{stem.strip('-')}-{found.model}.png"
+    place = found.slice.place.removeprefix(str(Path(file).parent))
+    stem = re.sub(r"\W+", "-", place, flags=re.ASCII).strip("-")[-60:]
+    # Slices and models of the same name lie in other folders.
+    whole = repr((os.path.realpath(file), place, os.path.realpath(find_model(options.model))))
+    mark = hashlib.sha256(whole.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    name = re.sub(r"\W+", "-", found.model, flags=re.ASCII)[:60]
+    picture = options.output / f"{stem}-{name}-{mark}.png"
     options.output.mkdir(parents=True, exist_ok=True)
     found.draw().savefig(picture, dpi=150)
-    print(f"Picture: {picture}")
+    print(for_line(f"Picture: {picture}"))
     return 0
 
 
@@ -297,11 +307,15 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 1 where it found or met a problem."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows fewer characters shows their numbers, rather than no answer.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         return int(options.function(options))
     except (ValueError, ModuleNotFoundError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(for_line(error), file=sys.stderr)
         return 1
 
 

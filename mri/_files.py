@@ -5,16 +5,39 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_BINARY = getattr(os, "O_BINARY", 0)  # Of Windows.
 
 
 def file_sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file, which is read block by block."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the bytes of a regular file of at most `limit` bytes, read once.
+
+    Raises
+    ------
+    OSError
+        If it is absent, a folder, a pipe, a device or longer; its text says which, without `path`.
+    """
+    # A pipe that nobody writes to would be waited for; Windows has neither.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    with os.fdopen(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError("it is no regular file")
+        content = file.read(limit + 1) if about.st_size <= limit else b""
+        if about.st_size > limit or len(content) > limit:
+            raise OSError(f"it has {about.st_size} bytes, at most {limit} are read")
+        return content
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.special import softmax
 
+from mri._text import for_line
 from mri.data.decode import DataError
 from mri.data.labels import places_of
 from mri.data.one_slice import SIZE, OneSlice, check_slice, read_slice
@@ -62,10 +63,11 @@ class Prediction(NamedTuple):
 
     def __str__(self) -> str:
         """Return what the command line prints."""
-        lines = [f"{self.slice.place}, by {self.model}:"]
-        lines += [f"  {name.replace('_', ' '):20s} {p:.3f}" for name, p in self._by_share()]
+        lines = [for_line(f"{self.slice.place}, by {self.model}:")]
+        shares = [(for_line(name.replace("_", " "), 80), p) for name, p in self._by_share()]
+        lines += [f"  {name:20s} {p:.3f}" for name, p in shares]
         if self.truth is not None:
-            lines.append(f"The file itself says: {self.truth.replace('_', ' ')}.")
+            lines.append(for_line(f"The file itself says: {self.truth.replace('_', ' ')}."))
         return "\n".join([*lines, *self.warnings])
 
     def draw(self) -> Figure:
@@ -80,7 +82,7 @@ class Prediction(NamedTuple):
             None if at is None else np.array(at),
             np.array([list(self.probabilities.values())]),
             names,
-            title=f"{self.model}, {METHOD}\nnot a diagnostic device",
+            title=f"{for_line(self.model, 60)}, {METHOD}\nnot a diagnostic device",
         )
 
     def _by_share(self) -> list[tuple[str, float]]:
@@ -164,6 +166,8 @@ def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -
     ModelFileError
         If there is none; the message lists those there are.
     """
+    if not os.fspath(name):
+        raise ModelFileError("the name of the model is empty; give a name or a .keras file")
     if Path(name).suffix == ".keras":
         return Path(name)
     # The folders of the repository, wherever the command is run from.

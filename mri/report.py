@@ -9,11 +9,13 @@ import base64
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mri._files import replacing
+from mri._text import clean_html, for_html, for_markdown, shorten
 from mri.models.files import describe, read_card
 
 NOTEBOOKS = ("main", "models_compare")
@@ -29,6 +31,11 @@ pre code { overflow-wrap: normal }
 .prompt, .anchor-link { display: none }
 .formula { height: 1.25em; vertical-align: -.3em }
 """
+# Nothing runs and nothing is fetched, whatever a notebook's outputs or a card hold.
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'"
+)
 # Of an output with several forms, the one that a browser shows best.
 _SHOWN = ("image/png", "image/svg+xml", "text/html", "text/markdown", "text/plain")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -66,7 +73,8 @@ def write_report(
     books = {Path(path).stem: nbformat.read(path, as_version=4) for path in notebooks}
     paths = [path for home in models for path in sorted(Path(home).glob("[!.]*.json"))]
     books["models"] = _book("# Model cards", *filter(None, map(_card, paths)))
-    lines = [f"- [{_title(book)}]({name}.html)" for name, book in books.items()]
+    titles = {name: for_markdown(_title(book)) for name, book in books.items()}
+    lines = [f"- [{title}](<{quote(name)}.html>)" for name, title in titles.items()]
     lines += ["", "**Not a diagnostic device.** The README says how the figures were made."]
     books = {"index": _book("# Report", "\n".join(lines)), **books}
     pages = []
@@ -78,12 +86,18 @@ def write_report(
 
 
 def _card(path: Path) -> str:
-    """Return a card as Markdown, without what a stranger's could do in a browser."""
-    card = read_card(path) or {}
+    """Return a card as Markdown; of a broken one its name and what is wrong with it."""
     try:
-        return html.escape(describe(card), quote=False)
-    except (ValueError, KeyError, TypeError):
-        return ""  # Of a model that `train` has not made.
+        card = read_card(path) or {}
+        return describe(card) if _is_trained(card) else ""
+    except Exception as error:  # Whatever one card holds, the others are shown.
+        cause = for_markdown(error, 500)
+        return f"### {for_markdown(path.stem)}\n\nIts card cannot be shown: {cause}"
+
+
+def _is_trained(card: Mapping[str, Any]) -> bool:
+    """Whether `train` has made the model; others' cards hold what they like."""
+    return {"builder", "recipe", "validation"} <= card.keys()
 
 
 def _book(*texts: str) -> Any:
@@ -93,7 +107,8 @@ def _book(*texts: str) -> Any:
 
 
 def _title(book: Any) -> str:
-    return book.cells[0].source.splitlines()[0].lstrip("# ")
+    said = book.cells[0].source.splitlines() if book.cells else []
+    return shorten(said[0].lstrip("# ")) if said else "Untitled"
 
 
 def _render(book: Any) -> str:
@@ -113,9 +128,10 @@ def _render(book: Any) -> str:
     style = _STYLE + HtmlFormatter().get_style_defs(".highlight")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{_title(book)}</title>\n'
-        f"<style>{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f'<link rel="icon" href="data:,">\n<title>{for_html(_title(book))}</title>\n'
+        f"<style>{style}</style>\n</head>\n<body>\n{clean_html(body)}\n</body>\n</html>\n"
     )
 
 

@@ -15,7 +15,7 @@ import mri
 
 PACKAGE = Path(mri.__file__).parent
 FLOORS = {
-    **dict.fromkeys(["_arguments", "_files", "_keras"], 0),
+    **dict.fromkeys(["_arguments", "_files", "_keras", "_text"], 0),
     "data": 1,
     **dict.fromkeys(["models", "subjects"], 2),
     "evaluation": 3,

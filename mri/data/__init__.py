@@ -1,7 +1,7 @@
 """From files to pixels.
 
 `decode` turns one JPEG or PNG into an image. `sources` and `folders` decide what a source is,
-`formats` has one function for each kind (`parquet` knows its files), `parts` the rows, `labels`
+`formats` and `trees` have one function for each kind (`parquet` knows its files), `parts` the rows, `labels`
 what labels mean.
 `scans` reads all into one array or a stream, `cache` keeps it in a file, `download` fetches the
 public files, and `ready` says what a run will use.

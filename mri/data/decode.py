@@ -14,6 +14,11 @@ import pyarrow as pa
 MAX_SIDE = 4096
 """Largest height or width in pixels; a header that declares more is refused unread."""
 
+# What a picture may cost beside its pixels: bytes for each, chunks or segments, scans of a JPEG.
+_MOST_BYTES, _SPARE_BYTES = 16, 4 * 2**20
+_MOST_PARTS, _PIXELS_A_PART = 1024, 64
+_MOST_SCANS = 32
+
 MIXED_SIZES = "size {found} differs from {expected} of the first slice"
 
 # The start-of-frame markers of JPEG: all of C0 to CF but Huffman, reserved and arithmetic tables.
@@ -21,8 +26,11 @@ _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Without a length to skip by: behind one, a frame could hide from this reader but not from OpenCV.
 _BARE_MARKERS = frozenset([*range(0xC0), *range(0xD0, 0xDA)])
 
+# Baseline and extended frames, Huffman or arithmetic: of one component they have one scan.
+_SINGLE_SCAN = frozenset({0xC0, 0xC1, 0xC9})
+
 # Up to the frame all JPEGs of one encoder are alike: the bytes of the last, and what they declare.
-_last_header: tuple[bytes, tuple[int, int]] = b"\xff\xd8none", (0, 0)
+_last_header: tuple[bytes, tuple[int, int], bool] = b"\xff\xd8none", (0, 0), True
 
 
 class DataError(ValueError):
@@ -63,7 +71,9 @@ def dict_to_image(
     check_size(size)
     blob = record.get("bytes") if isinstance(record, Mapping) else record
     if not isinstance(blob, bytes | bytearray | memoryview):
-        raise DataError(f"expected the bytes of a JPEG or PNG image. Received: record={record!r}")
+        raise DataError(
+            f"expected the bytes of a JPEG or PNG image. Received: record={record!r:.200}"
+        )
     image = _decode(np.frombuffer(blob, np.uint8), size)
     if isinstance(image, str):
         raise DataError(f"{image}; expected the bytes of a JPEG or PNG image")
@@ -108,6 +118,13 @@ def first_shape(views: Sequence[np.ndarray | str | None]) -> tuple[int, int] | N
         if not isinstance(image := _image(view, None), str):
             return image.shape
     return None
+
+
+def declared_pixels(views: Sequence[np.ndarray | str | None]) -> int:
+    """Return how many pixels the headers of `views` declare in all."""
+    encoded = [v for v in views if isinstance(v, np.ndarray) and v.ndim == 1 and v.size]
+    found = [declared_size(view) for view in encoded]
+    return sum(sides[0] * sides[1] for sides in found if not isinstance(sides, str))
 
 
 def decode_into(
@@ -164,13 +181,14 @@ def _decode(blob: np.ndarray, size: tuple[int, int] | None) -> np.ndarray | str:
     """Return the image, or the reason why there is none."""
     if not blob.size:
         return "the image has zero bytes"
-    declared = _declared_size(blob)
+    declared = declared_size(blob)
     if isinstance(declared, str):
         return declared
-    if not all(1 <= side <= MAX_SIDE for side in declared):
-        return "the header declares {} × {} pixels, the limit is {} a side".format(
-            *declared, MAX_SIDE
-        )
+    height, width = declared
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        return f"the header declares {height} × {width} pixels, the limit is {MAX_SIDE} a side"
+    if blob.size > _MOST_BYTES * height * width + _SPARE_BYTES:
+        return f"{blob.size} bytes for {height} × {width} pixels, at most {_MOST_BYTES} each"
     try:
         image = cv2.imdecode(blob, cv2.IMREAD_GRAYSCALE)
     except cv2.error as error:
@@ -188,32 +206,60 @@ def _resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     return image
 
 
-def _declared_size(blob: np.ndarray) -> tuple[int, int] | str:
-    """Read (h, w) from the header, so that a bomb is refused before memory is set aside for it."""
+def declared_size(blob: np.ndarray) -> tuple[int, int] | str:
+    """Return (h, w) as the header has it, or the reason why the picture is refused undecoded.
+
+    A bomb is refused before memory or time is set aside for it.
+    """
     head = blob.data
     if head[:16].tobytes() == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" and len(head) >= 24:
-        # OpenCV sets aside what a chunk declares, up to 2 GB, and of an animation checks no sums.
-        at = 8
-        while head[at + 4 : at + 8].tobytes() != b"IEND":
-            end = at + 8 + int.from_bytes(head[at : at + 4], "big")
-            crc = int.from_bytes(head[end : end + 4], "big")
-            if end + 4 > len(head) or zlib.crc32(head[at + 4 : end]) != crc:
-                return f"the image is truncated or corrupt ({blob.size} bytes)"
-            at = end + 4
-        return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+        return _declared_by_png(head)
     global _last_header
-    same, sides = _last_header
-    if head[: len(same)].tobytes() == same:
-        return sides
-    if head[:2].tobytes() != b"\xff\xd8":
-        return f"not a JPEG or PNG image, it begins with {bytes(head[:8])!r}"
+    same, sides, single = _last_header
+    if head[: len(same)].tobytes() != same:
+        if head[:2].tobytes() != b"\xff\xd8":
+            return f"not a JPEG or PNG image, it begins with {bytes(head[:8])!r}"
+        found = _declared_by_jpeg(head)
+        if isinstance(found, str):
+            return found
+        at, sides, single = found
+        # Long ones are those of one picture; comparing them would cost more than reading.
+        if at < _MOST_PARTS:
+            _last_header = head[:at].tobytes(), sides, single
+    if not single:
+        # Each scan goes over all pixels once more. Between them these two bytes only begin one.
+        scans = np.count_nonzero((blob[:-1] == 0xFF) & (blob[1:] == 0xDA))
+        if scans > _MOST_SCANS:
+            return f"{scans} scans of one picture, at most {_MOST_SCANS} are read"
+    return sides
+
+
+def _declared_by_png(head: memoryview) -> tuple[int, int] | str:
+    # OpenCV sets aside what a chunk declares, up to 2 GB, and of an animation checks no sums.
+    sides = int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+    most = _MOST_PARTS + sides[0] * sides[1] // _PIXELS_A_PART
+    at, parts = 8, 0
+    while head[at + 4 : at + 8].tobytes() != b"IEND":
+        end = at + 8 + int.from_bytes(head[at : at + 4], "big")
+        crc = int.from_bytes(head[end : end + 4], "big")
+        if end + 4 > len(head) or zlib.crc32(head[at + 4 : end]) != crc:
+            return f"the image is truncated or corrupt ({len(head)} bytes)"
+        at, parts = end + 4, parts + 1
+        if parts > min(most, MAX_SIDE * MAX_SIDE // _PIXELS_A_PART):
+            return f"more than {parts - 1} chunks in one PNG"
+    return sides
+
+
+def _declared_by_jpeg(head: memoryview) -> tuple[int, tuple[int, int], bool] | str:
+    """Return where the header of the frame ends, (h, w), and whether one scan is all it has."""
     at = 2
-    while at + 9 <= len(head) and head[at] == 0xFF and head[at + 1] not in _BARE_MARKERS:
+    for _ in range(_MOST_PARTS):
+        if at + 10 > len(head) or head[at] != 0xFF or head[at + 1] in _BARE_MARKERS:
+            return f"the JPEG header is truncated or corrupt ({len(head)} bytes)"
         if head[at + 1] in _FRAME_MARKERS:
             sides = int.from_bytes(head[at + 5 : at + 7]), int.from_bytes(head[at + 7 : at + 9])
-            _last_header = head[: at + 9].tobytes(), sides
-            return sides
+            return at + 10, sides, head[at + 1] in _SINGLE_SCAN and head[at + 9] == 1
         # Fill bytes may stand before a marker; every other one here is followed by its length.
         fill = head[at + 1] == 0xFF
         at += 1 if fill else 2 + (head[at + 2] << 8 | head[at + 3])
-    return f"the JPEG header is truncated or corrupt ({blob.size} bytes)"
+    return f"more than {_MOST_PARTS} segments or fill bytes before the JPEG frame"

@@ -13,20 +13,17 @@ from typing import NamedTuple
 
 from mri.data.decode import DataError
 from mri.data.formats import (
-    PICTURES,
     Columns,
     file_split,
     from_arrow,
     from_csv,
     from_parquet,
     from_saved,
-    from_tree,
-    has_pictures,
-    is_visible,
 )
 from mri.data.labels import name_key
 from mri.data.parquet import REMEDY
 from mri.data.parts import Part, split_of
+from mri.data.trees import PICTURES, from_tree, has_pictures, is_visible
 
 _EXPECTED = (
     "Expected train and test parquet files, class folders of JPEG or PNG images (with or without "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -16,8 +16,19 @@ import pandas as pd
 import pyarrow as pa
 
 from mri.data.decode import DataError
-from mri.data.labels import is_label_type, name_key, plain_labels
-from mri.data.parquet import PHANTOM_KEY, REMEDY, arrow_batches, names_split, no_nulls, open_parquet
+from mri.data.footer import MAX_BATCH
+from mri.data.labels import is_label_type, plain_labels
+from mri.data.parquet import (
+    AGAIN,
+    MAX_CLASSES,
+    MAX_NAME,
+    PHANTOM_KEY,
+    REMEDY,
+    arrow_batches,
+    names_split,
+    no_nulls,
+    open_parquet,
+)
 from mri.data.parts import (
     LFS_REMEDY,
     Item,
@@ -33,13 +44,7 @@ from mri.data.parts import (
     split_of,
 )
 
-PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
-"""Endings of what is decoded, in lower case."""
-
-OTHER_PICTURES = (".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm", ".ima", ".nii", ".nii.gz")
-"""Endings of what is no JPEG or PNG, but meant as a slice: such files are rejected, not ignored."""
-
-_ALL = 1 << 30
+_MANY = 1 << 16
 
 
 class Columns(NamedTuple):
@@ -90,12 +95,20 @@ def check_schema(
     try:
         features = json.loads(metadata.get(b"huggingface", "{}")).get("info", {})
         names = features.get("features", {}).get(label, {}).get("names") or None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{place}: unreadable 'huggingface' metadata ({error})") from error
     if names is None:
         return None, PHANTOM_KEY in metadata
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{place}: class names {names!r} in its metadata, expected a list of names")
+        raise DataError(
+            f"{place}: class names {names!r:.200} in its metadata, expected a list of names"
+        )
+    longest = max(map(len, names), default=0)
+    if len(names) > MAX_CLASSES or longest > MAX_NAME or len(set(names)) < len(names):
+        raise DataError(
+            f"{place}: {len(names)} class names of up to {longest} characters in its metadata, "
+            f"expected at most {MAX_CLASSES} different ones of {MAX_NAME}"
+        )
     return tuple(names), PHANTOM_KEY in metadata
 
 
@@ -104,35 +117,62 @@ def from_parquet(file: Path, columns: Columns) -> list[Part]:
     image, label = columns.names()
     if file.is_file() and is_pointer(file):
         raise DataError(f"{file}: {LFS_REMEDY}")
-    with open_parquet(file) as opened:
+    with open_parquet(file) as (opened, _):
         schema = opened.schema_arrow
         names, synthetic = check_schema(file, schema, image, label)
         # Paths are read only where bytes may be missing.
         whole = no_nulls(opened, f"{image}.bytes")
     wanted, homes = [f"{image}.bytes" if whole else image, label], [file.parent, Path()]
 
-    def read(size: int) -> Iterator[Rows]:
-        for start, batch in arrow_batches(file, size, wanted):
-            numbers = np.arange(start, start + batch.num_rows)
-            items = items_of(batch.column(image), homes)
-            yield Rows(str(file), numbers, items, batch.column(label))
+    def same(found: pa.Schema) -> None:
+        if check_schema(file, found, image, label) != (names, synthetic):
+            raise DataError(f"{file}: was changed while it was read; read it again")
 
+    def read(size: int) -> Iterator[Rows]:
+        items: list[Item] = []
+        values: list[pa.Array] = []
+        start, room = 0, MAX_BATCH + 4 * file.stat().st_size
+        for batch in arrow_batches(file, size, wanted, same):
+            taken = 0
+            while taken < batch.num_rows:
+                some = batch.slice(taken, size - len(items))
+                taken += some.num_rows
+                items += items_of(some.column(image), homes)
+                values.append(plain_labels(some.column(label)))
+                if len(items) == size:
+                    yield _rows(file, start, items, values)
+                    start, items, values = start + size, [], []
+            if sum(of.nbytes for of in items if isinstance(of, np.ndarray)) > room:
+                raise DataError(
+                    f"{file}, at or after row {start}: damaged parquet data ({len(items)} rows "
+                    f"take more than {room} bytes; read fewer at a time); {AGAIN}"
+                )
+            if start + len(items) > len(labels):
+                raise DataError(f"{file}: was changed while it was read; read it again")
+        if items:
+            yield _rows(file, start, items, values)
+
+    labels = _column(file, label)
     if not whole:
         only_paths(file, next((rows.items for rows in read(64)), []))
-    labels = _column(file, label)
     split = file_split(file)
     part = Part(
         str(file), labels, read, split, names, synthetic,
-        stamp=lambda: f"{file_stamp(file)} {wanted}",
+        stamp=lambda: f"{file_stamp(file)} {wanted}", size=file.stat().st_size,
     )  # fmt: skip
     if split is None and _splits_rows(schema):
         return by_column(part, _column(file, "split"))
     return [part]
 
 
+def _rows(file: Path, start: int, items: list[Item], labels: list[pa.Array]) -> Rows:
+    numbers = np.arange(start, start + len(items))
+    return Rows(str(file), numbers, items, pa.concat_arrays(labels))
+
+
 def _column(file: Path, name: str) -> pa.ChunkedArray:
-    """Return one column of a parquet file."""
-    batches = [batch.column(0) for _, batch in arrow_batches(file, _ALL, [name])]
+    """Return one column of labels of a parquet file."""
+    batches = [plain_labels(of.column(0)) for of in arrow_batches(file, _MANY, [name])]
     return pa.chunked_array(batches, batches[0].type if batches else pa.int64())
 
 
@@ -350,71 +390,3 @@ def file_split(file: Path) -> str | None:
     """Return the split that a file's name begins with, None where it is none."""
     splits = ("train", "test", "validation", "valid", "val")
     return split_of(next((split for split in splits if names_split(file, split)), None))
-
-
-def from_tree(folder: Path, classes: Sequence[Path], split: str | None) -> list[Part]:
-    """Read class folders: the name of the folder is the name of the class.
-
-    Parameters
-    ----------
-    folder : path
-        That holds them.
-    classes : sequence of path
-        The class folders; their files may lie deeper, as in a folder for each person.
-    split : str, optional
-    """
-    spelt: dict[str, Path] = {}
-    for of in classes:
-        if (other := spelt.setdefault(name_key(of.name), of)) is not of:
-            raise DataError(
-                f"{folder}: the folders {other.name!r} and {of.name!r} name the same class; "
-                "merge or rename one"
-            )
-    found = [(of.name, file) for of in classes for file in _pictures(of)]
-    found += [("", file) for file in _pictures(folder, deep=False)]
-    names = pa.array([name or None for name, _ in found], pa.string())
-
-    def read(size: int) -> Iterator[Rows]:
-        for start in range(0, len(found), size):
-            some = found[start : start + size]
-            items: list[Item] = [
-                file if name else "it lies in no class folder" for name, file in some
-            ]
-            files = [str(file) for _, file in some]
-            zeros = np.zeros(len(some), np.int64)
-            yield Rows(files, zeros, items, names.slice(start, len(some)))
-
-    def stamp() -> str:
-        return digest(*(f"{name} {file_stamp(file)}" for name, file in found))
-
-    return [Part(str(folder), pa.chunked_array([names]), read, split, stamp=stamp)]
-
-
-def _pictures(folder: Path, deep: bool = True) -> Iterator[Path]:
-    """Yield the pictures in a folder, sorted; of what is no JPEG or PNG those meant as slices."""
-    for home, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if deep and is_visible(f))
-        for name in sorted(filter(is_visible, names)):
-            file = Path(home, name)
-            if name.lower().endswith(PICTURES + OTHER_PICTURES) or (
-                "." not in name and _begins_as_picture(file)
-            ):
-                yield file
-
-
-def is_visible(name: str) -> bool:
-    """Whether a file or folder is no by-product of a system, as ``.git`` or ``__MACOSX``."""
-    return not name.startswith((".", "__"))
-
-
-def has_pictures(folder: Path) -> bool:
-    """Whether there is a picture anywhere below a folder."""
-    return next(_pictures(folder), None) is not None
-
-
-def _begins_as_picture(file: Path) -> bool:
-    try:
-        with file.open("rb") as opened:
-            return opened.read(4) in (b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"\x89PNG")
-    except OSError:
-        return False

@@ -20,7 +20,9 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from mri._files import read_regular
 from mri.data.decode import DataError, dict_to_image
+from mri.data.headers import open_dicom, open_volume
 from mri.data.parts import load
 from mri.data.phantom import make_phantoms
 from mri.data.sources import Slices
@@ -38,9 +40,13 @@ _TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "by 90° to the left": np.rot90,
     "by 90° to the right": partial(np.rot90, k=3),
 }
+_MAX_FILE = 2**26  # Of a picture or one slice.
 _VOLUMES = (".nii", ".nii.gz", ".mgz", ".hdr", ".img")
 _TABLES = (".parquet", ".pq", ".csv", ".tsv", ".arrow")
-_EXTRAS = {"nibabel": "NIfTI and Analyze volumes", "pydicom": "DICOM files"}
+_EXTRAS = {
+    "nibabel": ("NIfTI and Analyze volumes", "'nibabel~=5.4'"),
+    "pydicom": ("DICOM files", "'pydicom~=3.0,>=3.0.2'"),
+}
 
 
 class OneSlice(NamedTuple):
@@ -86,6 +92,8 @@ def read_slice(
     ModuleNotFoundError
         If nibabel or pydicom is needed and absent; the message has the command.
     """
+    if not os.fspath(path):
+        raise DataError("the name of the file is empty; give a file, or none at all")
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a JPEG, PNG, parquet, NIfTI or DICOM file")
@@ -94,10 +102,15 @@ def read_slice(
         found = _from_table(path, row)
     elif name.endswith(_VOLUMES):
         found = _from_volume(path, plane)
-    elif name.endswith((".dcm", ".ima")) or path.read_bytes()[128:132] == b"DICM":
-        found = _from_dicom(path)
     else:
-        found = OneSlice(_image(path, path.read_bytes()), None, str(path))
+        try:
+            content = read_regular(path, _MAX_FILE)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error})") from error
+        if name.endswith((".dcm", ".ima")) or content[128:132] == b"DICM":
+            found = _from_dicom(path, content)
+        else:
+            found = OneSlice(_image(path, content), None, str(path))
     if check and (problem := check_slice(found.image)):
         raise DataError(f"{found.place}: {problem}")
     return found
@@ -215,12 +228,16 @@ def _image(place: object, blob: bytes) -> np.ndarray:
 def _from_volume(path: Path, plane: int | None) -> OneSlice:
     nibabel = _extra("nibabel")
     try:
-        loaded = nibabel.as_closest_canonical(nibabel.load(path))
-        volume = np.squeeze(np.asanyarray(loaded.dataobj).astype(np.float32))
+        loaded = nibabel.as_closest_canonical(open_volume(path, nibabel))
+        volume = np.squeeze(loaded.get_fdata(dtype=np.float32))
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{path}: nibabel cannot read it ({error})") from error
     if volume.ndim != 3:
         raise DataError(f"{path}: holds an array {volume.shape}, expected one volume (x, y, z)")
+    if not np.isfinite(volume).all():
+        raise DataError(f"{path}: holds voxels that are no finite numbers")
     # Canonical axes go to the patient's right, front and top; here rows go to the front, columns
     # to the left.
     planes = volume[::-1].transpose(2, 1, 0)
@@ -232,15 +249,17 @@ def _from_volume(path: Path, plane: int | None) -> OneSlice:
     return OneSlice(frame.place(planes[plane]), None, f"{path}, plane {plane} of {len(planes)}")
 
 
-def _from_dicom(path: Path) -> OneSlice:
+def _from_dicom(path: Path, content: bytes) -> OneSlice:
     pydicom = _extra("pydicom")
     try:
-        data = pydicom.dcmread(path)
-        image = data.pixel_array.astype(np.float32)
+        data, pixels = open_dicom(path, content, pydicom)
+        image = pixels.astype(np.float32)
         across, down = np.array(data.ImageOrientationPatient, float).reshape(2, 3)
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{path}: not a DICOM image with an orientation ({error})") from error
-    if image.ndim != 2 or abs(np.cross(across, down)[2]) < 0.8:
+    if image.ndim != 2 or not abs(np.cross(across, down)[2]) >= 0.8:
         raise DataError(f"{path}: expected one axial slice, found {image.shape}, {across}, {down}")
     if data.PhotometricInterpretation == "MONOCHROME1":
         image = image.max() - image
@@ -294,5 +313,6 @@ def _extra(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{_EXTRAS[name]} are read by {name}: .venv/bin/python -m pip install {name}"
+            f"{_EXTRAS[name][0]} are read by {name}: "
+            f".venv/bin/python -m pip install {_EXTRAS[name][1]}"
         ) from error

@@ -6,13 +6,16 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mri.data.decode import DataError
+from mri.data.footer import MAX_BATCH, FooterError, check_pages, read_groups
 
 HUB_REPOSITORY = "Falah/Alzheimer_MRI"
 HUB_REVISION = "daac24f"
@@ -25,6 +28,8 @@ REMEDY = (
     "(folder data) into data/ or the folder named by MRI_DATA, "
     "or run: python -m mri download"
 )
+
+AGAIN = "fetch it again"
 
 CLASS_NAMES = ("Mild_Demented", "Moderate_Demented", "Non_Demented", "Very_Mild_Demented")
 """Class names of the public set in label order: the index of a name is its label."""
@@ -45,7 +50,13 @@ SCHEMA = pa.schema(
 PHANTOM_KEY = b"mri_phantom"
 """Schema metadata key that marks a file as synthetic."""
 
+MAX_CLASSES, MAX_NAME = 1000, 200
+"""Number of class names, and of characters of one."""
+
 _LONG = 1 << 20
+# What a table may ask for, by its size: rows that repeat a value or are null cost next to nothing.
+_MAX_ROWS, _LEAST_ROW = 20_000, 16
+_ROOM, _MOST_A_BYTE = 2**28, 1000
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -101,44 +112,92 @@ def names_split(file: Path, split: str) -> bool:
     return bool(re.match(rf"{re.escape(split)}(?![a-z])", file.name, re.IGNORECASE))
 
 
-def open_parquet(file: Path) -> pq.ParquetFile:
-    """Open `file`, or raise DataError saying why it is not parquet."""
+@contextmanager
+def open_parquet(file: Path, columns: Sequence[str] = ()) -> Iterator[tuple[pq.ParquetFile, int]]:
+    """Open `file` once; give it and how many rows Arrow may take at a time, if `columns` are read.
+
+    Raises
+    ------
+    DataError
+        If it is not parquet, or declares what it cannot hold.
+    """
     try:
-        about = pq.read_metadata(file)
-        groups = [about.row_group(i) for i in range(about.num_row_groups)]
-        sizes = [g.column(i).total_compressed_size for g in groups for i in range(g.num_columns)]
-        longest, whole = max(sizes, default=0), file.stat().st_size
-        if longest > whole:
-            raise OSError(f"a column of {longest} bytes in a file of {whole}")
-        return pq.ParquetFile(
-            file,
-            metadata=about,
-            # The default would hold all row groups in memory at once.
-            pre_buffer=False,
-            # Page by page a long column takes less, but each page as much as its header declares.
-            buffer_size=1 << 16 if longest > _LONG else 0,
-            page_checksum_verification=True,
-        )
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise OSError("it is no regular file")
+        with pa.OSFile(os.fspath(file)) as handle:
+            groups = read_groups(handle)
+            rows, whole = sum(group.rows for group in groups), handle.size()
+            if rows > _MAX_ROWS + whole // _LEAST_ROW:
+                raise FooterError(f"{rows} rows in {whole} bytes")
+            longest = max((chunk.length for group in groups for chunk in group.chunks), default=0)
+            handle.seek(0)
+            opened = pq.ParquetFile(
+                handle,
+                # The default would hold all row groups in memory at once.
+                pre_buffer=False,
+                # A long column page by page takes less; its page headers are checked below.
+                buffer_size=1 << 16 if longest > _LONG else 0,
+                page_checksum_verification=True,
+            )
+            at_a_time = rows
+            if columns:
+                try:
+                    longest_value = check_pages(handle, groups, _leaves(opened.schema, columns))
+                except (FooterError, pa.ArrowException, OSError) as error:
+                    raise DataError(f"{file}: damaged parquet data ({error}); {AGAIN}") from error
+                at_a_time = max(1, MAX_BATCH // max(1, longest_value))
+            yield opened, at_a_time
     except FileNotFoundError:
         raise DataError(f"{file}: no such file. {REMEDY}") from None
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise DataError(f"{file}: not a readable parquet file ({error}); fetch it again") from error
+    except (FooterError, pa.ArrowException, OSError, UnicodeError) as error:
+        raise DataError(f"{file}: not a readable parquet file ({error}); {AGAIN}") from error
+
+
+def _leaves(schema: pq.ParquetSchema, columns: Sequence[str]) -> dict[int, bool]:
+    """Return the leaves of some columns with one value a row, and whether they are of bytes."""
+    found = {}
+    for i, leaf in ((i, schema.column(i)) for i in range(len(schema))):
+        named = any(leaf.path == name or leaf.path.startswith(f"{name}.") for name in columns)
+        if named and leaf.max_repetition_level == 0:
+            found[i] = leaf.physical_type == "BYTE_ARRAY"
+    return found
+
+
+def check_room(place: object, size: int, rows: int, pixels: int) -> None:
+    """Raise DataError if the pixels of `rows` pictures are more than files of `size` can hold.
+
+    A column repeats a value for next to nothing, so a small file can ask for all memory there is.
+    """
+    if pixels > _ROOM and pixels > _MOST_A_BYTE * size:
+        raise DataError(
+            f"{place}: {rows} rows unpack to {pixels / 2**20:,.0f} MiB of pixels, more than "
+            f"{_MOST_A_BYTE} for each byte of the files; make sure that they are what they say"
+        )
 
 
 def arrow_batches(
-    file: Path, rows: int, columns: Sequence[str]
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield (number of the first row, up to `rows` rows of the columns) of a file."""
+    file: Path, rows: int, columns: Sequence[str], same: Callable[[pa.Schema], object] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of some columns, up to `rows` at a time, fewer where values are long.
+
+    `same` is called with the schema and raises if it is not that expected.
+    """
     start = 0
-    try:
-        with open_parquet(file) as opened:
-            for batch in opened.iter_batches(rows, columns=list(columns), use_threads=False):
-                yield start, batch
+    with open_parquet(file, columns) as (opened, at_a_time):
+        if same is not None:
+            same(opened.schema_arrow)
+        size = max(1, min(rows, at_a_time))
+        try:
+            for batch in opened.iter_batches(size, columns=list(columns), use_threads=False):
+                yield batch
                 start += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{file}, at or after row {start}: damaged parquet data ({error}); fetch it again"
-        ) from error
+        except (pa.ArrowException, OSError, FooterError) as error:
+            raise DataError(
+                f"{file}, at or after row {start}: damaged parquet data ({error}); {AGAIN}"
+            ) from error
+        declared = opened.metadata.num_rows
+    if start != declared:
+        raise DataError(f"{file}: declares {declared} rows, has {start}; {AGAIN}")
 
 
 def no_nulls(opened: pq.ParquetFile, column: str) -> bool:

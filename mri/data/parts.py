@@ -75,6 +75,8 @@ class Part:
         The rows of this part, of those that `read` gives; by default all.
     stamp : callable
         To a text that changes with the data, for caches.
+    size : int
+        Bytes of a file that may repeat a picture for nothing; 0 of what cannot.
     """
 
     place: str
@@ -85,6 +87,7 @@ class Part:
     synthetic: bool = False
     kept: np.ndarray | None = None
     stamp: Callable[[], str] = str
+    size: int = 0
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 
 from mri._arguments import require
-from mri.data.decode import DataError, check_size, decode_into, first_shape
+from mri.data.decode import DataError, check_size, declared_pixels, decode_into, first_shape
 from mri.data.labels import Names, places_of, remedy
+from mri.data.parquet import check_room
 from mri.data.parts import Item, Part, Rows, load
 from mri.data.sources import Slices, Source
 
@@ -296,7 +297,8 @@ def _decoded(
     Without it, the images are consecutive views into one array of all slices, made by `new`.
     """
     threads, size = options.threads or os.cpu_count() or 1, options.size
-    total, shape, whole, kept = sum(map(len, parts)), size, None, 0
+    total, shape, whole, kept, asked = sum(map(len, parts)), size, None, 0, 0
+    stored = sum(part.size for part in parts)
     batches = _rows(slices, parts, batch_size or 64 * threads)
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(next, batches, None)
@@ -304,7 +306,12 @@ def _decoded(
             ahead = reader.submit(next, batches, None)  # Reads on while the others decode.
             rows, (values, causes) = batch
             views = _loaded(rows.items, pool)
-            shape = shape or first_shape(views)
+            if size is not None:  # Every picture may be as large as it likes.
+                asked += declared_pixels(views)
+            elif shape is None and (shape := first_shape(views)) is not None:
+                asked = total * shape[0] * shape[1]
+            if stored:
+                check_room(parts[0].place, stored, total, asked)
             if batch_size is None and whole is None and shape is not None:
                 whole = new((total, *shape))
             n = len(views)

@@ -15,8 +15,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mri._arguments import integers
+from mri._text import for_code, for_line, for_markdown
 from mri.data.parquet import CLASS_NAMES
 from mri.data.scans import Scans
+from mri.evaluation.claims import NO_SLICES, OTHER_SLICES, VERIFIED, Claims
 from mri.evaluation.leaderboard import COSTS, INFLATED, PROTOCOLS, SEED, Comparison
 from mri.evaluation.logits import LogitsTable, find_logits, keep_logits
 from mri.evaluation.metrics import Evaluation, evaluate
@@ -86,17 +88,26 @@ def compare(
             f"{folder}: no .keras file; run main.ipynb or python -m mri train compact"
         )
     fingerprint = scans.fingerprint() if scans is not None else None
-    kept, anew, rows = _answers(files, scans, groups, fingerprint)
-    by = by or _ranked_by(kept)
+    kept, claims, anew, rows = _answers(files, scans, groups, fingerprint)
+    names = _class_names(scans, kept)
+    by = by or (RANKED_BY if names == set(CLASS_NAMES) else "balanced_accuracy")
+    for name in [key for key, of in kept.items() if set(of.about["class_names"]) != names]:
+        told = ModelFileError(
+            f"{files[name].path}: classes {kept.pop(name).about['class_names']!s:.200}, those "
+            f"compared have {sorted(names)!s:.200}"
+        )
+        rows.append(_refused(name, files[name].path, told))
     measured = joblib.Parallel(n_jobs=-1, prefer="threads")(
-        joblib.delayed(_measure)(name, files[name], found, fingerprint, by=by, seed=seed)
+        joblib.delayed(_measure)(name, files[name], found, claims[name], by=by, seed=seed)
         for name, found in kept.items()
     )
     rows += [row for row, _ in measured]
     evaluations = {row["model"]: figures for row, figures in measured if figures is not None}
     table = _ordered(rows, by)
-    p_values = _test(table, evaluations, _boards(table, kept), by, seed)
-    columns = [name for name in table if name != "other"]
+    boards = _boards(table, kept)
+    boards.sort(key=lambda names: (all(claims[of] != VERIFIED for of in names), -len(names)))
+    p_values = _test(table, evaluations, boards, by, seed)
+    columns = [name for name in table if name not in ("other", "claimed")]
     return Comparison(
         table[columns].astype({"parameters": "Int64"}),
         evaluations,
@@ -105,6 +116,7 @@ def compare(
         {name: kept[name].rows for name in evaluations},
         {name: file.path for name, file in files.items()},
         tuple(name for name in anew if name in evaluations),
+        {name: claims[name] for name in evaluations},
     )
 
 
@@ -127,44 +139,52 @@ def _answers(
     scans: Scans | None,
     groups: np.ndarray | None,
     fingerprint: str | None,
-) -> tuple[dict[str, LogitsTable], list[str], list[dict[str, Any]]]:
-    """Return the logits of each file, the files that were run for them, and rows of the others."""
-    kept, anew, refused = {}, [], []
+) -> tuple[dict[str, LogitsTable], dict[str, str], list[str], list[dict[str, Any]]]:
+    """Return logits and claim of each file, the files that were run, and rows of the others."""
+    kept, said, anew, refused = {}, {}, [], []
+    claims = Claims(scans, groups)
     for name, file in tqdm(files.items(), desc="models", disable=None, leave=False):
         try:
             found = find_logits(file, fingerprint)
-            if found is None:
-                kept[name] = keep_logits(file, scans, groups, fingerprint)
+            if new := found is None:
+                found = keep_logits(file, scans, groups, fingerprint)
                 anew.append(name)
-                continue
+            said[name] = claims.check(file, found, fingerprint, new)
             if groups is not None and found.about["data"] == fingerprint:
                 people = np.asarray(groups)[found.rows]
                 found = replace(found, frame=found.frame.assign(subject=people))
             kept[name] = found
         except Exception as error:  # Whatever one file holds, the others are ranked.
             refused.append(_refused(name, file.path, error))
-    return kept, anew, refused
+    return kept, said, anew, refused
 
 
 def _ordered(rows: list[dict[str, Any]], by: str) -> pd.DataFrame:
     """Return the table, best first: subject-wise, image-level, unknown, and what was refused."""
     columns = ["model", "protocol", by, "low", "high", *(key for key in _FIGURES if key != by)]
-    table = pd.DataFrame(rows).reindex(columns=[*columns, *COSTS, "data", "note", "other"])
+    table = pd.DataFrame(rows).reindex(
+        columns=[*columns, *COSTS, "data", "note", "other", "claimed"]
+    )
     order = table["protocol"].map({protocol: i for i, protocol in enumerate(PROTOCOLS)})
     table = table.assign(order=order.fillna(len(PROTOCOLS))).sort_values(
-        ["order", "other", by], ascending=[True, True, by == "log_loss"], ignore_index=True
+        ["order", "other", "claimed", by],
+        ascending=[True, True, True, by == "log_loss"],
+        ignore_index=True,
     )
     return table.drop(columns="order")
 
 
 def _boards(table: pd.DataFrame, kept: Mapping[str, LogitsTable]) -> list[list[str]]:
     """Return groups of models that were measured on the same slices of the same people."""
-    boards: dict[tuple[str, str, bytes, bytes], list[str]] = {}
+    boards: dict[tuple[Any, ...], list[str]] = {}
     measured = table[table["protocol"].isin(PROTOCOLS)]
     for name, protocol in zip(measured["model"], measured["protocol"], strict=True):
         found = kept[name]
         people = np.unique(found.subjects, return_inverse=True)[1]
-        same = (found.about["data"], protocol, found.rows.tobytes(), people.tobytes())
+        same = (
+            (found.about["data"], protocol, *found.about["class_names"]),
+            *(of.tobytes() for of in (found.rows, found.labels, people)),
+        )
         boards.setdefault(same, []).append(name)
     return list(boards.values())
 
@@ -182,8 +202,9 @@ def _test(
     for protocol, of in firsts.groupby("protocol", sort=False):
         if protocol not in PROTOCOLS:
             continue
-        best = of["model"].iloc[0]
-        peers = next(names for names in boards if best in names)
+        # Of the largest board with something verified: one odd row makes no others odd.
+        peers = next(names for names in boards if set(names) & set(of["model"]))
+        best = next(name for name in of["model"] if name in peers)
         ranked = {name: evaluations[name] for name in of["model"] if name in peers}
         p_values[protocol] = pairwise(ranked, metric=by, seed=seed)
         alone = table["model"].isin(set(of["model"]) - set(peers)) & ~table["other"]
@@ -192,9 +213,17 @@ def _test(
     return p_values
 
 
-def _ranked_by(kept: Mapping[str, LogitsTable]) -> str:
-    public = all(set(found.about["class_names"]) == set(CLASS_NAMES) for found in kept.values())
-    return RANKED_BY if public else "balanced_accuracy"
+def _class_names(scans: Scans | None, kept: Mapping[str, LogitsTable]) -> set[str]:
+    """Return the classes that are compared, which no single file can change for the others.
+
+    They are those of the slices; without slices the public ones, where any file has them, else
+    those that most files have.
+    """
+    if scans is not None:
+        return set(scans.class_names)
+    found = [frozenset(of.about["class_names"]) for of in kept.values()]
+    public = frozenset(CLASS_NAMES)
+    return set(public if public in found else max(found, key=found.count, default=public))
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -214,7 +243,7 @@ def _measure(
     name: str,
     file: ModelFile,
     found: LogitsTable,
-    fingerprint: str | None,
+    claim: str,
     *,
     by: str,
     seed: int,
@@ -223,8 +252,8 @@ def _measure(
     about = found.about
     try:
         card = file.card
-        other = fingerprint not in (None, about["data"])
-        protocol, note = _protocol(card, other)
+        other = claim == OTHER_SLICES
+        protocol, note = _protocol(card, claim)
         figures = evaluate(
             found.labels,
             found.logits,
@@ -236,11 +265,14 @@ def _measure(
         )
         per_slice = figures.metrics["slice"]
         row = {"model": name, "protocol": protocol, "other": other, "note": note}
+        row["claimed"] = claim not in (VERIFIED, NO_SLICES)
         row |= {key: per_slice[key].value for key in (*_FIGURES, by)}
         row |= {"low": per_slice[by].low, "high": per_slice[by].high}
         row |= {"parameters": int(about["parameters"]), "size_mb": about["bytes"] / 1e6}
         row["ms_1"], row["ms_64"] = map(float, about["milliseconds"])
         row["seconds"] = float((card or {}).get("seconds", np.nan))
+        if not np.isfinite(per_slice[by].value):
+            raise ModelFileError(f"{file.path}: its test part lacks classes, so {by} has no value")
         return {**row, "data": about["origin"]}, figures
     except Exception as error:
         return _refused(name, file.path, error), None
@@ -248,14 +280,15 @@ def _measure(
 
 def _refused(name: str, path: Path, error: Exception) -> dict[str, Any]:
     cause = f"{path}: cannot be measured ({type(error).__name__}: {error})"
-    note = str(error) if isinstance(error, ModelFileError) else cause
-    return {"model": name, "other": False, "protocol": "–", "note": note}
+    note = for_line(error if isinstance(error, ModelFileError) else cause, 600)
+    return {"model": name, "other": False, "claimed": False, "protocol": "–", "note": note}
 
 
-def _protocol(card: dict[str, Any] | None, other: bool) -> tuple[str, str]:
+def _protocol(card: dict[str, Any] | None, claim: str) -> tuple[str, str]:
     """Return (protocol, note)."""
-    notes = ["logits kept from other slices than these"] if other else []
+    notes = [claim]
     if card is None:
+        notes = [OTHER_SLICES] if claim == OTHER_SLICES else []
         notes.append("no card: nobody knows what it was trained on; these may be training slices")
         return "unknown", "; ".join(notes)
     protocol = card["split"]["protocol"]
@@ -290,7 +323,7 @@ def reported_table(folder: str | os.PathLike[str] = "models/zoo") -> str:
     ]
     networks = found.networks()
     for name, row in found.leaderboard().iterrows():
-        cells = [reported.get(name, "")]
+        cells = [for_markdown(reported.get(name, ""))]
         of = (("image", "accuracy"), ("subject", "accuracy"), ("subject", found.by))
         for protocol, metric in of:
             if (model := networks[name].get(protocol)) is None:
@@ -299,5 +332,6 @@ def reported_table(folder: str | os.PathLike[str] = "models/zoo") -> str:
             value, low, high = found.evaluations[model].metrics["slice"][metric]
             cells.append(f"{100 * value:.2f} [{100 * low:.1f}, {100 * high:.1f}]")
         star = " *" if row["leading"] else ""
-        lines.append(f"| `{name}`{star} | {' | '.join(cells)} | {row['parameters']:,.0f} |")
+        weights = f"{row['parameters']:,.0f}"
+        lines.append(f"| {for_code(name, 80)}{star} | {' | '.join([*cells, weights])} |")
     return "\n".join(lines)

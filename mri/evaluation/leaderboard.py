@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from mri._text import for_line, for_terminal
 from mri.evaluation.metrics import Evaluation, metric_label
 from mri.evaluation.significance import leading_group
 
@@ -44,6 +45,8 @@ class Comparison:
         By model name. A file may be absent if its card and kept logits were enough.
     evaluated : tuple of str
         The models that were run this time. The logits of all others were kept from before.
+    claims : dict of str to str
+        By model name: 'verified', or 'claimed' and why; see `mri.evaluation.claims`.
     """
 
     table: pd.DataFrame
@@ -53,11 +56,19 @@ class Comparison:
     rows: dict[str, np.ndarray]
     files: dict[str, Path]
     evaluated: tuple[str, ...]
+    claims: dict[str, str] = field(default_factory=dict)
 
     def leading(self, protocol: str = "subject") -> list[str]:
-        """Return the best model of a protocol, and all not distinguishable from it."""
+        """Return the models of a protocol that cannot be told from its best, itself first.
+
+        Where any figure was verified, those that are only claimed do not lead.
+        """
         p = self.p_values.get(protocol)
-        return [] if p is None else leading_group(p, p.index[0])
+        if p is None:
+            return []
+        verified = [name for name in p.index if self.claims.get(name) == "verified"]
+        among = verified or list(p.index)
+        return [name for name in leading_group(p, among[0]) if name in among]
 
     def leaderboard(self) -> pd.DataFrame:
         """Return one row per network, with its figures under both protocols side by side.
@@ -179,7 +190,7 @@ class Comparison:
             )
         if refused := int((self.table["protocol"] == "–").sum()):
             told.append(f"{refused} file{'s' * (refused > 1)} could not be measured.")
-        return " ".join(told)
+        return for_terminal(" ".join(told))
 
     def seeds(self) -> pd.DataFrame:
         """Return mean and standard deviation over the seeds of networks with several seeds.
@@ -200,12 +211,15 @@ class Comparison:
         digits = {"subject": "{:.3f}", "image": "{:.3f}", "unknown": "{:.3f}", "ms_1": "{:.1f}"}
         digits |= {"parameters": "{:,.0f}", "size_mb": "{:.1f}", "ms_64": "{:.0f}"}
         digits["seconds"] = "{:.0f}"
-        styled = board.style.format(digits, na_rep="–").apply(lambda _: shade, axis="index")
-        said = ~self.table["note"].isin(["", INFLATED])
-        refused = self.table.loc[said, ["model", "note"]]
+        board.index = board.index.map(for_line)
+        styled = board.style.format(digits, na_rep="–", escape="html").format_index(escape="html")
+        styled = styled.apply(lambda _: shade, axis="index")
+        said = ~self.table["note"].isin(["", "verified", f"verified; {INFLATED}"])
+        refused = self.table.loc[said, ["model", "note"]].map(for_line)
         notes = "" if refused.empty else refused.to_html(index=False)
         caption = f"{metric_label(self.by)} per slice; shaded: not distinguishable from the best"
         return styled.set_caption(caption).to_html() + notes
 
     def __repr__(self) -> str:
-        return self.table.to_string(float_format="{:.3f}".format, na_rep="–")
+        said = self.table.to_string(float_format="{:.3f}".format, na_rep="–")
+        return for_terminal(said)

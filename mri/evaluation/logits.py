@@ -11,7 +11,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,14 +19,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mri._files import replacing
+from mri._files import read_regular, replacing
 from mri.data.decode import DataError
+from mri.data.footer import FooterError, check_pages, read_groups
+from mri.data.parquet import MAX_NAME
 from mri.data.scans import Scans
+from mri.models.cards import TABLE_SCHEMA, problem_of
 from mri.models.files import ModelFile, ModelFileError
 
 _KEY = b"mri_logits"
+_UNREADABLE = (OSError, pa.ArrowException, ValueError, LookupError, TypeError, RecursionError)
+_MAX_TABLE, _MOST_CELLS = 2**30, 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +91,63 @@ class LogitsTable:
             If the file is absent, damaged or not such a table.
         """
         try:
-            table = pq.read_table(path)
-            found = cls(table.to_pandas(), json.loads(table.schema.metadata[_KEY]))
-            _ = found.rows, found.labels, found.subjects, found.logits
-        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            table = _read_table(Path(path))
+            about = json.loads(table.schema.metadata[_KEY])
+            if problem := problem_of(about, TABLE_SCHEMA) or _problem(table, about):
+                raise ValueError(problem)
+            found = cls(table.to_pandas(ignore_metadata=True), about)
+            keys = [key for key in ("model", "fold", "seed", "part", "row") if key in found.frame]
+            if found.frame.duplicated(keys).any():
+                raise ValueError("rows that stand there twice")
+        except _UNREADABLE as error:
             raise DataError(f"{path}: not a table of logits ({error})") from error
         return found
+
+
+def _read_table(path: Path) -> pa.Table:
+    """Read a parquet file of numbers and short texts that is no larger than it may be."""
+    content = pa.BufferReader(read_regular(path, _MAX_TABLE))
+    groups = read_groups(content)
+    rows = sum(group.rows for group in groups)
+    most = _MOST_CELLS + content.size()
+    if rows * max((len(group.chunks) for group in groups), default=0) > most:
+        raise FooterError(f"{rows} rows in {content.size()} bytes")
+    content.seek(0)
+    opened = pq.ParquetFile(content, page_checksum_verification=True)
+    leaves = {
+        i: opened.schema.column(i).physical_type == "BYTE_ARRAY" for i in range(len(opened.schema))
+    }
+    if check_pages(content, groups, leaves) > 4 * MAX_NAME:
+        raise FooterError(f"texts of more than {MAX_NAME} characters")
+    return opened.read(use_threads=False)
+
+
+def _problem(table: pa.Table, about: dict[str, Any]) -> str | None:
+    """Return what is wrong with the columns of a table of logits, None where nothing is."""
+    logits = [f"logit_{name}" for name in about["class_names"]]
+    integers, numbers = ["row", "subject", "label", "fold", "seed"], logits
+    if len(set(table.column_names)) < len(table.column_names) or not table.num_rows:
+        return f"columns {table.column_names!s:.200}, {table.num_rows} rows"
+    for name in [*integers[:3], *logits]:
+        if name not in table.column_names:
+            return f"no column {name!r:.80}"
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type
+        fits = {
+            name in integers: pa.types.is_integer(kind) and not pa.types.is_uint64(kind),
+            name in numbers: pa.types.is_floating(kind),
+            name in ("model", "part"): "string" in str(kind),
+        }.get(True, True)
+        if not fits or column.null_count:
+            return f"column {name!r:.80} of {kind} with {column.null_count} nulls"
+    if pc.min(table["row"]).as_py() < 0:
+        return f"row {pc.min(table['row'])}"
+    if pc.min(table["label"]).as_py() < 0 or pc.max(table["label"]).as_py() >= len(logits):
+        return f"labels outside the {len(logits)} classes"
+    for name in logits:
+        if not pc.all(pc.is_finite(table[name])).as_py():
+            return f"column {name!r:.80} holds what is no finite number"
+    return None
 
 
 def logits_frame(
@@ -153,9 +209,7 @@ def keep_logits(
     test = file.held_out(scans, fingerprint)
     model = file.load()
     _check_fit(path, model, scans)
-    from mri.models.builders import predict_logits
-
-    logits = predict_logits(model, scans.images[test])
+    logits = run_rows(file, model, scans, test)
     if not np.isfinite(logits).all():
         raise ModelFileError(f"{path}: gives logits that are not finite")
     about = {
@@ -178,6 +232,13 @@ def keep_logits(
     return kept
 
 
+def run_rows(file: ModelFile, model: Any, scans: Scans, rows: np.ndarray) -> np.ndarray:
+    """Return the logits of the given rows, as they are kept: float (m, k)."""
+    from mri.models.builders import predict_logits
+
+    return predict_logits(model, scans.images[rows])
+
+
 def find_logits(file: ModelFile, fingerprint: str | None = None) -> LogitsTable | None:
     """Return the logits kept of this very file and these test rows, None where there are none.
 
@@ -198,8 +259,11 @@ def find_logits(file: ModelFile, fingerprint: str | None = None) -> LogitsTable 
         file.inspect()
     elif card is None:
         return None
-    with suppress(DataError, KeyError, TypeError):
-        kept = LogitsTable.read(file.path.with_suffix(".parquet"))
+    path = file.path.with_suffix(".parquet")
+    if not path.exists():
+        return None
+    try:
+        kept = LogitsTable.read(path)
         about = kept.about
         same = about["sha256"] == file.sha256
         if card is None:
@@ -207,9 +271,11 @@ def find_logits(file: ModelFile, fingerprint: str | None = None) -> LogitsTable 
         else:
             same &= about["data"] == card["data"] and card["test_rows"] == kept.rows.tolist()
             same &= card["class_names"] == about["class_names"]
-        if same:
-            return kept
-    return None
+    except (DataError, LookupError) as error:
+        if file.path.is_file():
+            return None  # They are made anew.
+        raise ModelFileError(f"{path}: no use of it ({error})") from error
+    return kept if same else None
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -9,15 +10,20 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mri._arguments import require
-from mri._files import file_sha256, replacing
-from mri.data.decode import DataError
+from mri._files import file_sha256, read_regular, replacing
+from mri._text import for_markdown
+from mri.models.cards import ModelFileError as ModelFileError
+from mri.models.cards import problem_of
+from mri.models.cards import read_card as read_card
 
 if TYPE_CHECKING:
     from mri._keras import keras
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+_MAX_FILE = 2**31
 _MAX_CONFIG = 4 * 2**20
 # A file may name anything that Keras can find: only parts of networks are let through, and of
 # these not the ones that run code or read other files on loading.
@@ -39,10 +46,6 @@ _MAX_GROWTH = 1024
 
 _DESCRIBED = {"split", "recipe", "versions", "validation", "builder", "synthetic", "data",
               "parameters", "seed", "best_epoch", "seconds", "sha256", "temperature"}  # fmt: skip
-
-
-class ModelFileError(DataError):
-    """A model file that is damaged, not what its card says, or not safe to load."""
 
 
 def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,23 +76,6 @@ def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]
     return card
 
 
-def read_card(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the card beside the model file `path`, None where there is none.
-
-    Raises
-    ------
-    ModelFileError
-        If the card is not a JSON object.
-    """
-    card = Path(path).with_suffix(".json")
-    try:
-        return dict(json.loads(card.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, OSError, RecursionError) as error:
-        raise ModelFileError(f"{card}: unreadable card ({error}); train the model again") from error
-
-
 def describe(card: Mapping[str, Any]) -> str:
     """Render a card that `mri.train` has written as a model card in Markdown.
 
@@ -107,22 +93,27 @@ def describe(card: Mapping[str, Any]) -> str:
     """
     missing = sorted(_DESCRIBED.difference(card))
     require(not missing, "Expected a card that mri.train has written.", missing=missing)
+    problem = problem_of(dict(card))
+    require(problem is None, "Expected a card that mri.train has written.", problem=problem)
     split, recipe, versions = card["split"], card["recipe"], card["versions"]
     leaky = split["protocol"] != "subject"
     parts = zip(("train", "validation", "test"), split["slices"], strict=True)
     slices = ", ".join(f"{side} {count}" for side, count in parts)
+    builder, plain = for_markdown(card["builder"]), for_markdown
     fold = "" if leaky else f", fold {split['fold']} of {split['folds']}"
-    figures = "; ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in card["validation"].items())
-    recommended = ", ".join(f"{key} {value}" for key, value in recipe.items())
+    figures = "; ".join(
+        f"{plain(k.replace('_', ' '))} {v:.3f}" for k, v in card["validation"].items()
+    )
+    recommended = ", ".join(f"{plain(key)} {plain(value)}" for key, value in recipe.items())
     return "\n\n".join(
         [
-            f"### Model card: {card['builder']}, {split['protocol']}-level split",
+            f"### Model card: {builder}, {split['protocol']}-level split",
             "**Intended use.** Teaching and method comparison. **Not a diagnostic device.**",
             f"**Data.** {'Synthetic phantoms' if card['synthetic'] else 'Slices of OASIS-1'}, "
             f"fingerprint `{card['data'][:16]}`; {slices} slices{fold}.",
             f"**Training.** {card['parameters']} weights; {recommended}; seed {card['seed']}; "
             f"epoch {card['best_epoch'] + 1} of {recipe['epochs']} kept; {card['seconds']} s. "
-            + ", ".join(f"{key} {value}" for key, value in versions.items())
+            + ", ".join(f"{plain(key)} {plain(value)}" for key, value in versions.items())
             + f". File SHA-256 `{card['sha256'][:16]}`.",
             f"**Figures.** On the validation part, by which the epoch was chosen: {figures}; "
             f"temperature {card['temperature']:.2f}. "
@@ -162,12 +153,36 @@ class ModelFile:
     def sha256(self) -> str:
         """SHA-256 of the file; of an absent one, that which its card names."""
         if self.path.is_file():
-            return file_sha256(self.path)
+            return hashlib.sha256(self._read()).hexdigest()
         return str((self.card or {}).get("sha256", ""))
+
+    def _read(self) -> bytes:
+        try:
+            return read_regular(self.path, _MAX_FILE)
+        except OSError as error:
+            raise ModelFileError(f"{self.path}: cannot be read ({error})") from error
+
+    def _content(self) -> bytes:
+        """Return the bytes of the file, which are the same whenever they are asked for."""
+        content = self._read()
+        digest = hashlib.sha256(content).hexdigest()
+        if self.__dict__.setdefault("sha256", digest) != digest:
+            raise ModelFileError(f"{self.path}: was changed while it was read; read it again")
+        return content
+
+    @contextmanager
+    def _private(self) -> Iterator[Path]:
+        """Give a copy that nobody else can change: what was inspected is what Keras loads."""
+        self.inspect()
+        with TemporaryDirectory() as folder:
+            copy = Path(folder, "model.keras")
+            copy.write_bytes(self._content())
+            yield copy
 
     @cached_property
     def _inspected(self) -> bool:
-        _inspect_archive(self.path)
+        _check_name(self.path)
+        _inspect_archive(self.path, self._content())
         if self.card is not None and self.card.get("sha256") != self.sha256:
             raise ModelFileError(
                 f"{self.path}: SHA-256 {self.sha256} is not {self.card.get('sha256')} of its card; "
@@ -181,17 +196,17 @@ class ModelFile:
 
     def load(self) -> keras.Model:
         """Return the model, not compiled; see `load_model`."""
-        self.inspect()
         from mri._keras import keras
 
-        try:
-            _check_weights(self.path)
-            _check_growth(self.path)
-            model = keras.saving.load_model(self.path, compile=False, safe_mode=True)
-        except ModelFileError:
-            raise
-        except Exception as error:
-            raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
+        with self._private() as copy:
+            try:
+                _check_weights(self.path, copy)
+                _check_growth(self.path, copy)
+                model = keras.saving.load_model(copy, compile=False, safe_mode=True)
+            except ModelFileError:
+                raise
+            except Exception as error:
+                raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
         if not isinstance(model, keras.Model):
             raise ModelFileError(f"{self.path}: holds a {type(model).__name__}, not a model")
         return model
@@ -204,14 +219,14 @@ class ModelFile:
         ModelFileError
             As for `load_model`, or if the weights are of another network.
         """
-        self.inspect()
-        try:
-            _check_weights(self.path)
-            model.load_weights(self.path)
-        except ModelFileError:
-            raise
-        except Exception as error:
-            raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
+        with self._private() as copy:
+            try:
+                _check_weights(self.path, copy)
+                model.load_weights(copy)
+            except ModelFileError:
+                raise
+            except Exception as error:
+                raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
 
     def held_out(self, scans: Scans, fingerprint: str | None = None) -> np.ndarray:
         """Return the test rows of the card, int (m,); without a card, all rows.
@@ -289,19 +304,22 @@ def _test_rows(card: dict[str, Any], scans: Scans, fingerprint: str) -> np.ndarr
     return rows
 
 
-def _inspect_archive(path: Path) -> None:
-    """Raise `ModelFileError` unless `path` is a Keras archive without code or bombs."""
+def _check_name(path: Path) -> None:
     if path.suffix != ".keras":
         raise ModelFileError(f"{path}: expected a .keras file; save it with model.save('….keras')")
     if not path.is_file():
         raise ModelFileError(f"{path}: no such model file")
+
+
+def _inspect_archive(path: Path, content: bytes) -> None:
+    """Raise `ModelFileError` unless `content` is a Keras archive without code or bombs."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = sorted(archive.namelist())
             if members != sorted(_MEMBERS):
                 raise ModelFileError(f"{path}: expected {sorted(_MEMBERS)}, found {members}")
             sizes = {info.filename: info.file_size for info in archive.infolist()}
-            whole, packed = sum(sizes.values()), path.stat().st_size
+            whole, packed = sum(sizes.values()), len(content)
             # Float weights hardly compress: far more than the file itself is a bomb.
             if sizes["config.json"] > _MAX_CONFIG or whole > 20 * packed + _MAX_CONFIG:
                 raise ModelFileError(f"{path}: unpacks from {packed} to {whole} bytes")
@@ -319,14 +337,14 @@ def _inspect_archive(path: Path) -> None:
             )
 
 
-def _check_weights(path: Path) -> None:
+def _check_weights(path: Path, copy: Path) -> None:
     """Raise `ModelFileError` if the weights claim more than the file holds.
 
     Keras reads whatever a data set declares before it compares the two.
     """
     import h5py
 
-    claimed, packed = 0, path.stat().st_size
+    claimed, packed = 0, copy.stat().st_size
 
     def visit(name: str, entry: h5py.Group | h5py.Dataset) -> None:
         nonlocal claimed
@@ -335,7 +353,7 @@ def _check_weights(path: Path) -> None:
             raise ModelFileError(f"{path}: its weights {name} have more than one name")
         claimed += entry.nbytes if isinstance(entry, h5py.Dataset) else 0
 
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(copy) as archive:
         content = io.BytesIO(archive.read("model.weights.h5"))
     with h5py.File(content, "r") as weights:
         weights.visititems(visit)
@@ -343,14 +361,14 @@ def _check_weights(path: Path) -> None:
         raise ModelFileError(f"{path}: its weights claim {claimed} bytes, the file has {packed}")
 
 
-def _check_growth(path: Path) -> None:
+def _check_growth(path: Path, copy: Path) -> None:
     """Raise `ModelFileError` if a layer's output is far larger than a slice.
 
     Keras builds whatever a configuration declares, so it is asked before memory is taken.
     """
     # Keras keeps what it has yet to initialise by thread: in one of its own it is forgotten.
     with ThreadPoolExecutor(1) as thread:
-        growth = thread.submit(_growth, path).result()
+        growth = thread.submit(_growth, copy).result()
     if growth > _MAX_GROWTH:
         raise ModelFileError(
             f"{path}: a layer gives {growth:.0f} times the numbers of a slice, the limit is "

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
+from mri._text import for_line
 from mri.data.labels import checked_names
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ STYLE: dict[RcKeyType, Any] = {
     "grid.color": "#E5E5E5",
     "legend.frameon": False,
     "text.color": "black",
+    # A name is a name, whatever dollars it holds.
+    "text.parse_math": False,
     "xtick.color": "#333333",
     "ytick.color": "#333333",
 }
@@ -55,8 +58,8 @@ STYLE: dict[RcKeyType, Any] = {
 
 
 def readable(name: str) -> str:
-    """Return a class name with spaces."""
-    return name.replace("_", " ")
+    """Return a class name with spaces, on one line."""
+    return for_line(name.replace("_", " "), 60)
 
 
 def severity_order(class_names: Sequence[str]) -> list[int]:

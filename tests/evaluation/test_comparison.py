@@ -169,8 +169,8 @@ def test_what_could_not_be_measured_has_no_figure(found):
     assert not found.table[found.table["protocol"] != "–"][COLUMNS].isna().any(axis=None)
 
 
-def test_an_honest_model_has_nothing_to_note(found):
-    assert found.table.set_index("model").loc["honest", "note"] == ""
+def test_an_honest_model_is_verified(found):
+    assert found.table.set_index("model").loc["honest", "note"] == "verified"
 
 
 def test_the_same_slices_in_another_order_are_other_slices(case, tmp_path):
@@ -195,7 +195,10 @@ def test_logits_kept_from_other_slices_are_ranked_after_those_of_these(found, ca
     train("flat", darker, splits["honest"], name="dark", **options)
     table = compare(darker, subjects, tmp_path).table.set_index("model")
     assert list(table.index) == ["dark", "honest"]
-    assert table["note"].tolist() == ["", "logits kept from other slices than these"]
+    assert table["note"].tolist() == [
+        "verified",
+        "claimed: logits kept from other slices than these",
+    ]
     honest = found.table.set_index("model").loc["honest"]
     assert table.loc["honest", "balanced_accuracy"] == honest["balanced_accuracy"]
     assert table.loc["honest", "balanced_accuracy"] > table.loc["dark", "balanced_accuracy"]

@@ -533,12 +533,22 @@ def test_a_comparison_lists_every_hostile_file_and_ranks_the_others(
 
 
 CARDS = {
-    "temperature": ["hot", 0, -1, None, float("nan"), []],
+    "temperature": ["hot", 0, -1, None, float("nan"), [], True, float("inf"), 10**30, "1"],
     "test_rows": ["all", [10**9], [-1], [0.5], [None], {}, [[0]], None],
-    "split": [None, {}, [], {"protocol": 7}, {"protocol": None}],
-    "class_names": [7, None, [], [1, 2, 3, 4], {"a": 1}],
+    "split": [
+        *[None, {}, [], {"protocol": 7}, {"protocol": None}, {"protocol": ["subject"]}],
+        {"protocol": "subject", "slices": [1, 2]},
+        {"protocol": "subject", "fold": "first"},
+    ],
+    "class_names": [7, None, [], [1, 2, 3, 4], {"a": 1}, ["a"] * 4, ["a", ["b"]], "abcd"],
     "data": [7, None, ["x"]],
-    "seconds": ["long", None, {}, [1]],
+    "seconds": ["long", None, {}, [1], float("nan"), -1],
+    "parameters": [10**30, -1, 0.5, "many", True, None],
+    "builder": [["a"], None, 7, "x" * 10**6],
+    "validation": [7, {"balanced_accuracy": "high"}, {"balanced_accuracy": float("nan")}, []],
+    "recipe": [[], {"epochs": []}, {"a": {"b": 1}}, "sgd"],
+    "history": [[], {"loss": 1}, {"loss": ["a"]}],
+    "versions": [[], {"python": ["3"]}],
 }
 
 
@@ -560,7 +570,7 @@ def test_a_card_that_lies_costs_one_row(key, tmp_path, striped_scans):
     found = compare(scans, subjects, tmp_path)
     assert len(found.table) == 1 + len(CARDS[key])
     assert found.table["model"][0] == "right"
-    assert found.table["note"][0] == ""
+    assert found.table["note"][0].startswith("claimed: its division")
     wrong = found.table[found.table["model"] != "right"]
     assert (wrong["protocol"] == "–").all(), wrong[["model", "protocol", "note"]]
     assert wrong["note"].str.contains(str(tmp_path), regex=False).all()

@@ -1,0 +1,224 @@
+"""Volumes and DICOM files, unpacked no further than their headers may ask for.
+
+Both can be compressed: of a few bytes become gigabytes. Sizes are read first, and only so many
+bytes are unpacked as a volume or a slice of that size has.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mri._files import read_regular
+from mri.data.decode import MAX_SIDE, DataError, declared_size
+
+MAX_VOXELS, MAX_AXIS = 2**26, 1024
+"""Voxels of a volume, and along one axis: 400 × 400 × 400 are below."""
+
+_MAX_FILE = 2**29
+_MAX_HEADER = 4 * 2**20  # With the extensions that stand before the voxels.
+# A file may unpack to so many bytes whatever it has, or to so many times its own.
+_SMALL, _MOST_A_BYTE = 2**26, 200
+_MAX_DICOM, _SMALL_DICOM, _DEFLATES = 2**26, 2**22, 50
+_MAX_ELEMENTS, _MAX_FRAGMENTS = 20_000, 1024
+_PIXEL_DATA = 0x7FE00010
+_DEFLATED, _PLAIN = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"
+_NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
+_RUN_LENGTHS = "1.2.840.10008.1.2.5"
+
+
+def open_volume(path: Path, nibabel: ModuleType) -> Any:
+    """Return the image of nibabel, in memory, that a volume of bounded size holds.
+
+    Parameters
+    ----------
+    path : Path
+        ``.nii``, ``.nii.gz``, ``.mgz``, ``.mgh``, or the ``.hdr`` or ``.img`` of a pair.
+    nibabel : module
+
+    Raises
+    ------
+    DataError
+        If it is larger than `MAX_VOXELS`, or its file cannot hold what its header declares.
+    """
+    name = path.name.lower()
+    if name.endswith((".hdr", ".img")):
+        return _open_pair(path, nibabel)
+    packed = read_regular(path, _MAX_FILE)
+    pieces = _gunzip(packed) if packed[:2] == b"\x1f\x8b" else iter([packed])
+    begin = b""
+    while len(begin) < 1024 and (piece := next(pieces, b"")):
+        begin += piece
+    if name.endswith((".mgz", ".mgh")):
+        kind, header = nibabel.MGHImage, begin[:284]
+    elif int.from_bytes(begin[:4], "little") == 540 or int.from_bytes(begin[:4], "big") == 540:
+        kind, header = nibabel.Nifti2Image, begin[:540]
+    else:
+        kind, header = nibabel.Nifti1Image, begin[:348]
+    # Without what follows: extensions may be as long as they say.
+    length = _expected(path, kind.header_class(header, check=True))
+    if length > max(_SMALL, _MOST_A_BYTE * len(packed)):
+        raise DataError(f"{path}: unpacks from {len(packed)} to {length} bytes")
+    return kind.from_bytes(_whole(path, [begin, *_upto(pieces, length - len(begin))], length))
+
+
+def _open_pair(path: Path, nibabel: ModuleType) -> Any:
+    names = {"header": path.with_suffix(".hdr"), "image": path.with_suffix(".img")}
+    header = read_regular(names["header"], _MAX_HEADER)
+    kind = type(nibabel.load(names["header"]))  # Of NIfTI, Analyze or SPM; reads the header only.
+    length = _expected(path, kind.header_class.from_fileobj(io.BytesIO(header)))
+    content = {"header": header, "image": read_regular(names["image"], _MAX_FILE)}
+    _whole(path, [content["image"]], length)
+    # Where SPM keeps the orientation.
+    if "mat" in dict(kind.files_types) and path.with_suffix(".mat").is_file():
+        content["mat"] = read_regular(path.with_suffix(".mat"), _MAX_HEADER)
+    holders = {key: nibabel.FileHolder(fileobj=io.BytesIO(of)) for key, of in content.items()}
+    return kind.from_file_map(holders)
+
+
+def _expected(path: Path, header: Any) -> int:
+    """Return how many bytes a file with this header has, if that is no more than one may have."""
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    voxels, offset = math.prod(shape), int(header.get_data_offset())
+    if not (0 < voxels <= MAX_VOXELS and max(shape) <= MAX_AXIS and min(shape) > 0):
+        raise DataError(
+            f"{path}: its header declares {shape} voxels; at most {MAX_VOXELS} are read, "
+            f"{MAX_AXIS} along an axis"
+        )
+    if dtype.itemsize > 8 or dtype.kind not in "iuf":
+        raise DataError(f"{path}: holds {dtype}, expected one number a voxel")
+    if not 0 <= offset <= _MAX_HEADER:
+        raise DataError(f"{path}: its voxels begin at byte {offset}, at most {_MAX_HEADER}")
+    return offset + voxels * dtype.itemsize
+
+
+def _gunzip(packed: bytes) -> Iterator[bytes]:
+    """Yield the content of a gzip file in pieces of up to a megabyte."""
+    while packed:
+        unpack = zlib.decompressobj(31)
+        while not unpack.eof:
+            piece = unpack.decompress(packed, 2**20)
+            packed = unpack.unconsumed_tail
+            if piece:
+                yield piece
+            elif not packed:
+                return
+        packed = unpack.unused_data
+        if packed[:2] != b"\x1f\x8b":
+            return
+
+
+def _upto(pieces: Iterator[bytes], length: int) -> Iterator[bytes]:
+    while length > 0 and (piece := next(pieces, b"")):
+        length -= len(piece)
+        yield piece
+
+
+def _whole(path: Path, pieces: list[bytes], length: int) -> bytes:
+    content = b"".join(pieces)
+    if len(content) < length:
+        raise DataError(f"{path}: has {len(content)} bytes, its header declares {length}")
+    return content
+
+
+def open_dicom(path: Path, content: bytes, pydicom: ModuleType) -> tuple[Any, np.ndarray]:
+    """Return the data set of a DICOM file and its pixels, checked before they are unpacked.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    content : bytes
+        Of the file, read once.
+    pydicom : module
+
+    Raises
+    ------
+    DataError
+        If it holds more than one picture of up to `MAX_SIDE` pixels a side, or the picture costs
+        more than its pixels.
+    """
+    if _DEFLATED in content:
+        content = _inflated(path, content)
+    # Elements cost more time than pixels, so those before them are bounded in bytes too.
+    header = max(content.rfind(tag) for tag in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"))
+    if not 0 <= header <= _MAX_HEADER:
+        raise DataError(f"{path}: not a DICOM image, no pixels in its first {_MAX_HEADER} bytes")
+    seen = itertools.count()
+
+    def stop(tag: int, *_: object) -> bool:
+        if next(seen) > _MAX_ELEMENTS:
+            raise DataError(f"{path}: more than {_MAX_ELEMENTS} elements")
+        return tag > _PIXEL_DATA
+
+    with warnings.catch_warnings(action="ignore"):  # Of values that are none of ours.
+        data = pydicom.filereader.read_partial(io.BytesIO(content), stop)
+        _check_picture(path, data)
+        return data, data.pixel_array
+
+
+def _inflated(path: Path, content: bytes) -> bytes:
+    """Return a deflated DICOM file as it would have been written without."""
+    # The first element of the file's meta information is its length.
+    start = 144 + int.from_bytes(content[140:144], "little")
+    meta = content[:start].replace(_DEFLATED, _PLAIN)
+    if meta == content[:start]:
+        raise DataError(f"{path}: it is deflated, but its first {start} bytes do not say so")
+    limit = min(_MAX_DICOM, max(_SMALL_DICOM, _DEFLATES * len(content)))
+    unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+    plain = unpack.decompress(content[start:], limit)
+    if unpack.unconsumed_tail or not unpack.eof:
+        raise DataError(f"{path}: unpacks from {len(content)} to over {limit} bytes, or is cut")
+    return meta + plain
+
+
+def _check_picture(path: Path, data: Any) -> None:
+    rows, columns = int(data.Rows), int(data.Columns)
+    frames, samples = int(data.get("NumberOfFrames") or 1), int(data.get("SamplesPerPixel", 1))
+    bits = int(data.BitsAllocated)
+    if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
+        raise DataError(f"{path}: {rows} × {columns} pixels, the limit is {MAX_SIDE} a side")
+    if frames != 1 or samples != 1 or bits not in (8, 16, 32):
+        raise DataError(
+            f"{path}: {frames} frames of {samples} samples of {bits} bits, expected one gray slice"
+        )
+    syntax, pixels = str(data.file_meta.TransferSyntaxUID), bytes(data.PixelData)
+    if len(pixels) > 2**20 + 16 * rows * columns:
+        raise DataError(f"{path}: {len(pixels)} bytes for {rows} × {columns} pixels")
+    if syntax in _NATIVE:
+        return
+    if syntax == _RUN_LENGTHS:
+        # Runs are unpacked in Python, and a byte may stand for 64.
+        if rows * columns > 2**20 or len(pixels) > 2**16 + rows * columns * bits // 4:
+            raise DataError(f"{path}: {len(pixels)} bytes of runs for {rows} × {columns} pixels")
+        return
+    from pydicom.encaps import generate_fragments
+
+    parts = list(itertools.islice(generate_fragments(pixels), _MAX_FRAGMENTS + 1))
+    if len(parts) > _MAX_FRAGMENTS:
+        raise DataError(f"{path}: a picture in more than {_MAX_FRAGMENTS} parts")
+    declared = _declared(b"".join(parts[1:]))  # The first is the table of where they begin.
+    if declared != (rows, columns):
+        raise DataError(f"{path}: its picture declares {declared}, its header {rows} × {columns}")
+
+
+def _declared(blob: bytes) -> tuple[int, int] | str:
+    """Return (h, w) of a JPEG or JPEG 2000 picture, or why it is refused."""
+    if blob[:4] == b"\xff\xd8\xff\xf7":  # JPEG-LS
+        return int.from_bytes(blob[7:9], "big"), int.from_bytes(blob[9:11], "big")
+    at = blob.find(b"\xff\x4f\xff\x51", 0, 256)
+    if at < 0:
+        return declared_size(np.frombuffer(blob, np.uint8))
+    right, bottom, left, top = (
+        int.from_bytes(blob[at + i : at + i + 4], "big") for i in (8, 12, 16, 20)
+    )
+    return bottom - top, right - left

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import json
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,17 +76,42 @@ def check(options: Options) -> int:
 
 
 def audit(options: Options) -> int:
-    """Measure data leakage between a train and a test part; exit status 1 where there is some."""
-    from mri.data import read_scans
-    from mri.subjects import audit
+    """Measure data leakage between a train and a test part of any source.
 
-    if options.test is None:
-        parts = [read_scans(options.train, split=part) for part in ("train", "test")]
+    Exit status: 0 no leak found, 1 leak (or no answer at all), 3 undecided.
+    """
+    from mri._files import replacing
+    from mri.data import read_scans
+    from mri.data.sources import Slices
+    from mri.subjects import audit, audit_html
+
+    columns = {"image": options.image, "label": options.label}
+    size = tuple(options.size) if options.size else None
+    read = partial(read_scans, size=size, on_error=options.on_error, **columns)
+    if options.test is not None:
+        parts = [read(options.train), read(options.test)]
+    elif {"train", "test"} <= set(Slices(options.train, **columns).splits):
+        parts = [read(options.train, split=split) for split in ("train", "test")]
     else:
-        parts = [read_scans(options.train), read_scans(options.test)]
-    found = audit(*parts)
+        parts = [read(options.train)]
+    found = audit(*parts, progress=None if options.quiet else _show_progress)
     print(for_terminal(f"{found.verdict}\n\n{found}"))
-    return int(found.leaky)
+    told = {"html": "", "json": json.dumps(found.to_dict(), indent=1)}
+    if options.html:
+        told["html"] = audit_html(found, parts[0], parts[1] if len(parts) > 1 else None)
+    for kind, text in told.items():
+        if path := getattr(options, kind):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            print(f"{path}: written")
+    return {"leaky": 1, "undecided": 3}.get(found.status, 0)
+
+
+def _show_progress(what: str, share: float) -> None:
+    """Say on one line of the terminal what is being done."""
+    end = "\n" if share >= 1 else ""
+    print(f"\r{what}: {share:4.0%}  ", end=end, file=sys.stderr, flush=True)
 
 
 def train(options: Options) -> int:
@@ -202,17 +229,18 @@ def card(options: Options) -> int:
 
 def predict(options: Options) -> int:
     """Ask a network about one slice and draw where it looked."""
-    from mri.data import find_data, parquet_files, write_phantom
+    from mri.data import find_data, row_place, write_phantom
     from mri.models.files import find_model
     from mri.predict import predict_slice
 
-    file = options.file
+    file, row = options.file, options.row
     if file is None:
-        file = parquet_files(find_data() or write_phantom("data/phantom"), split="test")[0]
+        folder = find_data() or write_phantom("data/phantom")
+        file, row = row_place(folder, split="test", row=row)
     found = predict_slice(
         file,
         model=options.model,
-        row=options.row,
+        row=row,
         plane=options.plane,
         check=not options.unchecked,
     )
@@ -254,9 +282,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command(download).add_argument("--folder", default="data", help="by default data/")
     command(check)
-    of = command(audit)
-    of.add_argument("train", metavar="TRAIN", help="the train part, or a folder with both")
-    of.add_argument("test", metavar="TEST", nargs="?", help="the test part")
+    _add_audit(command(audit))
     of = command(train)
     of.add_argument("name", metavar="NAME", help="one of mri.list_models()")
     of.add_argument("--recipe", help="one of mri.training.RECIPES; by default that of its name")
@@ -304,6 +330,19 @@ def _add_card(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--std", type=float, nargs="+", help="by which they are divided")
     parser.add_argument("--classes", nargs="+", help="names in the order of the model's scores")
     parser.add_argument("--dry-run", action="store_true", help="show it, write nothing")
+
+
+def _add_audit(parser: argparse.ArgumentParser) -> None:
+    source = "parquet, CSV, class folders, a folder of save_to_disk"
+    parser.add_argument("train", metavar="TRAIN", help=f"the train part, or both: {source}")
+    parser.add_argument("test", metavar="TEST", nargs="?", help="the test part")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the twins")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--image", help="name of the column of slices, by default image")
+    parser.add_argument("--label", help="name of the column of labels, by default label")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of mixed sizes")
+    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="bad rows")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from scipy.special import softmax
 
 from mri._text import for_line
 from mri.data.decode import DataError
+from mri.data.labels import places_of
 from mri.data.one_slice import SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
 from mri.models.files import ModelFile, ModelFileError, find_model
@@ -55,14 +56,20 @@ class Prediction(NamedTuple):
         """Name of the most probable class."""
         return max(self.probabilities, key=self.probabilities.__getitem__)
 
+    @property
+    def truth(self) -> str | None:
+        """Name of the class that the file gives, which need not be one of the network's."""
+        if self.slice.truth is not None or self.slice.label is None:
+            return self.slice.truth
+        return list(self.probabilities)[self.slice.label]
+
     def __str__(self) -> str:
         """Return what the command line prints."""
         lines = [for_line(f"{self.slice.place}, by {self.model}:")]
         shares = [(for_line(name.replace("_", " "), 80), p) for name, p in self._by_share()]
         lines += [f"  {name:20s} {p:.3f}" for name, p in shares]
-        if self.slice.label is not None:
-            name = list(self.probabilities)[self.slice.label].replace("_", " ")
-            lines.append(for_line(f"The file itself says: {name}."))
+        if self.truth is not None:
+            lines.append(for_line(f"The file itself says: {self.truth.replace('_', ' ')}."))
         return "\n".join([*lines, *self.warnings])
 
     def draw(self) -> Figure:
@@ -71,13 +78,14 @@ class Prediction(NamedTuple):
 
         if self.explanation is None:
             return _slice_alone(self)
-        label = None if self.slice.label is None else np.array([self.slice.label])
+        names = list(self.probabilities)
+        at = None if self.truth is None else places_of(names, [self.truth])
         return heatmap_grid(
             self.slice.image[None],
             self.explanation,
-            label,
+            None if at is None else np.array(at),
             np.array([list(self.probabilities.values())]),
-            list(self.probabilities),
+            names,
             title=f"{for_line(self.model, 60)}, {METHOD}\nnot a diagnostic device",
         )
 

@@ -25,7 +25,7 @@ collect_ignore = ["benchmarks"]
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Return the folder of the real slices, or skip."""
-    from mri.data.parquet import find_data
+    from mri.data.sources import find_data
 
     folder = find_data()
     if folder is None:

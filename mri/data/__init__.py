@@ -1,7 +1,10 @@
 """From files to pixels.
 
-`decode` turns one JPEG or PNG into an image, `parquet` knows the files, `scans` reads them into one
-array or a stream, `download` fetches the public ones, and `ready` says what a run will use.
+`decode` turns one JPEG or PNG into an image. `sources` and `folders` decide what a source is,
+`formats` and `trees` have one function for each kind (`parquet` knows its files), `parts` the rows, `labels`
+what labels mean.
+`scans` reads all into one array or a stream, `cache` keeps it in a file, `download` fetches the
+public files, and `ready` says what a run will use.
 `phantom` draws synthetic slices with known truth. `one_slice` reads a single slice of any format.
 """
 
@@ -12,10 +15,12 @@ __getattr__, __dir__, __all__ = _face(
     {
         "decode": "DataError dict_to_image",
         "download": "download_slices",
+        "folders": "NoSlicesError",
         "one_slice": "OneSlice check_slice read_slice",
-        "parquet": "CLASS_NAMES find_data parquet_files",
+        "parquet": "CLASS_NAMES parquet_files",
         "phantom": "SHORTCUT Phantoms make_phantoms write_phantom",
         "ready": "describe_data problems",
         "scans": "Scans iter_batches read_scans",
+        "sources": "find_data first_record row_place",
     },
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -112,23 +112,24 @@ def column_views(column: pa.Array) -> list[np.ndarray | None]:
     return [None if null[i] else pixels[ends[i] : ends[i + 1]] for i in range(len(column))]
 
 
-def first_shape(views: list[np.ndarray | None]) -> tuple[int, int] | None:
+def first_shape(views: Sequence[np.ndarray | str | None]) -> tuple[int, int] | None:
     """Return (h, w) of the first row that decodes, None where none does."""
     for view in views:
-        if view is not None and not isinstance(image := _decode(view, None), str):
+        if not isinstance(image := _image(view, None), str):
             return image.shape
     return None
 
 
-def declared_pixels(views: list[np.ndarray | None]) -> int:
+def declared_pixels(views: Sequence[np.ndarray | str | None]) -> int:
     """Return how many pixels the headers of `views` declare in all."""
-    found = [declared_size(view) for view in views if view is not None and view.size]
+    encoded = [v for v in views if isinstance(v, np.ndarray) and v.ndim == 1 and v.size]
+    found = [declared_size(view) for view in encoded]
     return sum(sides[0] * sides[1] for sides in found if not isinstance(sides, str))
 
 
 def decode_into(
     out: np.ndarray,
-    views: list[np.ndarray | None],
+    views: Sequence[np.ndarray | str | None],
     size: tuple[int, int] | None,
     pool: ThreadPoolExecutor,
     threads: int,
@@ -139,7 +140,8 @@ def decode_into(
     ----------
     out : ndarray of uint8, shape (n, h, w)
         Filled in place; a row that fails is left as it was.
-    views : list of n ndarrays of uint8 or None
+    views : list of n ndarrays of uint8, or None
+        Encoded bytes (k,) or pixels (h, w); a text is the reason why there are none.
     size : tuple of int or None
         Resize to (h, w), which is then the shape of `out`.
     pool : ThreadPoolExecutor
@@ -154,8 +156,7 @@ def decode_into(
     def part(start: int) -> dict[int, str]:
         causes = {}
         for i in range(start, len(views), threads):
-            view = views[i]
-            image = "the image is null" if view is None else _decode(view, size)
+            image = _image(views[i], size)
             if isinstance(image, str):
                 causes[i] = image
             elif image.shape != out.shape[1:]:
@@ -165,6 +166,15 @@ def decode_into(
         return causes
 
     return {i: cause for causes in pool.map(part, range(threads)) for i, cause in causes.items()}
+
+
+def _image(view: np.ndarray | str | None, size: tuple[int, int] | None) -> np.ndarray | str:
+    """Return the image of a row, or the reason why there is none."""
+    if view is None:
+        return "the image is null"
+    if isinstance(view, str):
+        return view
+    return _decode(view, size) if view.ndim == 1 else _resized(view, size)
 
 
 def _decode(blob: np.ndarray, size: tuple[int, int] | None) -> np.ndarray | str:
@@ -185,6 +195,10 @@ def _decode(blob: np.ndarray, size: tuple[int, int] | None) -> np.ndarray | str:
         return f"OpenCV cannot decode it ({error.err})"
     if image is None:
         return f"the image is truncated or corrupt ({blob.size} bytes)"
+    return _resized(image, size)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     if size is not None and image.shape != tuple(size):
         shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR

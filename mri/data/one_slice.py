@@ -16,14 +16,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from scipy import ndimage
 
 from mri._files import read_regular
 from mri.data.decode import DataError, dict_to_image
 from mri.data.headers import open_dicom, open_volume
-from mri.data.parquet import arrow_batches, check_files, check_labels, parquet_files
+from mri.data.parts import load
 from mri.data.phantom import make_phantoms
+from mri.data.sources import Slices
 
 SIZE = 128
 """Height and width of the slices in pixels."""
@@ -40,6 +42,7 @@ _TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 _MAX_FILE = 2**26  # Of a picture or one slice.
 _VOLUMES = (".nii", ".nii.gz", ".mgz", ".hdr", ".img")
+_TABLES = (".parquet", ".pq", ".csv", ".tsv", ".arrow")
 _EXTRAS = {
     "nibabel": ("NIfTI and Analyze volumes", "'nibabel~=5.4'"),
     "pydicom": ("DICOM files", "'pydicom~=3.0,>=3.0.2'"),
@@ -47,11 +50,15 @@ _EXTRAS = {
 
 
 class OneSlice(NamedTuple):
-    """Pixels uint8 (128, 128), the label the file gives them (or None), and where they stood."""
+    """Pixels uint8 (128, 128), the label the file gives them (or None), and where they stood.
+
+    `truth` is the name of the label, which another file or a network may number otherwise.
+    """
 
     image: np.ndarray
     label: int | None
     place: str
+    truth: str | None = None
 
 
 def read_slice(
@@ -91,8 +98,8 @@ def read_slice(
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a JPEG, PNG, parquet, NIfTI or DICOM file")
     name = path.name.lower()
-    if name.endswith(".parquet"):
-        found = _from_parquet(path, row)
+    if name.endswith(_TABLES):
+        found = _from_table(path, row)
     elif name.endswith(_VOLUMES):
         found = _from_volume(path, plane)
     else:
@@ -188,18 +195,26 @@ def _compare(image: np.ndarray) -> tuple[float, float, str]:
     return float(overlap), _likeness(_pattern(coarse[inner]), inside), best
 
 
-def _from_parquet(path: Path, row: int) -> OneSlice:
-    files = parquet_files(path)
-    class_names, _, rows = check_files(files)
-    if not 0 <= row < rows:
-        raise DataError(f"{path}: has rows 0 to {rows - 1}. Received: row={row}")
-    for _, start, views, labels in arrow_batches(files, 1024, (class_names, rows)):
-        if start <= row < start + len(views):
-            values, causes = check_labels(labels[row - start :][:1], class_names)
-            place = f"{path}, row {row}"
-            view = views[row - start]
-            blob = b"" if view is None else view.tobytes()
-            return OneSlice(_image(place, blob), None if causes else int(values[0]), place)
+def _from_table(path: Path, row: int) -> OneSlice:
+    """Return a row of a file of slices and labels."""
+    slices = Slices(path)
+    parts = slices.select(None)
+    slices.warn(parts, stacklevel=3)
+    total = sum(map(len, parts))
+    if not 0 <= row < total:
+        raise DataError(f"{path}: has rows 0 to {total - 1}. Received: row={row}")
+    for rows in (rows for part in parts for rows in part.rows(1024)):
+        for at in np.flatnonzero(rows.numbers == row)[:1].tolist():
+            item = rows.items[at]
+            item = load(item) if isinstance(item, Path) else item
+            if item is None or isinstance(item, str):
+                raise DataError(f"{rows.told(at)}: {item or 'the image is null'}")
+            values, causes = slices.meaning(parts[0]).check(rows.labels[at : at + 1])
+            label = None if causes else int(values[0])
+            truth = None if label is None else slices.class_names[label]
+            # Pixels that are no file's bytes are spelt out as one, which is then resized alike.
+            blob = item if item.ndim == 1 else cv2.imencode(".png", item)[1]
+            return OneSlice(_image(rows.told(at), blob.tobytes()), label, rows.told(at), truth)
     raise DataError(f"{path}: ends before row {row}; fetch it again")
 
 

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from mri.data.parquet import REMEDY, check_files, find_data, parquet_files
+from mri.data.parquet import REMEDY
+from mri.data.sources import Slices, find_data
 
 _NEEDED = 1 << 30
 """A generous number of bytes for models, executed notebooks and phantoms."""
@@ -41,15 +42,17 @@ def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
     Raises
     ------
     DataError
-        If files are present but unusable.
+        If a given folder holds no slices, or files are present but unusable.
     """
-    path = Path(folder if folder is not None else os.environ.get("MRI_DATA") or "data")
-    if found := find_data(path):
-        _, synthetic, rows = check_files(parquet_files(found))
-        return f"{found}: {rows} {'synthetic phantom' if synthetic else 'real'} slices."
+    if found := find_data(folder):
+        slices = Slices(found)
+        parts = [part for split in ("train", "test") for part in slices.select(split)]
+        kind = "synthetic phantom" if parts[0].synthetic else "real"
+        return f"{found}: {sum(map(len, parts))} {kind} slices."
+    path = Path("data")
     here = sorted(p.name for p in path.iterdir() if p.is_file()) if path.is_dir() else []
     here = [name for name in here if name != "README.md" and not name.startswith(".")]
     what = "no such folder" if not path.is_dir() else "no slices there"
     if here:
-        what = f"no train and test parquet file among {here[:5]}"
+        what = f"no train and test part among {here[:5]}"
     return f"{path}: {what}, so synthetic phantoms are used, and every title says so. {REMEDY}"

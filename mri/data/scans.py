@@ -1,8 +1,8 @@
-"""Read parquet files of MRI slices into one array, and say precisely what is wrong if that fails.
+"""Read MRI slices of any source into one array, and say precisely what is wrong if that fails.
 
-The public Alzheimer MRI set stores one JPEG a row (`image: struct<bytes, path>`, `label: int64`).
-`dict_to_image` decodes one record, `read_scans` whole files on all cores without a Python object
-per row, and `iter_batches` files larger than memory. ``python -m mri download`` fetches them.
+The public Alzheimer MRI set stores one JPEG a row (`image: struct<bytes, path>`, `label: int64`);
+what else is read, `mri.data.sources` says. `read_scans` decodes whole sources on all cores, and
+`iter_batches` what is larger than memory. ``python -m mri download`` fetches the public files.
 """
 
 from __future__ import annotations
@@ -10,24 +10,21 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from mri._arguments import require
 from mri.data.decode import DataError, check_size, declared_pixels, decode_into, first_shape
-from mri.data.parquet import (
-    Source,
-    arrow_batches,
-    check_files,
-    check_labels,
-    check_room,
-    parquet_files,
-)
+from mri.data.labels import Names, places_of, remedy
+from mri.data.parquet import check_room
+from mri.data.parts import Item, Part, Rows, load
+from mri.data.sources import Slices, Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,23 +58,41 @@ class Scans:
     def __add__(self, other: Scans) -> Scans:
         """Return the slices of both, these first.
 
+        Class names are compared without case, spaces, '_' and '-'; where the other part has them
+        in another order, or lacks some, its labels become those of this one.
+
         Raises
         ------
         ValueError
             If sizes, class names or origin differ.
         """
-        for what in ("class_names", "synthetic"):
-            if getattr(self, what) != getattr(other, what):
-                raise ValueError(f"{what} differ: {getattr(self, what)}, {getattr(other, what)}")
+        if self.synthetic != other.synthetic:
+            raise ValueError(f"synthetic differ: {self.synthetic}, {other.synthetic}")
         if self.images.shape[1:] != other.images.shape[1:]:
             raise ValueError(f"sizes differ: {self.images.shape[1:]}, {other.images.shape[1:]}")
+        longer = max(self.class_names, other.class_names, key=len)
+        names = self.class_names if len(self.class_names) == len(longer) else longer
+        labels = [part.labels_as(names) for part in (self, other)]
         return Scans(
             np.concatenate([self.images, other.images]),
-            np.concatenate([self.labels, other.labels]),
-            self.class_names,
+            np.concatenate(labels),
+            names,
             pd.concat([self.rejected, other.rejected], ignore_index=True),
             self.synthetic,
         )
+
+    def labels_as(self, class_names: tuple[str, ...]) -> np.ndarray:
+        """Return the labels as indices into other class names, int64 (n,).
+
+        Raises
+        ------
+        ValueError
+            If one of this set's names is not among them.
+        """
+        at = places_of(class_names, self.class_names)
+        if at is None:
+            raise ValueError(f"class_names differ: {class_names}, {self.class_names}")
+        return np.array(at, np.int64)[self.labels]
 
     def __repr__(self) -> str:
         n, h, w = self.images.shape
@@ -100,6 +115,19 @@ class Scans:
         return pd.DataFrame({"label": self.labels, "img_arr": list(self.images)})
 
 
+class _Options(NamedTuple):
+    """How to decode, and how far up the caller stands, who is warned."""
+
+    size: tuple[int, int] | None
+    on_error: str
+    threads: int | None
+    level: int
+
+
+def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
+
+
 def read_scans(
     source: Source,
     *,
@@ -107,33 +135,57 @@ def read_scans(
     size: tuple[int, int] | None = None,
     on_error: str = "raise",
     threads: int | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    class_names: Names | None = None,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Scans:
-    """Decode parquet files into one array.
+    """Decode the slices of any source into one array.
 
     Parameters
     ----------
-    source : path, glob pattern or list of paths
-        A file, a folder of shards or a pattern such as ``"data/train-*.parquet"``.
+    source
+        A file, a folder, a pattern such as ``"data/train-*.parquet"`` or a list of files: parquet,
+        CSV, or Arrow with bytes, pixels or paths of images. A folder of class folders of JPEG or
+        PNG images, with or without ``train/`` and ``test/``. A folder of `save_to_disk`, a
+        `datasets.Dataset` or `DatasetDict`, a pandas or Arrow table, or a mapping from split to
+        these.
     split : str, optional
-        'train' or 'test': only the files whose names begin with it, as the hub names them.
+        'train', 'test' or 'validation': of files those whose names begin with it, of folders those
+        of that name, of tables the rows that say so in a column `split`.
     size : tuple of int, optional
-        Resize every slice to (h, w) pixels; needed where the file mixes sizes.
+        Resize every slice to (h, w) pixels; needed where sizes are mixed.
     on_error : {'raise', 'skip'}
         What to do with a bad row: raise, or leave it out, list it in `Scans.rejected` and warn
         with the count.
     threads : int, optional
         Decoding threads; by default one per processor. The result does not depend on it.
+    image, label : str, optional
+        Names of the columns, by default 'image' and 'label'. Labels are integers or names.
+    class_names : sequence of str or mapping, optional
+        Where the data have none: names in label order, or a mapping from label to name. Where
+        they have, the order to bring them into.
+    cache : path, optional
+        A file to keep the decoded slices in. The array is then mapped from it, so that it need not
+        fit into memory, and a later call on the same data decodes nothing.
 
     Returns
     -------
     Scans
-        Slices in file order. Peak memory is the array and a few pages of a file.
+        Slices in the order of the source: files by name, rows as they stand. Peak memory is the
+        array and a few pages of a file.
 
     Raises
     ------
     DataError
-        If a file is missing, is not parquet, has the wrong schema, mixes sizes without `size`,
-        has no usable row or (with ``on_error="raise"``) has a bad one.
+        If a path is missing or holds no slices, a table has the wrong columns, sizes are mixed
+        without `size`, the meaning of the labels cannot be told, no row is usable or (with
+        ``on_error="raise"``) one is bad.
+
+    Warns
+    -----
+    UserWarning
+        If class names had to be assumed, labels count from 1, or rows were rejected.
 
     Examples
     --------
@@ -144,18 +196,40 @@ def read_scans(
     Scans(32 synthetic phantom slices of 128 × 128, 0 rows rejected)
     """
     _check_options(size, on_error, threads)
-    files = parquet_files(source, split=split)
-    class_names, synthetic, total = check_files(files)
-    batches = _decoded(
-        files, class_names, total, None, size=size, on_error=on_error, threads=threads
-    )
+    slices = Slices(source, image=image, label=label, class_names=class_names)
+    parts = slices.select(split)
+    slices.warn(parts, stacklevel=2)
+    options = _Options(size, on_error, threads, 4 if cache is None else 6)
+    if cache is None:
+        return _read(slices, parts, _in_memory, options)
+    from mri.data.cache import cached
+
+    stamp = f"{slices.stamp(parts)} {size} {on_error}"
+    return cached(Path(cache), stamp, lambda new: _read(slices, parts, new, options))
+
+
+def _read(
+    slices: Slices,
+    parts: Sequence[Part],
+    new: Callable[[tuple[int, ...]], np.ndarray],
+    options: _Options,
+) -> Scans:
+    """Decode all rows into one array that `new` makes from its shape."""
+    batches = _decoded(slices, parts, options, None, new=new)
     images, labels, bad = zip(*batches, strict=True)
     rejected = pd.DataFrame(
         [row for rows in bad for row in rows], columns=["file", "row", "cause"]
     ).astype({"row": np.int64})
-    # The batches are views that fill one array from its start, so the last one's base is it.
     kept = sum(map(len, labels))
-    return Scans(images[-1].base[:kept], np.concatenate(labels), class_names, rejected, synthetic)
+    # The batches are views that fill one array from its start, so the last one's base is it.
+    whole = images[-1].base
+    return Scans(
+        whole[:kept],
+        np.concatenate(labels),
+        slices.class_names,
+        rejected,
+        parts[0].synthetic,
+    )
 
 
 def iter_batches(
@@ -166,12 +240,15 @@ def iter_batches(
     size: tuple[int, int] | None = None,
     on_error: str = "raise",
     threads: int | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    class_names: Names | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Decode parquet files batch by batch, at a memory that does not grow with their length.
+    """Decode a source batch by batch, at a memory that does not grow with its length.
 
     Parameters
     ----------
-    source, split, size, on_error, threads
+    source, split, size, on_error, threads, image, label, class_names
         As in `read_scans`; wrong ones raise here, bad rows when they are reached.
     batch_size : int
         Rows read at a time; a batch is shorter where rows were rejected or a file ends.
@@ -192,11 +269,11 @@ def iter_batches(
     """
     require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
     _check_options(size, on_error, threads)
-    files = parquet_files(source, split=split)
-    class_names, _, total = check_files(files)
-    batches = _decoded(
-        files, class_names, total, batch_size, size=size, on_error=on_error, threads=threads
-    )
+    slices = Slices(source, image=image, label=label, class_names=class_names)
+    parts = slices.select(split)
+    slices.warn(parts, stacklevel=2)
+    options = _Options(size, on_error, threads, 3)
+    batches = _decoded(slices, parts, options, batch_size)
     return ((images, labels) for images, labels, _ in batches if len(labels))
 
 
@@ -208,50 +285,68 @@ def _check_options(size: tuple[int, int] | None, on_error: str, threads: int | N
 
 
 def _decoded(
-    files: Sequence[Path],
-    class_names: tuple[str, ...],
-    total: int,
-    rows: int | None,
+    slices: Slices,
+    parts: Sequence[Part],
+    options: _Options,
+    batch_size: int | None,
     *,
-    size: tuple[int, int] | None,
-    on_error: str,
-    threads: int | None,
+    new: Callable[[tuple[int, ...]], np.ndarray] = _in_memory,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[tuple[str, int, str]]]]:
-    """Yield (images, labels, rejected) of up to `rows` rows.
+    """Yield (images, labels, rejected) of up to `batch_size` rows.
 
-    Without `rows`, the images are consecutive views into one array of `total` slices.
+    Without it, the images are consecutive views into one array of all slices, made by `new`.
     """
-    threads = threads or os.cpu_count() or 1
-    shape, whole, kept, asked = size, None, 0, 0
-    batches = arrow_batches(files, rows or 64 * threads, (class_names, total))
+    threads, size = options.threads or os.cpu_count() or 1, options.size
+    total, shape, whole, kept, asked = sum(map(len, parts)), size, None, 0, 0
+    stored = sum(part.size for part in parts)
+    batches = _rows(slices, parts, batch_size or 64 * threads)
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(next, batches, None)
         while (batch := ahead.result()) is not None:
             ahead = reader.submit(next, batches, None)  # Reads on while the others decode.
-            file, start, views, labels = batch
+            rows, (values, causes) = batch
+            views = _loaded(rows.items, pool)
             if size is not None:  # Every picture may be as large as it likes.
                 asked += declared_pixels(views)
             elif shape is None and (shape := first_shape(views)) is not None:
                 asked = total * shape[0] * shape[1]
-            check_room(files, total, asked)
-            if rows is None and whole is None and shape is not None:
-                whole = np.empty((total, *shape), np.uint8)
+            if stored:
+                check_room(parts[0].place, stored, total, asked)
+            if batch_size is None and whole is None and shape is not None:
+                whole = new((total, *shape))
             n = len(views)
             out = np.empty((n, *(shape or (0, 0))), np.uint8) if whole is None else whole[kept:][:n]
-            values, causes = check_labels(labels, class_names)
             causes |= decode_into(out, views, size, pool, threads)
             mixed = [i for i, cause in causes.items() if cause.startswith("size")]
-            for i in mixed or (sorted(causes) if on_error == "raise" else []):
-                remedy = "pass size=(h, w)" if mixed else "pass on_error='skip' to leave it out"
-                raise DataError(f"{file}, row {start + i}: {causes[i]}; {remedy}")
+            for i in mixed or (sorted(causes) if options.on_error == "raise" else []):
+                what = "pass size=(h, w)" if mixed else remedy(causes[i])
+                raise DataError(f"{rows.told(i)}: {causes[i]}; {what}")
             keep = [i for i in range(n) if i not in causes]
             if causes:
                 out[: len(keep)] = out[keep]
             kept += len(keep)
-            bad = [(str(file), start + i, causes[i]) for i in sorted(causes)]
+            bad = [(*rows.place(i), causes[i]) for i in sorted(causes)]
             yield out[: len(keep)], values[keep], bad
     if not kept:
         cause = f"the last: {bad[-1][2]}" if total else "the files are empty"
-        raise DataError(f"{files[-1]}: no usable row among {total}; {cause}")
+        raise DataError(f"{parts[-1].place}: no usable row among {total}; {cause}")
     if kept < total:
-        warnings.warn(f"{total - kept} of {total} rows rejected", UserWarning, stacklevel=3)
+        message = f"{total - kept} of {total} rows rejected"
+        warnings.warn(message, UserWarning, stacklevel=options.level)
+
+
+def _rows(
+    slices: Slices, parts: Sequence[Part], size: int
+) -> Iterator[tuple[Rows, tuple[np.ndarray, dict[int, str]]]]:
+    """Yield rows with their labels and, by row, what is wrong with these."""
+    for part in parts:
+        meaning = slices.meaning(part)
+        for rows in part.rows(size):
+            yield rows, meaning.check(rows.labels)
+
+
+def _loaded(items: Sequence[Item], pool: ThreadPoolExecutor) -> list[np.ndarray | str | None]:
+    """Read what stands in files of its own; the other items are as they are."""
+    if not any(isinstance(item, Path) for item in items):
+        return list(items)  # type: ignore[arg-type]
+    return list(pool.map(lambda item: load(item) if isinstance(item, Path) else item, items))

@@ -21,7 +21,9 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from mri._arguments import integers, require
+from mri.data.labels import checked_names
 from mri.data.parquet import CLASS_NAMES
+from mri.data.scans import Scans
 
 METRICS = {
     "accuracy": "Accuracy",
@@ -131,11 +133,11 @@ class Evaluation:
 
 
 def evaluate(
-    labels: np.ndarray,
+    labels: np.ndarray | Scans,
     logits: np.ndarray,
     subjects: np.ndarray | None = None,
     *,
-    class_names: tuple[str, ...] = CLASS_NAMES,
+    class_names: tuple[str, ...] | None = None,
     title: str = "",
     temperature: float = 1.0,
     draws: int = 2000,
@@ -158,9 +160,11 @@ def evaluate(
 
     Parameters
     ----------
-    labels, logits : int (n,), 0 to k - 1, and float (n, k), not yet divided by the temperature
+    labels, logits : int (n,), 0 to k - 1, and float (n, k), not yet divided by the temperature.
+        `Scans` instead of labels give their labels and class names
     subjects : int (n,), the person of each slice; without it, slices are drawn and a note says so
-    class_names : the k names in label order
+    class_names : the k names in the order of the logits: by default those of the scans, else the
+        public four. Scans whose classes stand in another order are brought into this one by name
     title : model, data set and split, for the table
     temperature : divides the logits; from `fit_temperature` on validation data
     draws, seed : number of bootstrap draws, and their seed
@@ -182,9 +186,13 @@ def evaluate(
     >>> figures.metrics["subject"]["accuracy"].value
     0.75
     """
+    if isinstance(labels, Scans):
+        class_names = class_names or labels.class_names
+        labels = labels.labels_as(tuple(class_names))
     labels, logits = _checked(labels, logits)
-    k, names = logits.shape[1], tuple(class_names)
+    k, names = logits.shape[1], tuple(class_names or CLASS_NAMES)
     require(len(set(names)) == len(names) == k, f"Expected {k} class names.", class_names=names)
+    names = checked_names("class_names", names)
     require(0 < temperature < np.inf, "temperature must be positive.", temperature=temperature)
     require(draws >= 1, "draws must be at least 1.", draws=draws)
     if (logits >= 0).all() and np.allclose(logits.sum(1), 1, rtol=0, atol=1e-3):

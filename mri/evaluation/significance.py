@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.special import log_softmax
 
 from mri._arguments import require
+from mri.data.labels import places_of
 from mri.evaluation.metrics import Evaluation, pooled_three
 
 ADDITIVE = ("accuracy", "balanced_accuracy", "balanced_accuracy_3", "log_loss")
@@ -108,8 +109,11 @@ def pairwise(
     if len(names) < 2:
         return matrix
     samples = [evaluation.sample(unit) for evaluation in evaluations.values()]
+    classes = evaluations[names[0]].class_names
     for name, sample in zip(names, samples, strict=True):
-        same = np.array_equal(sample.labels, samples[0].labels)
+        # Labels are numbered as the model's classes are ordered: by name they must agree.
+        at = places_of(classes, evaluations[name].class_names)
+        same = at is not None and np.array_equal(np.array(at)[sample.labels], samples[0].labels)
         if not same or not np.array_equal(sample.units, samples[0].units):
             raise ValueError(f"{name!r} was measured on other slices than {names[0]!r}")
     shares = np.stack([_shares(evaluations[name], unit, metric) for name in names])

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from mri._text import for_line
+from mri.data.labels import checked_names
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -68,8 +69,9 @@ def stacked(name: str) -> str:
 
 def severity_order(class_names: Sequence[str]) -> list[int]:
     """Return the labels in order of severity; unknown class names keep their order."""
-    if set(class_names) <= set(COLOURS):
-        return sorted(range(len(class_names)), key=lambda c: list(COLOURS).index(class_names[c]))
+    names = checked_names("class_names", class_names)
+    if set(names) <= set(COLOURS):
+        return sorted(range(len(names)), key=lambda c: list(COLOURS).index(names[c]))
     return list(range(len(class_names)))
 
 
@@ -81,7 +83,8 @@ plt.switch_backend(plt.get_backend())
 def class_colour(class_names: Sequence[str], label: int) -> str:
     """Return the colour of a class; classes outside the public set take spare colours in turn."""
     spare = [*COLOURS.values(), "#009E73", "#CC79A7", "#F0E442", "#000000"]
-    return COLOURS.get(class_names[label], spare[label % len(spare)])
+    name = checked_names("class_names", class_names)[label]
+    return COLOURS.get(name, spare[label % len(spare)])
 
 
 def figure_title(evaluation: Evaluation, unit: str) -> str:

@@ -1,7 +1,8 @@
 """Who is who.
 
 `recovery` finds the people in the pixels, `splits` divides slices without tearing a person in two,
-and `leakage` measures how much of an accuracy is only recognition of people. `person` prepares all
+and `leakage` measures how much of an accuracy is only recognition of people. It does so by `probes`
+that know nothing of anatomy, and by the `likeness` of all pairs of slices. `person` prepares all
 slices of a person, and `template` registers them to a mean brain.
 """
 
@@ -10,8 +11,10 @@ from mri import _face
 __getattr__, __dir__, __all__ = _face(
     __name__,
     {
-        "leakage": "Audit audit checklist linear_probe shuffle_diagnoses",
+        "audit_page": "audit_html",
+        "leakage": "Audit audit checklist",
         "person": "Person Tones people_tones person_tones prepare_people prepare_person",
+        "probes": "linear_probe shuffle_diagnoses",
         "recovery": "Subjects UnclearSubjectsError order_slices recover_subjects",
         "splits": "DataLeakageError Split check_disjoint image_split subject_split",
         "template": "Template make_template read_template",

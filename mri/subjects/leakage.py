@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import pairwise_distances_argmin, recall_score
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from mri._arguments import integers, require, row_numbers
 from mri.data.scans import Scans
-from mri.subjects.recovery import Subjects, recover_subjects
+from mri.subjects.likeness import Likeness, Progress, View, columns, nearest, others, turned_copies
+from mri.subjects.probes import (
+    APART,
+    DUPLICATE,
+    IDENTICAL,
+    NEAR,
+    PUBLISHED,
+    SHARED,
+    TURNED,
+    Parts,
+    Probes,
+    digests,
+    disagreement,
+)
+from mri.subjects.recovery import Subjects, UnclearSubjectsError, recover_subjects
 from mri.subjects.splits import PARTS, Split, subject_split
-
-Parts = list[tuple[np.ndarray, np.ndarray]]
-
-DUPLICATE = 0.99
-"""Pixel correlation from which two slices count as near duplicates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,55 +35,113 @@ class Audit:
 
     Attributes
     ----------
-    subjects : Subjects
-        Of train and test together, train first.
+    subjects : Subjects or None
+        Of train and test together, train first; None where they could not be told.
     table : DataFrame
-        One row a figure, columns `as published` and `subjects kept apart`.
+        One row a figure, columns `as published` and `subjects kept apart` (NaN where unknown).
     within : DataFrame
-        Duplicates inside each part, columns `train` and `test`.
+        Duplicates inside each part, columns `train` and `test`, or `all`.
     twins : ndarray of int64, shape (m,)
         For each test slice, the slice of the train part whose pixels correlate most with its own.
     correlations : ndarray of float64, shape (m,)
         Pixel correlation of each test slice with its twin.
     strangers : ndarray of float64, shape (m,)
         The same with the most similar train slice of another subject.
+    reasons : tuple of str
+        Why it cannot be said that there is no leak; empty where nothing speaks against it.
     """
 
-    subjects: Subjects
+    subjects: Subjects | None
     table: pd.DataFrame
     within: pd.DataFrame
     twins: np.ndarray
     correlations: np.ndarray
     strangers: np.ndarray
+    reasons: tuple[str, ...] = ()
+
+    def _figure(self, name: str) -> float:
+        return float(self.table.loc[name, PUBLISHED]) if name in self.table.index else np.nan
 
     @property
-    def _shared(self) -> float:
-        return float(self.table.loc["test slices whose subject stands in train", "as published"])
+    def status(self) -> str:
+        """One of 'leaky', 'undecided', 'clean' and, of a source without parts, 'undivided'."""
+        if "train" not in self.within:
+            return "undivided"
+        if self._figure(SHARED) > 0 or self._copied > 0:
+            return "leaky"
+        return "undecided" if self.reasons else "clean"
+
+    @property
+    def _copied(self) -> float:
+        """Share of test slices that are copies of a train slice, turned ones among them."""
+        near, apart = self._figure(NEAR), self.table.loc[NEAR].get(APART, np.nan)
+        # Where strangers are as alike, likeness is no proof of a copy.
+        proof = near if not apart > 0 else 0.0
+        share = max(proof, self._figure(TURNED) if not apart > 0 else 0.0)
+        return max(share, self._figure(IDENTICAL) / len(self.twins))
 
     @property
     def leaky(self) -> bool:
-        """Whether a subject of the test part stands in the train part."""
-        return self._shared > 0
+        """Whether a subject of the test part stands in the train part, or copies of its slices."""
+        return self.status == "leaky"
 
     @property
     def verdict(self) -> str:
         """One sentence for a reader in a hurry."""
-        share = self._shared
-        if not self.leaky:
-            return "No leak found: no subject of the test part stands in the train part."
-        return (
-            f"Leaky: {share:.0%} of the test slices show a subject of the train part. Figures on "
-            "this test part measure recognition of people; use subject_split."
-        )
+        why = "; ".join(self.reasons)
+        if self.status == "undivided":
+            text = "Not divided: there is no train and test part to compare; "
+            text += f"undecided who is who, because {why}." if why else self._people()
+            return text
+        if self._figure(SHARED) > 0:
+            return (
+                f"Leaky: {self._figure(SHARED):.0%} of the test slices show a subject of the "
+                "train part. Figures on this test part measure recognition of people; use "
+                "subject_split."
+            )
+        if self.leaky:
+            return (
+                f"Leaky: {self._copied:.1%} of the test slices are copies of a train slice, exact, "
+                "near, mirrored or turned. Figures on this test part measure memory; take them out."
+            )
+        if why:
+            return (
+                f"Undecided: whether people stand in both parts cannot be decided, because {why}."
+            )
+        return "No leak found: no subject of the test part stands in the train part."
+
+    def _people(self) -> str:
+        count = len(np.unique(self.subjects.groups)) if self.subjects else 0
+        return f"{count} subjects found. Divide with subject_split."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return verdict, status, reasons and figures, ready for JSON (None for NaN)."""
+
+        def plain(table: pd.DataFrame) -> dict[str, Any]:
+            return {
+                str(name): {key: None if np.isnan(v) else float(v) for key, v in of.items()}
+                for name, of in table.items()
+            }
+
+        return {
+            "verdict": self.verdict,
+            "status": self.status,
+            "leaky": self.leaky,
+            "reasons": list(self.reasons),
+            "figures": plain(self.table),
+            "within": plain(self.within),
+            "twins": self.twins.tolist(),
+            "correlations": [None if np.isnan(r) else round(r, 6) for r in self.correlations],
+        }
 
     def __repr__(self) -> str:
         tables = (self.table, self.within)
-        text = [t.to_string(float_format=_count_or_share, na_rep="–") for t in tables]
+        text = [t.to_string(float_format=_count_or_share, na_rep="–") for t in tables if len(t)]
         return "\n\n".join([*text, self.verdict])
 
     def _repr_html_(self) -> str:
         tables = (self.table, self.within)
-        text = [t.to_html(float_format=_count_or_share, na_rep="–") for t in tables]
+        text = [t.to_html(float_format=_count_or_share, na_rep="–") for t in tables if len(t)]
         return "".join([*text, f"<p><b>{self.verdict}</b></p>"])
 
 
@@ -88,7 +150,13 @@ def _count_or_share(value: float) -> str:
 
 
 def audit(
-    train: Scans, test: Scans, *, subjects: Subjects | None = None, folds: int = 5, seed: int = 0
+    train: Scans,
+    test: Scans | None = None,
+    *,
+    subjects: Subjects | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Audit:
     """Measure how far a published split is one between people.
 
@@ -99,13 +167,20 @@ def audit(
     *shuffled among the subjects*. The last cannot learn disease, so all that it gets right above
     chance is people recognised.
 
+    Where the pixels do not say who is who, copies, twins and probes are reported all the same, and
+    the verdict is that it cannot be decided, or that copies alone make a leak. There is no clean
+    bill while the nearest neighbour does much better as published than with people kept apart.
+
     Parameters
     ----------
     train, test : Scans
+        Without `test`, nothing is compared across: duplicates within and subjects are reported.
     subjects : Subjects, optional
         Of ``train + test``; by default recovered from the pixels.
     folds, seed : int
         Of the subject-wise folds and the shuffle.
+    progress : callable, optional
+        Is told what is being done, and which share of it is done, 0 to 1.
 
     Returns
     -------
@@ -124,180 +199,128 @@ def audit(
     >>> print(audit(phantoms.take(~odd).scans, phantoms.take(odd).scans).verdict.split(".")[0])
     Leaky: 100% of the test slices show a subject of the train part
     """
-    sizes = len(train), len(test)
+    sizes = (len(train),) if test is None else (len(train), len(test))
     require(min(sizes) >= 1, "train and test must have slices.", sizes=sizes)
     require(folds >= 2, "folds must be at least 2.", folds=folds)
-    scans = train + test
+    scans = train if test is None else train + test
     if subjects is not None:
         integers("subjects.groups", subjects.groups, len(scans))
-    subjects = subjects or recover_subjects(scans.images, scans.labels)
-    groups, labels = subjects.groups, scans.labels
-    pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
-    shapes = _shapes(scans.images)
+    told = progress or _silent
+    told("finding people", 0.0)
+    subjects, reasons = (subjects, _doubts(subjects)) if subjects else _people(scans)
+    groups = None if subjects is None else subjects.groups
+    told("preparing slices", 0.0)
+    like = Likeness(scans.images)
     everything = np.arange(len(scans))
-    published: Parts = [(everything[: len(train)], everything[len(train) :])]
+    published = everything[: len(train)], everything[len(train) :]
+    apart = [] if groups is None or test is None else _folds(scans.labels, groups, folds, seed)
+    found = nearest(like, _views(published, apart, groups, len(scans)), told)
+    keys = digests(scans.images)
+    names = ("all",) if test is None else ("train", "test")
+    within = pd.DataFrame(
+        {side: _within(keys[rows], found[f"within {side}"][1])
+         for side, rows in zip(names, published, strict=False)}
+    )  # fmt: skip
+    if test is None:
+        none = np.empty(0)
+        empty = pd.DataFrame(columns=[PUBLISHED, APART])
+        return Audit(subjects, empty, within, none.astype(np.int64), none, none, reasons)
+    told("probes", 0.0)
+    probes = Probes(scans, like.frequencies(), groups, seed)
+    figures = {PUBLISHED: probes.figures([published], found, PUBLISHED, keys)}
+    turned = turned_copies(like, published[1], published[0], DUPLICATE)[1] > 0
+    figures[PUBLISHED][TURNED] = float(turned.mean())
+    rows_of_figures = list(figures[PUBLISHED])
+    figures[APART] = (
+        probes.figures(apart, found, APART, keys)
+        if apart
+        else dict.fromkeys(rows_of_figures, np.nan)
+    )
+    told("probes", 1.0)
+    table = pd.DataFrame(figures).reindex(rows_of_figures)
+    if apart:
+        reasons += disagreement(scans.labels, groups, found, published[1])
+    strangers = found["strangers"][1] if apart else np.full(len(published[1]), np.nan)
+    return Audit(subjects, table, within, *found[PUBLISHED], strangers, tuple(reasons))
+
+
+def _silent(what: str, share: float) -> None:
+    pass
+
+
+def _people(scans: Scans) -> tuple[Subjects | None, tuple[str, ...]]:
+    """Return who is who, or None, and what is doubtful about it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            found = recover_subjects(scans.images, scans.labels)
+        except UnclearSubjectsError as error:
+            return None, (str(error),)
+    for of in caught:
+        warnings.warn_explicit(of.message, of.category, of.filename, of.lineno)
+    said = [str(of.message) for of in caught if issubclass(of.category, UserWarning)]
+    return found, tuple(dict.fromkeys([*said, *_doubts(found)]))
+
+
+def _doubts(subjects: Subjects) -> tuple[str, ...]:
+    return tuple(getattr(subjects, "doubts", ()))
+
+
+def _folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Parts:
+    """Return (train, test) of subject-wise folds; none where there are too few people for them."""
     apart: Parts = []
+    folds = min(folds, len(np.unique(groups)))
+    if folds < 3:
+        return []
+    everything = np.arange(len(labels))
     with warnings.catch_warnings():
         # Rare classes are named once, by the split that the caller makes.
         warnings.simplefilter("ignore", UserWarning)
         for fold in range(folds):
             rows = subject_split(labels, groups, fold=fold, folds=folds, seed=seed).test
             apart.append((np.setdiff1d(everything, rows), rows))
-    published_figures, twins = _figures(scans, groups, pixels, shapes, published, seed=seed)
-    apart_figures, _ = _figures(scans, groups, pixels, shapes, apart, seed=seed)
-    columns = {"as published": published_figures, "subjects kept apart": apart_figures}
-    within = {side: _within(scans.images, shapes, rows)
-              for side, rows in zip(("train", "test"), published[0], strict=True)}  # fmt: skip
-    return Audit(
-        subjects,
-        pd.DataFrame(columns),
-        pd.DataFrame(within),
-        *twins,
-        _closest(shapes, *published[0], groups)[1],
-    )
+    return apart
 
 
-def _figures(
-    scans: Scans,
-    groups: np.ndarray,
-    pixels: np.ndarray,
-    shapes: np.ndarray,
-    parts: Parts,
-    *,
-    seed: int,
-) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray]]:
-    """Return the figures of one column, and the twins of its first part with correlations.
-
-    `pixels` and `shapes` are the slices (n, h w), as they are and as `_shapes` scales them.
-    """
-    labels, shuffled = scans.labels, shuffle_diagnoses(scans.labels, groups, seed=seed)
-    majority = np.bincount(labels[parts[0][0]]).argmax()
-    truth = [labels[test] for _, test in parts]
-    nearest = [train[pairwise_distances_argmin(pixels[test], pixels[train])]
-               for train, test in parts]  # fmt: skip
-    linear = [linear_probe(pixels[train], labels[train], seed=seed).predict(pixels[test])
-              for train, test in parts]  # fmt: skip
-    twins = [_closest(shapes, *part) for part in parts]
-    similar = np.concatenate([correlations for _, correlations in twins])
-    figures = {
-        "subjects": float(len(np.unique(groups))),
-        "test slices whose subject stands in train": _shared(groups, parts),
-        "pixel-identical slices across": _identical(scans.images, parts),
-        f"test slices with a near duplicate in train (r ≥ {DUPLICATE})": float(
-            (similar >= DUPLICATE).mean()
-        ),
-        "highest correlation across": float(similar.max()),
-        "majority class: accuracy": float(np.mean([(of == majority).mean() for of in truth])),
-        **_scores("1-nearest neighbour", truth, [labels[rows] for rows in nearest]),
-        **_scores("linear probe", truth, linear),
-        **_scores(
-            "1-NN, diagnoses shuffled",
-            [shuffled[test] for _, test in parts],
-            [shuffled[rows] for rows in nearest],
-        ),
+def _views(
+    published: tuple[np.ndarray, np.ndarray], apart: Parts, groups: np.ndarray | None, n: int
+) -> dict[str, View]:
+    """Return all that is asked of the pairs of slices, so that they are compared once."""
+    train, test = published
+    if not len(test):
+        return {"within all": View(train, columns(train, n))}
+    views = {
+        "within train": View(train, columns(train, n)),
+        "within test": View(test, columns(test, n)),
+        PUBLISHED: View(test, columns(train, n)),
+        f"{PUBLISHED}: pixels": View(test, columns(train, n), distance=True),
     }
-    return figures, twins[0]
+    if apart:
+        fold = np.empty(n, np.int64)
+        for number, (_, rows) in enumerate(apart):
+            fold[rows] = number
+        everything = np.arange(n)
+        views |= {
+            APART: View(everything, others(fold)),
+            f"{APART}: pixels": View(everything, others(fold), distance=True),
+        }
+    if apart and groups is not None:
+        inside = np.isin(np.arange(n), train)
+        views["strangers"] = View(test, others(groups, inside))
+    return views
 
 
-def shuffle_diagnoses(labels: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Deal the labels out again among the subjects, so that anatomy means nothing.
-
-    The control for every result: a method that does better than chance on these has recognised
-    people or seen its test part.
-
-    Parameters
-    ----------
-    labels, groups : ndarray of int, shape (n,)
-        Class and subject of each slice; a subject's first slice gives its class.
-    seed : int
-
-    Returns
-    -------
-    ndarray of int, shape (n,)
-        One label a subject, each as often as before.
-    """
-    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
-    return np.random.default_rng(seed).permutation(labels[first])[member]
-
-
-def _shapes(images: np.ndarray) -> np.ndarray:
-    """Flatten and scale the slices so that their dot products are correlations."""
-    shapes = images.reshape(len(images), -1).astype(np.float32)
-    shapes -= shapes.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(shapes, axis=1, keepdims=True)
-    # A slice of one gray value correlates with none.
-    shapes /= np.where(norms > 0, norms, 1)
-    return shapes
-
-
-def _closest(
-    shapes: np.ndarray, pool: np.ndarray, rows: np.ndarray, barred: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each of `rows` the most correlated of `pool`, and the correlation.
-
-    What has the same number in `barred` as the row itself is left out; the correlation is NaN
-    where that is all there is.
-    """
-    found, best = np.empty(len(rows), np.int64), np.empty(len(rows))
-    candidates = shapes[pool]
-    for start in range(0, len(rows), 256):
-        block = rows[start : start + 256]
-        similar = shapes[block] @ candidates.T
-        if barred is not None:
-            similar[barred[block][:, None] == barred[pool]] = -np.inf
-        nearest = candidates[chosen := similar.argmax(axis=1)]
-        found[start : start + 256] = pool[chosen]
-        # Again in double precision: a long sum in single gives copies more than 1 on some machines.
-        exact = np.einsum("ij,ij->i", shapes[block], nearest, dtype=np.float64, casting="safe")
-        best[start : start + 256] = np.where(np.isinf(similar.max(axis=1)), np.nan, exact)
-    return found, best
-
-
-def _within(images: np.ndarray, shapes: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-    copies = len(rows) - len(set(_digests(images[rows])))
-    similar = _closest(shapes, rows, rows, np.arange(len(images)))[1]
+def _within(keys: np.ndarray, similar: np.ndarray) -> dict[str, float]:
+    known = similar[np.isfinite(similar)]
     return {
-        "slices": float(len(rows)),
-        "pixel-identical to an earlier one": float(copies),
+        "slices": float(len(keys)),
+        "pixel-identical to an earlier one": float(len(keys) - len(np.unique(keys))),
         f"with a near duplicate (r ≥ {DUPLICATE})": float((similar >= DUPLICATE).mean()),
-        "highest correlation": float(similar.max()),
+        "highest correlation": float(known.max()) if len(known) else np.nan,
     }
 
 
-def linear_probe(pixels: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Pipeline:
-    """Fit a logistic regression on 50 principal components of pixels, float (n, h w)."""
-    probe = make_pipeline(
-        PCA(min(50, *pixels.shape), svd_solver="randomized", random_state=seed),
-        StandardScaler(),
-        LogisticRegression(max_iter=1000),
-    )
-    return probe.fit(pixels, labels)
-
-
-def _scores(name: str, truth: list[np.ndarray], guess: list[np.ndarray]) -> dict[str, float]:
-    pairs = list(zip(truth, guess, strict=True))
-    balanced = [recall_score(*pair, average="macro", labels=np.unique(pair[0])) for pair in pairs]
-    return {
-        f"{name}: accuracy": float(np.mean([(t == g).mean() for t, g in pairs])),
-        f"{name}: balanced accuracy": float(np.mean(balanced)),
-    }
-
-
-def _shared(groups: np.ndarray, parts: Parts) -> float:
-    seen = [np.isin(groups[test], groups[train]) for train, test in parts]
-    return float(np.concatenate(seen).mean())
-
-
-def _digests(images: np.ndarray) -> list[str]:
-    return [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
-
-
-def _identical(images: np.ndarray, parts: Parts) -> float:
-    keys = np.array(_digests(images))
-    return float(sum(np.isin(keys[test], keys[train]).sum() for train, test in parts))
-
-
-def checklist(scans: Scans, split: Split, groups: np.ndarray) -> pd.DataFrame:
+def checklist(scans: Scans, split: Split, groups: np.ndarray | None) -> pd.DataFrame:
     """Answer the questions of a leakage checklist for one split, from what can be measured.
 
     The kinds of leakage are those of Kapoor & Narayanan 2023 (doi:10.1016/j.patter.2023.100804),
@@ -307,13 +330,14 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray) -> pd.DataFrame:
     ----------
     scans : Scans
     split : Split
-    groups : ndarray of int, shape (n,)
-        Subject of each slice.
+    groups : ndarray of int, shape (n,), or None
+        Subject of each slice; None where that is not known.
 
     Returns
     -------
     DataFrame
-        One row a kind: the question, what was found, and whether it passes ('yes' or 'NO').
+        One row a kind: the question, what was found, and whether it passes ('yes', 'NO', or
+        'undecided' where `audit` would not give a clean bill either).
 
     Raises
     ------
@@ -330,31 +354,65 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray) -> pd.DataFrame:
     >>> table.columns.tolist(), "NO" in table.iloc[:, -1].tolist()
     (['leakage', 'found', 'passes'], True)
     """
-    groups = integers("groups", groups, len(scans))
-    parts = {side: row_numbers(f"split.{side}", getattr(split, side), len(scans)) for side in PARTS}
+    n = len(scans)
+    groups = None if groups is None else integers("groups", groups, n)
+    parts = {side: row_numbers(f"split.{side}", getattr(split, side), n) for side in PARTS}
     sizes = [len(part) for part in parts.values()]
     require(all(sizes), "Every part must have slices.", sizes=sizes)
-    rows = np.concatenate(list(parts.values()))
+    rows, test = np.concatenate(list(parts.values())), split.test
     rest = np.concatenate([split.train, split.validation])
-    people = {side: len(np.unique(groups[part])) for side, part in parts.items()}
-    shared = len(np.intersect1d(groups[rest], groups[split.test]))
-    copies = int(_identical(scans.images, [(rest, split.test)]))
-    similar = _closest(_shapes(scans.images), rest, split.test)[1]
-    near = int((similar >= DUPLICATE).sum())
-    tested, first = np.unique(groups[split.test], return_index=True)
-    counts = np.bincount(scans.labels[split.test][first], minlength=len(scans.class_names))
-    few = [f"{n} {name}" for name, n in zip(scans.class_names, counts, strict=True) if n < 5]
+    apart = [] if groups is None else _folds(scans.labels, groups, 5, 0)
+    like, keys = Likeness(scans.images), digests(scans.images)
+    wanted = (PUBLISHED, f"{PUBLISHED}: pixels", f"{APART}: pixels")
+    views = _views((rest, test), apart, groups, n)
+    found = nearest(like, {name: view for name, view in views.items() if name in wanted})
+    copies = int(np.isin(keys[test], keys[rest]).sum())
+    near = int((found[PUBLISHED][1] >= DUPLICATE).sum())
+    turned = int((turned_copies(like, test, rest, DUPLICATE)[1] > 0).sum())
+    told = f"{copies} identical, {near} with r ≥ {DUPLICATE}"
+    told += f", {turned} mirrored or turned" if turned else ""
     size = "/".join(str(n) for n in sizes)
-    size += f" slices of {'/'.join(str(n) for n in people.values())} people"
-    found = [
-        ("L1.1 a test part of its own", size, len(set(rows)) == len(rows)),
-        ("L1.4 no duplicates across", f"{copies} identical, {near} with r ≥ {DUPLICATE}",
-         not (near or copies)),
-        ("L3.2 independent of training", f"{shared} of {len(tested)} people on both sides",
-         not shared),
-        ("L3.3 enough of every class", f"in test fewer than 5 people: {', '.join(few) or 'none'}",
-         not few),
-    ]  # fmt: skip
-    frame = pd.DataFrame(found, columns=["leakage", "found", "passes"])
-    frame["passes"] = np.where(frame["passes"], "yes", "NO")
+    unique = len(set(rows)) == len(rows)
+    if groups is None:
+        size += " slices, people unknown"
+        people: list[tuple[str, str, bool | None]] = [
+            ("L3.2 independent of training", "people unknown", None),
+            ("L3.3 enough of every class", "people unknown", None),
+        ]
+    else:
+        doubts = disagreement(scans.labels, groups, found, test) if apart else ()
+        count = [str(len(np.unique(groups[part]))) for part in parts.values()]
+        size += f" slices of {'/'.join(count)} people"
+        people = _about_people(scans, groups, rest, test, doubts)
+    frame = pd.DataFrame(
+        [
+            ("L1.1 a test part of its own", size, unique),
+            ("L1.4 no duplicates across", told, not (near or copies or turned)),
+            *people,
+        ],
+        columns=["leakage", "found", "passes"],
+    )
+    frame["passes"] = [{True: "yes", False: "NO"}.get(of, "undecided") for of in frame["passes"]]
     return frame
+
+
+def _about_people(
+    scans: Scans, groups: np.ndarray, rest: np.ndarray, test: np.ndarray, doubts: tuple[str, ...]
+) -> list[tuple[str, str, bool | None]]:
+    """Return the rows of the checklist that ask about people."""
+    shared = len(np.intersect1d(groups[rest], groups[test]))
+    tested, first = np.unique(groups[test], return_index=True)
+    counts = np.bincount(scans.labels[test][first], minlength=len(scans.class_names))
+    few = [f"{n} {name}" for name, n in zip(scans.class_names, counts, strict=True) if n < 5]
+    told = f"{shared} of {len(tested)} people on both sides"
+    if not shared:
+        told = "; but ".join([told, *doubts])
+    apart = False if shared else None if doubts else True
+    return [
+        ("L3.2 independent of training", told, apart),
+        (
+            "L3.3 enough of every class",
+            f"in test fewer than 5 people: {', '.join(few) or 'none'}",
+            not few,
+        ),
+    ]

@@ -28,7 +28,7 @@ from mri.evaluation.metrics import Evaluation, evaluate, fit_temperature, metric
 from mri.models.builders import _BUILDERS, Builder, list_models, register
 from mri.models.files import ModelFile
 from mri.models.scores import predict_logits
-from mri.subjects.leakage import linear_probe, shuffle_diagnoses
+from mri.subjects.probes import linear_probe, shuffle_diagnoses
 from mri.subjects.splits import Split, subject_split
 from mri.training.loop import is_trained, train
 from mri.training.recipe import Recipe, entries, recipe_of

@@ -26,8 +26,8 @@ from mri._arguments import integers, require
 from mri._files import replacing
 from mri.data.scans import Scans
 from mri.data.tone_map import HEIGHTS, tone_map
-from mri.subjects.leakage import shuffle_diagnoses
 from mri.subjects.person import Tones, people_tones, prepare_people
+from mri.subjects.probes import shuffle_diagnoses
 from mri.subjects.splits import subject_split
 from mri.subjects.template import make_template
 from mri.training.glass_box import PENALTY, fit_glass_box

@@ -142,7 +142,7 @@ def main(section: str, measure: Callable[[bool], list[dict]]) -> None:
 
 def machine() -> dict:
     """Return what the figures hold for: processor, cores, versions, day and slices."""
-    from mri.data.parquet import find_data
+    from mri.data.sources import find_data
 
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -170,7 +170,7 @@ def machine() -> dict:
 
 def folder_of_slices() -> Path:
     """Return the folder of the real slices, else of as many phantoms (drawn once, in a minute)."""
-    from mri.data.parquet import find_data
     from mri.data.phantom import write_phantom
+    from mri.data.sources import find_data
 
     return find_data() or write_phantom(ROOT / "data/phantom-200", subjects=200)

@@ -44,18 +44,30 @@ def test_each_obstacle_is_one_line(monkeypatch, tmp_path):
 
 
 def test_without_slices_it_says_what_is_used_and_how_to_get_them(tmp_path, monkeypatch):
-    told = describe_data(tmp_path / "gone")
-    assert told.startswith(f"{tmp_path / 'gone'}: no such folder, so synthetic phantoms are used")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MRI_DATA", raising=False)
+    told = describe_data()
+    assert told.startswith("data: no such folder, so synthetic phantoms are used")
     assert told.endswith(REMEDY)
-    (tmp_path / "README.md").touch()
-    assert "no slices there" in describe_data(tmp_path)
-    (tmp_path / "archive.zip").touch()
-    assert "no train and test parquet file among ['archive.zip']" in describe_data(tmp_path)
-    (tmp_path / "test.parquet").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/README.md").touch()
+    assert "no slices there" in describe_data()
+    (tmp_path / "data/archive.zip").touch()
+    assert "no train and test part among ['archive.zip']" in describe_data()
+    (tmp_path / "data/test.parquet").touch()
     with pytest.raises(DataError, match=r"test\.parquet is there, but no train file beside it"):
+        describe_data()
+
+
+def test_a_folder_that_is_given_never_becomes_phantoms(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"gone: no parquet file found"):
+        describe_data(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"no slices in this folder, it is empty\. Expected train"):
         describe_data(tmp_path)
-    monkeypatch.setenv("MRI_DATA", str(tmp_path / "elsewhere"))
-    assert describe_data().startswith(f"{tmp_path / 'elsewhere'}: no such folder")
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.setenv("MRI_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"in this folder, found \['notes\.txt'\]\. Expected"):
+        describe_data()
 
 
 def test_with_slices_it_counts_them(tmp_path, monkeypatch):

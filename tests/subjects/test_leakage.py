@@ -1,14 +1,20 @@
 """The audit against explicit loops, and the leak that the phantoms have on purpose."""
 
+import json
+import warnings
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
+from mri.__main__ import main
 from mri.data.phantom import make_phantoms
 from mri.data.scans import Scans, read_scans
-from mri.subjects.leakage import _closest, audit, checklist, shuffle_diagnoses
+from mri.subjects.leakage import audit, checklist
+from mri.subjects.likeness import Likeness, View, nearest, others, turn
+from mri.subjects.probes import TURNED, disagreement, shuffle_diagnoses
 from mri.subjects.recovery import recover_subjects
 from mri.subjects.splits import Split, image_split, subject_split
 
@@ -30,7 +36,7 @@ def report(parts):
     return audit(parts[0], parts[1])
 
 
-def nearest(pixels: np.ndarray, query: int, pool: np.ndarray) -> int:
+def closest_pixels(pixels: np.ndarray, query: int, pool: np.ndarray) -> int:
     distances = [((pixels[query] - pixels[i]) ** 2).sum() for i in pool]
     return int(pool[int(np.argmin(distances))])
 
@@ -64,7 +70,7 @@ def test_figures_equal_a_recomputation(parts, report):
     labels = np.concatenate([train.labels, test.labels])
     pixels = np.concatenate([train.images, test.images]).astype(np.float64)
     pool = np.arange(len(train))
-    found = np.array([labels[nearest(pixels, 120 + i, pool)] for i in range(len(test))])
+    found = np.array([labels[closest_pixels(pixels, 120 + i, pool)] for i in range(len(test))])
     recalls = [(found[test.labels == c] == c).mean() for c in np.unique(test.labels)]
     column = report.table["as published"]
     assert column["subjects"] == 16
@@ -77,7 +83,7 @@ def test_figures_equal_a_recomputation(parts, report):
         with pytest.warns(UserWarning, match="fewer subjects than the 5 folds"):
             rows = subject_split(labels, report.subjects.groups, fold=fold).test
         pool = np.flatnonzero(~np.isin(truth, truth[rows]))
-        right = np.array([labels[nearest(pixels, i, pool)] == labels[i] for i in rows])
+        right = np.array([labels[closest_pixels(pixels, i, pool)] == labels[i] for i in rows])
         accuracy.append(right.mean())
         balanced.append(np.mean([right[labels[rows] == c].mean() for c in np.unique(labels[rows])]))
         tested += len(rows)
@@ -202,9 +208,10 @@ def test_one_black_slice_hides_no_duplicate(parts):
     assert rows[0][0].startswith("5 identical") and rows[0][1] == "NO"
 
 
-def test_a_slice_without_a_stranger_has_no_correlation_with_one():
-    found, best = _closest(np.eye(3, dtype=np.float32), np.array([0]), np.arange(2), np.zeros(3))
-    assert np.isnan(best).all() and found.tolist() == [0, 0]
+def test_a_slice_without_a_stranger_has_no_correlation_with_one(parts):
+    like = Likeness(parts[0].images[:3])
+    found = nearest(like, {"strangers": View(np.array([0]), others(np.zeros(3)))})
+    assert np.isnan(found["strangers"][1]).all() and found["strangers"][0].tolist() == [0]
 
 
 def test_a_row_on_two_sides_fails_the_checklist(parts):
@@ -213,3 +220,146 @@ def test_a_row_on_two_sides_fails_the_checklist(parts):
     split = Split("image", rows[:50], rows[49:60], rows[60:])
     table = checklist(scans, split, rows).set_index("leakage")
     assert table.loc["L1.1 a test part of its own", "passes"] == "NO"
+
+
+# A verdict that agrees with its probes ------------------------------------------------------------
+
+
+def scans_of(images, labels, names=("a", "b", "c", "d")):
+    return Scans(images, labels, names, pd.DataFrame(columns=["file", "row", "cause"]))
+
+
+@pytest.mark.parametrize("way", range(1, 8))
+def test_a_test_part_that_is_the_train_part_turned_is_leaky_whoever_people_are_taken_for(way):
+    phantom = make_phantoms(12, 8, size=64, seed=4)
+    turned = np.stack([turn(image, way) for image in phantom.images])
+    train, test = scans_of(phantom.images, phantom.labels), scans_of(turned, phantom.labels)
+    # As if the turned copies were of other people.
+    strangers = recover_subjects(phantom.images)
+    strangers = replace(strangers, groups=np.r_[phantom.subjects, phantom.subjects + 12])
+    found = audit(train, test, subjects=strangers)
+    assert found.leaky and found.status == "leaky"
+    assert found.verdict.startswith("Leaky: 100.0% of the test slices are copies of a train slice")
+    assert found.table.loc[TURNED, "as published"] == 1
+    split = Split("subject", np.arange(80), np.arange(80, 96), np.arange(96, 192))
+    table = checklist(train + test, split, strangers.groups).set_index("leakage")
+    assert table.loc["L1.4 no duplicates across", "passes"] == "NO"
+
+
+def test_a_neighbour_far_better_as_published_is_no_clean_bill(parts):
+    labels = np.concatenate([parts[0].labels, parts[1].labels])
+    same, other = (np.flatnonzero(of)[0] for of in (labels == 0, labels != 0))
+    rows = np.flatnonzero(labels == 0)[:20]
+    persons = np.arange(160) // 2
+    found = {
+        "as published: pixels": (np.full(20, same), None),
+        "subjects kept apart: pixels": (np.full(160, other), None),
+    }
+    (told,) = disagreement(labels, persons, found, rows)
+    assert "names 100% of the test slices rightly as published and 0% with the people" in told
+    found["subjects kept apart: pixels"] = (np.full(160, same), None)
+    assert disagreement(labels, persons, found, rows) == ()
+
+
+def test_where_nobody_can_be_told_copies_twins_and_probes_are_reported():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (60, 24, 24), dtype=np.uint8)
+    labels = np.arange(60) % 3
+    found = audit(scans_of(noise[:40], labels[:40]), scans_of(noise[40:], labels[40:]))
+    assert found.subjects is None and found.status == "undecided" and not found.leaky
+    assert found.verdict.startswith("Undecided: ") and "because no clear gap" in found.verdict
+    assert found.table["subjects kept apart"].isna().all()
+    assert np.isfinite(found.table.loc["1-nearest neighbour: accuracy", "as published"])
+    assert len(found.twins) == 20
+    copied = noise[40:].copy()
+    copied[:5], copied[5] = noise[:5], noise[7][:, ::-1]
+    found = audit(scans_of(noise[:40], labels[:40]), scans_of(copied, labels[40:]))
+    assert found.subjects is None and found.leaky
+    assert found.table.loc["pixel-identical slices across", "as published"] == 5
+    assert found.table.loc[TURNED, "as published"] == 1 / 20
+    assert found.verdict.startswith("Leaky: 25.0% of the test slices are copies")
+    split = Split("image", np.arange(30), np.arange(30, 40), np.arange(40, 60))
+    table = checklist(scans_of(noise, labels), split, None).set_index("leakage")["passes"]
+    assert table.tolist() == ["yes", "yes", "undecided", "undecided"]
+
+
+def test_what_recovery_doubts_is_no_clean_bill(parts, monkeypatch):
+    train, test, truth = parts
+    scans, held = train + test, np.isin(truth, [0, 5, 9])
+
+    def doubtful(images, labels):
+        warnings.warn("halves of one person: groups 1, 2", stacklevel=2)
+        return recover_subjects(images, labels)
+
+    monkeypatch.setattr("mri.subjects.leakage.recover_subjects", doubtful)
+    sides = [scans_of(scans.images[of], scans.labels[of]) for of in (~held, held)]
+    with pytest.warns(UserWarning, match="halves of one person"):
+        found = audit(*sides)
+    assert found.status == "undecided"
+    assert "because halves of one person: groups 1, 2" in found.verdict
+
+
+def test_one_source_without_parts_is_searched_within(parts):
+    train, _, _ = parts
+    images = train.images.copy()
+    images[7] = images[3]
+    found = audit(scans_of(images, train.labels), subjects=recover_subjects(train.images))
+    assert found.status == "undivided" and not found.leaky
+    assert found.verdict.startswith("Not divided: there is no train and test part to compare; 16 s")
+    assert found.within.loc["pixel-identical to an earlier one", "all"] == 1
+    assert len(found.table) == len(found.twins) == 0
+    assert "with a near duplicate" in repr(found)
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def folders(root, sides):
+    """Write class folders for each side, PNG."""
+    for side, scans in sides.items():
+        for i, (image, label) in enumerate(zip(scans.images, scans.labels, strict=True)):
+            folder = root / side / scans.class_names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / f"{i:03d}.png"), image)
+    return root
+
+
+def test_the_command_on_folders_writes_page_and_figures(tmp_path, capsys):
+    phantom = make_phantoms(12, 8, size=64, seed=4)
+    odd = np.arange(96) % 2 == 1
+    sides = {side: scans_of(phantom.images[of], phantom.labels[of])
+             for side, of in (("train", ~odd), ("test", odd))}  # fmt: skip
+    root = folders(tmp_path / "set", sides)
+    arguments = [
+        "audit",
+        str(root),
+        "--html",
+        str(tmp_path / "a/r.html"),
+        "--json",
+        str(tmp_path / "r.json"),
+    ]
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("Leaky: 100% of the test slices show a subject of the train part")
+    assert "comparing all slices: 100%" in err
+    told = json.loads((tmp_path / "r.json").read_text())
+    assert (told["status"], told["leaky"], len(told["twins"])) == ("leaky", True, 48)
+    assert told["figures"]["as published"]["subjects"] == 12
+    page = (tmp_path / "a/r.html").read_text()
+    assert page.index("Leaky: 100%") < page.index("<table")
+    assert page.count("data:image/png;base64,") == 24
+    assert main(["audit", str(root / "train"), str(root / "test"), "--quiet"]) == 1
+    assert capsys.readouterr().err == ""
+    assert main(["audit", str(root / "train"), "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("Not divided: ")
+    assert main(["audit", str(tmp_path / "gone")]) == 1
+    assert "no parquet file found" in capsys.readouterr().err
+
+
+def test_the_command_ends_with_3_where_nothing_is_decided(tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 24, 24), dtype=np.uint8)
+    labels = np.arange(60) % 3
+    root = folders(tmp_path, {"train": scans_of(noise[:40], labels[:40]),
+                              "test": scans_of(noise[40:], labels[40:])})  # fmt: skip
+    assert main(["audit", str(root), "--quiet"]) == 3
+    assert capsys.readouterr().out.startswith("Undecided: ")

@@ -18,7 +18,7 @@ from mri.data.scans import Scans
 from mri.models.builders import _BUILDERS, register
 from mri.models.files import load_model, read_card
 from mri.models.scores import predict_logits
-from mri.subjects.leakage import linear_probe, shuffle_diagnoses
+from mri.subjects.probes import linear_probe, shuffle_diagnoses
 from mri.subjects.splits import subject_split
 from mri.training.folds import cross_validate, cross_validate_probes, read_crossval
 from mri.training.recipe import Recipe

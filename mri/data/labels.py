@@ -1,0 +1,251 @@
+"""What the labels of a source mean: names come from the data, and are compared loosely.
+
+Case, spaces, ``_`` and ``-`` do not count: ``MildDemented`` is ``Mild_Demented``. What cannot be
+told from the data is refused, or said in one warning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mri.data.decode import DataError
+from mri.data.parquet import CLASS_NAMES
+
+Names = Sequence[str] | Mapping[Any, str]
+
+_PUBLIC = {re.sub(r"[\s_-]", "", name).lower(): name for name in CLASS_NAMES}
+_NUMBER = re.compile(r"\s*-?\d{1,9}\s*")
+_NAME_THEM = "pass class_names=: the names in label order, or a dict from label to name"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Which class a label of the data is.
+
+    Attributes
+    ----------
+    class_names : tuple of str
+        In label order.
+    values : dict
+        From what stands in the data, an integer or the key of a name, to the label.
+    said : str
+        What had to be assumed, for one warning; empty where all was told.
+    """
+
+    class_names: tuple[str, ...]
+    values: dict[Any, int]
+    said: str = ""
+
+    def check(self, labels: pa.Array) -> tuple[np.ndarray, dict[int, str]]:
+        """Return the labels as int64, and row to cause for those that are null or of no class."""
+        encoded = plain_labels(labels).dictionary_encode()
+        raw = encoded.dictionary.to_pylist()
+        found = [self.values.get(_value(value, self.values)) for value in raw]
+        rows = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+        table = np.array([-1 if label is None else label for label in found] or [0], np.int64)
+        null = encoded.indices.is_null().to_numpy(zero_copy_only=False)
+        values = np.where(null, 0, table[rows]) if len(rows) else np.empty(0, np.int64)
+        causes = {int(i): self._outside(raw[rows[i]]) for i in np.flatnonzero(values < 0)}
+        causes |= {int(i): "the label is null" for i in np.flatnonzero(null)}
+        return values, causes
+
+    def _outside(self, value: object) -> str:
+        if value == "":
+            return "the label is empty"
+        kind = "outside" if isinstance(value, int) else "none of"
+        return f"label {value!r} is {kind} the {len(self.class_names)} classes {self.class_names}"
+
+
+def remedy(cause: str) -> str:
+    """Return what to do about a bad row: leaving out every row of a label would cost a class."""
+    if cause.startswith("label ") and not cause.startswith("label -1 "):
+        return _NAME_THEM
+    return "pass on_error='skip' to leave it out"
+
+
+def name_key(name: str) -> str:
+    """Return what two spellings of one name have in common.
+
+    >>> name_key("MildDemented") == name_key("mild-demented") == name_key("Mild_Demented")
+    True
+    """
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
+def checked_names(place: object, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names, in the public spelling where all are public.
+
+    Raises
+    ------
+    DataError
+        If one is empty, or two are the same name.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        key = name_key(name)
+        if not key:
+            raise DataError(f"{place}: class name {name!r} among {list(names)} is empty; name it")
+        if key in seen:
+            raise DataError(
+                f"{place}: class names {seen[key]!r} and {name!r} are the same name, case, spaces, "
+                "'_' and '-' apart; rename or merge them"
+            )
+        seen[key] = name
+    return tuple(_PUBLIC[key] for key in seen) if seen.keys() <= _PUBLIC.keys() else tuple(names)
+
+
+def places_of(names: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+    """Return where in `names` each of `wanted` stands, None where one is missing.
+
+    Parameters
+    ----------
+    names, wanted : sequence of str
+        Class names, compared loosely.
+
+    Examples
+    --------
+    >>> places_of(("Well", "Mild_Demented"), ("MildDemented", "well"))
+    [1, 0]
+    """
+    at = {name_key(name): i for i, name in enumerate(names)}
+    keys = [name_key(name) for name in wanted]
+    return [at[key] for key in keys] if at.keys() >= set(keys) else None
+
+
+def settle(
+    place: object,
+    columns: Sequence[pa.ChunkedArray],
+    names: Sequence[str] | None,
+    class_names: Names | None = None,
+) -> Meaning:
+    """Decide what the labels of a whole source mean, its train and test part alike.
+
+    Parameters
+    ----------
+    place : object
+        Of messages.
+    columns : sequence of pyarrow.ChunkedArray
+        All labels: integers or strings.
+    names : sequence of str, optional
+        As the data give them, in label order.
+    class_names : sequence or mapping, optional
+        As the caller gives them, in label order or from label to name.
+
+    Returns
+    -------
+    Meaning
+
+    Raises
+    ------
+    DataError
+        If names are given twice or contradict each other, or nobody says where labels count from.
+    """
+    if isinstance(class_names, str) or (class_names is not None and not len(class_names)):
+        raise ValueError(f"class_names must be names. Received: class_names={class_names!r}")
+    found = _distinct(place, columns)
+    if isinstance(class_names, Mapping):
+        return _by_mapping(place, found, class_names)
+    given = None if class_names is None else checked_names(place, [str(n) for n in class_names])
+    if any(isinstance(value, str) for value in found):
+        spelt: dict[str, str] = {}
+        # Sorted as they are compared: another spelling changes no order.
+        for value in sorted(found, key=lambda value: (name_key(value), value)):
+            if value.strip():
+                spelt.setdefault(name_key(value), value.strip())
+        own = given or checked_names(place, names or list(spelt.values()))
+        return Meaning(own, {name_key(name): i for i, name in enumerate(own)})
+    return _by_number(place, found, checked_names(place, names) if names else None, given)
+
+
+def _by_mapping(place: object, found: list[Any], mapping: Mapping[Any, str]) -> Meaning:
+    own: list[str] = list(dict.fromkeys(mapping.values()))
+    names = checked_names(place, own)
+    values = {_plain(value): own.index(name) for value, name in mapping.items()}
+    if any(isinstance(value, str) for value in found):
+        values = {name_key(str(value)): label for value, label in values.items()}
+    return Meaning(names, values)
+
+
+def _by_number(
+    place: object,
+    found: list[int],
+    names: tuple[str, ...] | None,
+    given: tuple[str, ...] | None,
+) -> Meaning:
+    own = names or given or CLASS_NAMES
+    order = list(range(len(own)))
+    if names and given:
+        at = places_of(given, names)
+        if at is None or len(given) != len(names):
+            raise DataError(f"{place}: its classes are {names}. Received: class_names={given}")
+        order, own = at, given
+    used = [value for value in found if value >= 0]
+    low, high = min(used, default=0), max(used, default=0)
+    first = int(low >= 1 and high == len(own))
+    values = {i + first: label for i, label in enumerate(order)}
+    listing = ", ".join(f"{value} = {own[label]}" for value, label in values.items())
+    if low >= 1 and high > len(own):
+        raise DataError(
+            f"{place}: labels {low} to {high} are not those of the {len(own)} classes {own}; "
+            f"{_NAME_THEM}"
+        )
+    said = f"labels count from 1: {listing}" if first else ""
+    if not (names or given):
+        said = f"no class names in the data, assumed: {listing}"
+        if low >= 1 and not first:
+            said += f" (labels {low} to {high} occur, taken to count from 0)"
+        said += f"; {_NAME_THEM}"
+    return Meaning(own, values, f"{place}: {said}" if said else "")
+
+
+def _distinct(place: object, columns: Sequence[pa.ChunkedArray]) -> list[Any]:
+    """Return the distinct labels of all columns, strings or integers."""
+    found: set[Any] = set()
+    for column in columns:
+        found |= set(pc.unique(plain_labels(column)).to_pylist())
+    found.discard(None)
+    texts = [value for value in found if isinstance(value, str)]
+    if texts and len(texts) < len(found):
+        raise DataError(f"{place}: labels are text in one part and numbers in another; rewrite one")
+    # Text that is all numbers, as of folders 0 to 3, names nothing: it counts as numbers.
+    if texts and all(_NUMBER.fullmatch(text) for text in texts):
+        return [int(text) for text in texts]
+    return list(found)
+
+
+def plain_labels(labels: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return labels as plain integers or strings, dictionaries and views spelt out."""
+    kind = labels.type
+    if pa.types.is_dictionary(kind):
+        labels, kind = labels.cast(kind.value_type), kind.value_type
+    if pa.types.is_null(kind):
+        return labels.cast(pa.int64())
+    return labels if pa.types.is_integer(kind) else labels.cast(pa.string())
+
+
+def is_label_type(kind: pa.DataType) -> bool:
+    """Whether a column of this Arrow type can hold labels: integers or text."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = (pa.string(), pa.large_string(), pa.string_view())
+    return pa.types.is_integer(kind) or pa.types.is_null(kind) or kind in text
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def _value(value: Any, values: Mapping[Any, int]) -> Any:
+    """Return a label as the keys of `values` are: text that is all numbers may be a number."""
+    if not isinstance(value, str):
+        return value
+    if _NUMBER.fullmatch(value) and name_key(value) not in values:
+        return int(value)
+    return name_key(value)

@@ -1,0 +1,289 @@
+"""Rows of slices, wherever they stand: encoded bytes, pixels, or paths to read them from."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from mri.data.decode import MAX_SIDE, DataError, column_views
+from mri.data.labels import name_key
+
+Item = np.ndarray | Path | str | None
+"""A slice before it is decoded: encoded bytes uint8 (k,), gray pixels uint8 (h, w), the path of a
+file, the reason why there is none, or nothing at all."""
+
+LFS = b"version https://git-lfs"
+LFS_REMEDY = "is a Git LFS pointer, not the file itself; run: git lfs pull"
+ONLY_PATHS = "only paths are stored here"
+
+_LONGEST = 1 << 28  # bytes of one image file: no picture of the largest size is as long
+_TEXT = (pa.string(), pa.large_string(), pa.string_view())
+_BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trainset", "trainingset"), "train"),
+    **dict.fromkeys(("test", "testing", "testset", "testingset"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "validationset", "dev"), "validation"),
+}
+
+
+class Rows(NamedTuple):
+    """Some rows: the file (or the files, one a row) and row numbers in it, slices and labels."""
+
+    files: str | Sequence[str]
+    numbers: np.ndarray
+    items: list[Item]
+    labels: pa.Array
+
+    def place(self, i: int) -> tuple[str, int]:
+        """Return file and row of the i-th of them."""
+        file = self.files if isinstance(self.files, str) else self.files[i]
+        return file, int(self.numbers[i])
+
+    def told(self, i: int) -> str:
+        """Return the place of the i-th of them for a message."""
+        file, row = self.place(i)
+        return f"{file}, row {row}" if isinstance(self.files, str) else file
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One file, folder or table of slices.
+
+    Attributes
+    ----------
+    place : str
+        Of messages.
+    labels : pyarrow.ChunkedArray
+        Those of all rows, integers or text.
+    read : callable
+        From a number of rows to an iterator of `Rows` of at most as many.
+    split : str, optional
+        'train', 'test' or 'validation', where the source tells.
+    names : tuple of str, optional
+        Class names in label order, where the data give them.
+    synthetic : bool
+    kept : ndarray of bool, shape (n,), optional
+        The rows of this part, of those that `read` gives; by default all.
+    stamp : callable
+        To a text that changes with the data, for caches.
+    size : int
+        Bytes of a file that may repeat a picture for nothing; 0 of what cannot.
+    """
+
+    place: str
+    labels: pa.ChunkedArray
+    read: Callable[[int], Iterator[Rows]]
+    split: str | None = None
+    names: tuple[str, ...] | None = None
+    synthetic: bool = False
+    kept: np.ndarray | None = None
+    stamp: Callable[[], str] = str
+    size: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.labels) if self.kept is None else int(self.kept.sum())
+
+    def rows(self, size: int) -> Iterator[Rows]:
+        """Yield the rows of this part, up to `size` at a time."""
+        at = 0
+        for rows in self.read(size):
+            here = None if self.kept is None else self.kept[at : at + len(rows.items)]
+            at += len(rows.items)
+            if here is None:
+                yield rows
+            elif here.any():
+                of = np.flatnonzero(here).tolist()
+                files = rows.files if isinstance(rows.files, str) else [rows.files[i] for i in of]
+                items = [rows.items[i] for i in of]
+                yield Rows(files, rows.numbers[here], items, rows.labels.filter(pa.array(here)))
+
+
+def split_of(name: object) -> str | None:
+    """Return 'train', 'test' or 'validation' for one of their usual names, else None.
+
+    >>> split_of("Training"), split_of("VAL"), split_of("MildDemented")
+    ('train', 'validation', None)
+    """
+    return _SPLITS.get(name_key(str(name)))
+
+
+def file_stamp(path: Path) -> str:
+    """Return what tells whether a file has changed: name, size and time."""
+    about = path.stat()
+    return f"{path.resolve()} {about.st_size} {about.st_mtime_ns}"
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves where the content was not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(LFS)) == LFS
+
+
+def load(path: Path) -> np.ndarray | str:
+    """Return the bytes of an image file, uint8 (k,), or the reason why there are none."""
+    try:
+        if not path.is_file():
+            return f"{path}: no such file"
+        if path.stat().st_size > _LONGEST:
+            return f"{path}: {path.stat().st_size >> 20} MB are no picture of a slice"
+        blob = path.read_bytes()
+    except OSError as error:
+        return f"{path}: cannot be read ({error})"
+    return f"{path}: {LFS_REMEDY}" if blob.startswith(LFS) else np.frombuffer(blob, np.uint8)
+
+
+def gray(pixels: np.ndarray) -> np.ndarray | str:
+    """Return pixels (h, w), (h, w, 1) or RGB(A) (h, w, 3 or 4) as uint8 (h, w), or what is wrong.
+
+    Colour is weighted as by the decoder (BT.601).
+    """
+    pixels = np.asarray(pixels)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    colour = pixels.ndim == 3 and pixels.shape[2] in (3, 4)
+    if not (pixels.ndim == 2 or colour) or not pixels.size:
+        return f"pixels are of shape {pixels.shape}, expected (h, w), (h, w, 1) or (h, w, 3)"
+    if max(pixels.shape) > MAX_SIDE:
+        return f"{pixels.shape[0]} × {pixels.shape[1]} pixels, the limit is {MAX_SIDE} a side"
+    if pixels.dtype.kind not in "uif" or (pixels.dtype.kind == "f" and pixels.max() <= 1):
+        return (
+            f"pixels are {pixels.dtype} from {pixels.min()} to {pixels.max()}, expected gray "
+            "values 0 to 255; if they go from 0 to 1, pass (255 * pixels).round().astype('uint8')"
+        )
+    if not (np.isfinite(pixels).all() and 0 <= pixels.min() and pixels.max() <= 255):
+        return f"gray values go from {pixels.min()} to {pixels.max()}, expected 0 to 255"
+    if colour:
+        pixels = pixels[..., :3] @ np.array([0.299, 0.587, 0.114])
+    elif pixels.dtype.kind == "f" and (pixels != np.rint(pixels)).any():
+        return "gray values are fractions, expected whole numbers 0 to 255; round them"
+    return np.ascontiguousarray(np.rint(pixels).astype(np.uint8))
+
+
+def item_of(value: Any, homes: Sequence[Path]) -> Item:
+    """Return a cell of a table as an item; paths are looked for in `homes` in turn."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return None
+    if isinstance(value, bytes | bytearray | memoryview):
+        return np.frombuffer(value, np.uint8)
+    if isinstance(value, str):
+        return _from_text(value, homes)
+    if isinstance(value, Path):
+        return find_path(str(value), homes)
+    if hasattr(value, "convert") and hasattr(value, "getbands"):  # An image of Pillow.
+        value = np.asarray(value.convert("RGB") if value.mode in ("P", "CMYK", "YCbCr") else value)
+    if not hasattr(value, "__array__") and not isinstance(value, list | tuple):
+        return f"a {type(value).__name__} is no image, expected bytes, pixels or a path"
+    try:
+        return gray(np.array(value.tolist() if hasattr(value, "tolist") else value))
+    except (TypeError, ValueError):
+        return f"a {type(value).__name__} is no image, expected bytes, pixels or a path"
+
+
+def _from_text(text: str, homes: Sequence[Path]) -> Item:
+    """Read what CSV makes of bytes and arrays; other text is a path."""
+    try:
+        if text.startswith(("b'", 'b"')):
+            return np.frombuffer(ast.literal_eval(text), np.uint8)
+        if text.startswith("[["):
+            return gray(np.array(json.loads(text)))
+        if text.startswith(("/9j/", "iVBORw0KGgo")):
+            return np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    except (ValueError, SyntaxError, MemoryError) as error:
+        return f"the text {text[:20]!r}… is neither bytes nor an array ({error})"
+    return find_path(text, homes)
+
+
+def find_path(name: str, homes: Sequence[Path]) -> Path | str:
+    """Return the file of that name in one of the folders, or say that there is none."""
+    path = Path(name.replace("\\", "/"))
+    for home in homes:
+        try:
+            if (home / path).is_file():
+                return home / path
+        except (OSError, ValueError):  # Too long a name, or a null in it.
+            break
+    where = " or ".join(dict.fromkeys(str(home.resolve()) for home in homes))
+    return f"{ONLY_PATHS}, and {name[:200]!r} is no file in {where}"
+
+
+def items_of(column: pa.Array, homes: Sequence[Path]) -> list[Item]:
+    """Return the items of an Arrow column: bytes, structs of bytes and path, text or pixels."""
+    column = _storage(column)
+    kind = column.type
+    if pa.types.is_struct(kind):
+        fields = dict(zip([field.name for field in kind], column.flatten(), strict=True))
+        items: list[Item] = list(column_views(fields["bytes"])) if "bytes" in fields else []
+        items = items or [None] * len(column)
+        if "path" in fields and any(item is None for item in items):
+            paths = fields["path"].to_pylist()
+            for i, path in enumerate(paths):
+                if items[i] is None and path:
+                    found = find_path(path, homes)
+                    blank = isinstance(found, str) and "bytes" in fields
+                    items[i] = f"the image is null: {found}" if blank else found
+        return items
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if kind in _BYTES:
+        return list(column_views(column))
+    if kind in _TEXT:
+        return [None if path is None else find_path(path, homes) for path in column.to_pylist()]
+    return [item_of(value, homes) for value in column.to_pylist()]
+
+
+def is_image_type(kind: pa.DataType) -> bool:
+    """Whether an Arrow column of this type can hold slices."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if pa.types.is_struct(kind):
+        fields = {field.name: field.type for field in kind}
+        return fields.get("bytes") in _BYTES or (
+            "bytes" not in fields and fields.get("path") in _TEXT
+        )
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    depth = 0
+    while (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    ):
+        kind, depth = kind.value_type, depth + 1
+    if depth:
+        return depth in (2, 3) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    return kind in _BYTES or kind in _TEXT
+
+
+def only_paths(place: object, items: Sequence[Item]) -> None:
+    """Raise DataError if the first rows hold nothing but paths where no file is."""
+    told = [item for item in items if item is not None]
+    if told and all(isinstance(item, str) and ONLY_PATHS in item for item in told):
+        raise DataError(
+            f"{place}: {told[0]}; put the images there, or write their bytes into the column"
+        )
+
+
+def _storage(column: pa.Array) -> pa.Array:
+    return column.storage if isinstance(column, pa.ExtensionArray) else column
+
+
+def digest(*values: object) -> str:
+    """Return a SHA-256 of texts, bytes and arrays, in hexadecimal."""
+    found = hashlib.sha256()
+    for value in values:
+        raw = value if isinstance(value, bytes) else None
+        if isinstance(value, np.ndarray):
+            found.update(f"{value.shape} {value.dtype}".encode())
+            raw = np.ascontiguousarray(value).tobytes()
+        found.update(repr(value).encode() if raw is None else raw)
+    return found.hexdigest()

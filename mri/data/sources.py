@@ -1,0 +1,319 @@
+"""What a source is, decided in one place: files, folders, tables and data sets, as `Part`s.
+
+A new format is one function in `mri.data.formats` and its line in `mri.data.folders` or in `_open`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from mri.data.decode import DataError
+from mri.data.folders import NoSlicesError, layout, reader
+from mri.data.formats import Columns, from_dataset, from_frame, from_splits, from_table
+from mri.data.labels import Meaning, Names, places_of, settle
+from mri.data.parquet import REMEDY
+from mri.data.parts import Part, digest, load, split_of
+
+Source = Any
+"""A path, pattern or list of files, a table, a data set, or a mapping from split to these."""
+
+
+class Slices:
+    """All parts of one source, and what their labels mean.
+
+    Parameters
+    ----------
+    source
+        As in `read_scans`.
+    image, label : str, optional
+        Names of the columns.
+    class_names : sequence of str or mapping, optional
+        Names in label order, or from label to name.
+
+    Attributes
+    ----------
+    place : str
+        Of messages.
+    parts : list of Part
+    class_names : tuple of str
+        In label order, for all parts: a class that one part lacks shifts nothing.
+
+    Raises
+    ------
+    DataError
+        If the source holds nothing usable; the message says what was found and expected.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        image: str | None = None,
+        label: str | None = None,
+        class_names: Names | None = None,
+    ) -> None:
+        self.parts = _open(source, Columns(image, label))
+        _refuse_copies(self.parts)
+        named = isinstance(source, str | os.PathLike)
+        self.place = str(source) if named else self.parts[0].place
+        self._meanings: dict[tuple[str, ...] | None, Meaning] = {}
+        for names in dict.fromkeys(part.names for part in self.parts):
+            of = [part for part in self.parts if part.names == names]
+            place = self.place if len(of) == len(self.parts) else of[0].place
+            labels = [part.labels for part in of]
+            self._meanings[names] = settle(place, labels, names, class_names)
+        self.class_names = self._meanings[self.parts[0].names].class_names
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits there are, 'train' first."""
+        found = {part.split for part in self.parts if part.split}
+        return sorted(found, key=lambda split: (split != "train", split))
+
+    def select(self, split: str | None) -> list[Part]:
+        """Return the parts of a split, all where it is None.
+
+        Raises
+        ------
+        DataError
+            If there is no such part, or their classes or origins differ.
+        """
+        found = self.parts if split is None else self._of_split(split)
+        for part in found:
+            strange = places_of(self.meaning(part).class_names, self.class_names) is None
+            if strange or part.synthetic != found[0].synthetic:
+                first = found[0].names, found[0].synthetic
+                raise DataError(
+                    f"{part.place}: class names and origin {part.names, part.synthetic} differ "
+                    f"from {first} of {found[0].place}; read the files separately"
+                )
+        return _whole(found) if split is None else found
+
+    def _of_split(self, split: str) -> list[Part]:
+        wanted = split_of(split) or split
+        found = [part for part in self.parts if part.split == wanted]
+        if not found:
+            files = all(part.place.endswith(".parquet") for part in self.parts)
+            what = f"parquet file whose name begins with {split!r}" if files else f"part {split!r}"
+            told = f"there are {self.splits}" if self.splits else "it is not divided"
+            raise NoSlicesError(f"{self.place}: no {what} found, {told}. {REMEDY}")
+        return found
+
+    def meaning(self, part: Part) -> Meaning:
+        """Return what the labels of a part mean: label order is that of `class_names`."""
+        own = self._meanings[part.names]
+        at = places_of(self.class_names, own.class_names)
+        if at is None or own.class_names == self.class_names:
+            return own
+        values = {value: at[label] for value, label in own.values.items()}
+        return Meaning(self.class_names, values, own.said)
+
+    def warn(self, parts: Sequence[Part], stacklevel: int) -> None:
+        """Warn once of what had to be assumed about the labels of some parts."""
+        for said in dict.fromkeys(self._meanings[part.names].said for part in parts):
+            if said:
+                warnings.warn(said, UserWarning, stacklevel=stacklevel + 1)
+
+    def stamp(self, parts: Sequence[Part]) -> str:
+        """Return a text that changes with some parts and with the meaning of their labels."""
+        told = [f"{p.place} {p.split} {p.stamp()} {self.meaning(p)}" for p in parts]
+        return digest(*told)
+
+
+def _whole(parts: Sequence[Part]) -> list[Part]:
+    """Return parts that are rows of one table as one part, in the order of the table."""
+    whole: dict[int, Part] = {}
+    for part in parts:
+        if part.kept is None:
+            whole[id(part)] = part
+        else:
+            before = whole.get(id(part.read))
+            kept = part.kept if before is None else part.kept | before.kept
+            whole[id(part.read)] = replace(part, kept=kept, split=None)
+    return list(whole.values())
+
+
+def _open(source: Source, columns: Columns) -> list[Part]:
+    """Return the parts of a source of any kind."""
+    opened: list[Part]
+    if isinstance(source, str | os.PathLike):
+        opened = [part for found in layout(Path(source)) for part in found.read(columns)]
+    elif isinstance(source, pd.DataFrame):
+        opened = from_frame(source, columns)
+    elif isinstance(source, pa.Table):
+        opened = from_table("the table", source, columns, lambda: digest(*source.to_pylist()))
+    elif hasattr(source, "with_format") and not isinstance(source, Mapping):
+        opened = from_dataset(source, columns)
+    elif isinstance(source, Mapping) and set(columns.names()) <= source.keys():
+        opened = from_frame(
+            pd.DataFrame({k: pd.Series(list(v)) for k, v in source.items()}), columns
+        )
+    elif isinstance(source, Mapping):
+        opened = from_splits(source, partial(_open, columns=columns))
+    elif hasattr(source, "to_arrow"):
+        opened = _open(source.to_arrow(), columns)
+    elif isinstance(source, Sequence) and all(isinstance(of, Mapping) for of in source) and source:
+        opened = from_frame(pd.DataFrame(list(source)), columns)
+    elif isinstance(source, Sequence) and all(isinstance(f, str | os.PathLike) for f in source):
+        opened = [part for file in source for part in reader(Path(file))(columns)]
+    else:
+        raise ValueError(
+            "source must be a path, a list of files, a table or a data set. Received: "
+            f"source={type(source).__name__}"
+        )
+    if not opened:
+        raise NoSlicesError(f"{source}: no parquet file found. {REMEDY}")
+    return opened
+
+
+def _refuse_copies(parts: Sequence[Part]) -> None:
+    """Raise DataError where one split stands there twice, or lacks one of its files."""
+    for split in sorted({part.split for part in parts if part.split}):
+        of = [part for part in parts if part.split == split]
+        names = [Path(part.place).name for part in of]
+        numbers = [re.search(r"-(\d{5,})-of-(\d{5,})", name) for name in names]
+        shards = [tuple(map(int, found.groups())) for found in numbers if found]
+        totals = {total for _, total in shards}
+        if len(shards) < len(of) and any(
+            len({i for i, n in shards if n == total}) == total for total in totals
+        ):
+            _refuse(of, split, "a whole series of files and another file")
+        if len(totals) > 1 or len(set(shards)) < len(shards):
+            _refuse(of, split, "files of two series")
+        for total in totals:
+            missing = sorted(set(range(total)) - {i for i, _ in shards})
+            if missing:
+                raise DataError(
+                    f"{of[0].place}: file {missing[0]} of 0 to {total - 1} of the {split} part is "
+                    "missing; fetch it, or rename the others if it does not belong to them"
+                )
+        seen: dict[str, Part] = {}
+        for part in of:
+            if (first := seen.setdefault(_content(part), part)) is not part and len(part) > 1:
+                _refuse([first, part], split, "the same slices")
+
+
+def _refuse(parts: Sequence[Part], split: str, what: str) -> None:
+    raise DataError(
+        f"{parts[0].place}: two copies of the {split} part, {what} "
+        f"({', '.join(Path(part.place).name for part in parts[:4])}); keep one of them"
+    )
+
+
+def _content(part: Part) -> str:
+    """Return a digest of the labels and of the first slices of a part."""
+    first = next(part.rows(8), None)
+    items = [load(i) if isinstance(i, Path) else i for i in first.items] if first else []
+    return digest(part.labels.to_pylist(), *items)
+
+
+def row_place(source: Source, *, split: str | None = None, row: int = 0) -> tuple[Path, int]:
+    """Return the file that a row of a source stands in, and its number there.
+
+    Raises
+    ------
+    DataError
+        If there is no such row.
+    """
+    left = row
+    for part in Slices(source).select(split):
+        for rows in part.rows(1024):
+            if 0 <= left < len(rows.items):
+                file, number = rows.place(left)
+                return Path(file), number
+            left -= len(rows.items)
+    raise DataError(f"{source}: has rows 0 to {row - left - 1}. Received: row={row}")
+
+
+def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
+    """Return the folder that holds a train and a test part, None where nothing was asked for.
+
+    Parameters
+    ----------
+    folder : path, optional
+        By default the environment variable ``MRI_DATA``, else ``data``.
+
+    Returns
+    -------
+    Path or None
+        None only where neither `folder` nor the variable is given and ``data`` holds no slices.
+
+    Raises
+    ------
+    DataError
+        If a folder that is given holds no slices, or one of the two parts is there without the
+        other: phantoms in its stead would be a surprise.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from mri.data import write_phantom
+    >>> with TemporaryDirectory() as folder:
+    ...     find_data(write_phantom(folder, subjects=4)) is not None
+    True
+    """
+    given = folder if folder is not None else os.environ.get("MRI_DATA")
+    path = Path(given or "data")
+    try:
+        found = layout(path)
+    except NoSlicesError:
+        if given:
+            raise
+        return None
+    splits = {of.split for of in found if of.split}
+    if not splits:
+        splits = {p.split for of in found for p in of.read(Columns()) if p.split}
+    if {"train", "test"} <= splits:
+        return path
+    if len(here := sorted({"train", "test"} & splits)) == 1:
+        (missing,) = {"train", "test"}.difference(here)
+        name = next((of.path.name for of in found if of.split == here[0]), here[0])
+        raise DataError(f"{path}: {name} is there, but no {missing} file beside it. {REMEDY}")
+    some = ", ".join(of.path.name for of in found[:4])
+    raise DataError(
+        f"{path}: slices are there ({some}), but not divided into a train and a test part; "
+        "name the files or folders train and test, or add a column split. "
+        "python -m mri audit takes them undivided"
+    )
+
+
+def first_record(source: Source, *, split: str | None = None) -> dict[str, Any]:
+    r"""Return the first row of a source as it is stored, before anything is decoded.
+
+    Parameters
+    ----------
+    source, split
+        As in `read_scans`.
+
+    Returns
+    -------
+    dict
+        `image` with `bytes` (or `pixels`, where no bytes are stored) and `path`, and `label`.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from mri.data import write_phantom
+    >>> with TemporaryDirectory() as folder:
+    ...     record = first_record(write_phantom(folder, subjects=4), split="train")
+    >>> record["image"]["bytes"][:4]
+    b'\x89PNG'
+    """
+    rows = next(part_rows for part in Slices(source).select(split) for part_rows in part.rows(1))
+    item = rows.items[0]
+    loaded = load(item) if isinstance(item, Path) else item
+    if loaded is None or isinstance(loaded, str):
+        raise DataError(f"{rows.told(0)}: {loaded or 'the image is null'}")
+    kind = "bytes" if loaded.ndim == 1 else "pixels"
+    image = {kind: loaded.tobytes() if kind == "bytes" else loaded, "path": rows.place(0)[0]}
+    return {"image": image, "label": rows.labels[0].as_py()}

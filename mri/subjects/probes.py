@@ -1,0 +1,172 @@
+"""What knows nothing of anatomy and is right all the same: copies, and simple classifiers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import recall_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from mri.data.scans import Scans
+
+Parts = list[tuple[np.ndarray, np.ndarray]]
+"""Row numbers of train and test, of one division or several."""
+
+Found = dict[str, tuple[np.ndarray, np.ndarray]]
+"""What `nearest` returns."""
+
+DUPLICATE = 0.99
+"""Pixel correlation from which two slices count as near duplicates."""
+
+PUBLISHED, APART = "as published", "subjects kept apart"
+SHARED = "test slices whose subject stands in train"
+IDENTICAL = "pixel-identical slices across"
+NEAR = f"test slices with a near duplicate in train (r ≥ {DUPLICATE})"
+TURNED = f"test slices that are a mirrored or turned copy (r ≥ {DUPLICATE})"
+NEIGHBOUR = "1-nearest neighbour: accuracy"
+
+# By how much the nearest neighbour may do better as published before people are doubted.
+_SUSPICIOUS = 0.15
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Classifiers that know nothing of anatomy, measured on one division or several."""
+
+    scans: Scans
+    pixels: np.ndarray
+    groups: np.ndarray | None
+    seed: int
+
+    def figures(
+        self,
+        parts: Parts,
+        found: Found,
+        name: str,
+        keys: np.ndarray,
+    ) -> dict[str, float]:
+        """Return the figures of one column of the table."""
+        labels, groups = self.scans.labels, self.groups
+        similar = found[name][1]
+        by_pixels = np.empty(len(labels), np.int64)
+        rows = np.concatenate([test for _, test in parts])
+        # Of one division the rows of its test part in their order, of folds all slices.
+        by_pixels[rows if len(parts) == 1 else np.sort(rows)] = found[f"{name}: pixels"][0]
+        neighbours = [by_pixels[test] for _, test in parts]
+        majority = np.bincount(labels[parts[0][0]]).argmax()
+        truth = [labels[test] for _, test in parts]
+        shared = np.nan if groups is None else _shared(groups, parts)
+        # On so few numbers the threads of BLAS mostly wait for each other.
+        with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+            guesses = list(pool.map(self._linear, *zip(*parts, strict=True)))
+        figures = {
+            "subjects": np.nan if groups is None else float(len(np.unique(groups))),
+            SHARED: shared,
+            IDENTICAL: float(sum(np.isin(keys[test], keys[train]).sum() for train, test in parts)),
+            NEAR: float((similar >= DUPLICATE).mean()),
+            TURNED: np.nan,
+            "highest correlation across": float(similar.max()),
+            "majority class: accuracy": float(np.mean([(of == majority).mean() for of in truth])),
+            **_scores("1-nearest neighbour", truth, [labels[rows] for rows in neighbours]),
+            **_scores("linear probe", truth, guesses),
+        }
+        if groups is not None:
+            shuffled = shuffle_diagnoses(labels, groups, seed=self.seed)
+            figures |= _scores(
+                "1-NN, diagnoses shuffled",
+                [shuffled[test] for _, test in parts],
+                [shuffled[rows] for rows in neighbours],
+            )
+        return figures
+
+    def _linear(self, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+        labels = self.scans.labels
+        if len(np.unique(labels[train])) < 2:
+            return np.full(len(test), labels[train[0]])
+        probe = linear_probe(self.pixels[train], labels[train], seed=self.seed)
+        return probe.predict(self.pixels[test])
+
+
+def disagreement(
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    found: Found,
+    test: np.ndarray,
+) -> tuple[str, ...]:
+    """Say so if the nearest neighbour does much better as published, on the same slices.
+
+    Compared person by person, so that a test part of few easy people is not accused.
+    """
+    published = labels[found[f"{PUBLISHED}: pixels"][0]] == labels[test]
+    apart = labels[found[f"{APART}: pixels"][0][test]] == labels[test]
+    _, person = np.unique(np.asarray(groups)[test], return_inverse=True)
+    sizes = np.bincount(person)
+    gains = np.bincount(person, published.astype(float) - apart) / sizes
+    gain, error = gains.mean(), gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0
+    if gain < _SUSPICIOUS or gain - 2 * error <= 0:
+        return ()
+    return (
+        f"the nearest neighbour names {published.mean():.0%} of the test slices rightly as "
+        f"published and {apart.mean():.0%} with the people kept apart that were found, which "
+        "people found rightly do not explain",
+    )
+
+
+def shuffle_diagnoses(labels: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Deal the labels out again among the subjects, so that anatomy means nothing.
+
+    The control for every result: a method that does better than chance on these has recognised
+    people or seen its test part.
+
+    Parameters
+    ----------
+    labels, groups : ndarray of int, shape (n,)
+        Class and subject of each slice; a subject's first slice gives its class.
+    seed : int
+
+    Returns
+    -------
+    ndarray of int, shape (n,)
+        One label a subject, each as often as before.
+    """
+    _, first, member = np.unique(groups, return_index=True, return_inverse=True)
+    return np.random.default_rng(seed).permutation(labels[first])[member]
+
+
+def linear_probe(pixels: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Pipeline:
+    """Fit a logistic regression on 50 principal components of pixels, float (n, h w)."""
+    probe = make_pipeline(
+        PCA(min(50, *pixels.shape), svd_solver="randomized", random_state=seed, iterated_power=3),
+        StandardScaler(),
+        LogisticRegression(max_iter=1000),
+    )
+    return probe.fit(pixels, labels)
+
+
+def _shared(groups: np.ndarray, parts: Parts) -> float:
+    seen = [np.isin(groups[test], groups[train]) for train, test in parts]
+    return float(np.concatenate(seen).mean())
+
+
+def digests(images: np.ndarray) -> np.ndarray:
+    """Return a text for each slice, the same only for the same pixels, (n,)."""
+    return np.array(
+        [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
+    )
+
+
+def _scores(name: str, truth: list[np.ndarray], guess: list[np.ndarray]) -> dict[str, float]:
+    pairs = list(zip(truth, guess, strict=True))
+    balanced = [recall_score(*pair, average="macro", labels=np.unique(pair[0])) for pair in pairs]
+    return {
+        f"{name}: accuracy": float(np.mean([(t == g).mean() for t, g in pairs])),
+        f"{name}: balanced accuracy": float(np.mean(balanced)),
+    }

@@ -7,7 +7,7 @@ import pytest
 
 import mri
 import mri.models.files
-import mri.training.loop
+import mri.training.run
 from mri.evaluation.comparison import compare
 from mri.models.builders import build_model
 from mri.models.files import save_model
@@ -33,9 +33,9 @@ def counts(monkeypatch):
 
         monkeypatch.setattr(module, name, counted)
 
-    for name in ("read_card", "file_sha256", "_inspect_archive", "_check_weights"):
+    for name in ("read_card", "file_sha256", "inspect_archive", "check_weights"):
         count(mri.models.files, name)
-    count(mri.training.loop, "build_model")
+    count(mri.training.run, "build_model")
     return found
 
 
@@ -52,11 +52,11 @@ def test_a_new_file_is_read_hashed_and_inspected_once_by_a_comparison(tmp_path, 
     counts.clear()
     found = compare(scans, phantoms.subjects, tmp_path)
     assert found.evaluated == ("new",), found.table["note"].tolist()
-    once = dict.fromkeys(("read_card", "file_sha256", "_inspect_archive", "_check_weights"), 1)
+    once = dict.fromkeys(("read_card", "file_sha256", "inspect_archive", "check_weights"), 1)
     assert counts == once
     counts.clear()
     assert compare(scans, phantoms.subjects, tmp_path).evaluated == ()
-    assert counts == {key: 1 for key in once if key != "_check_weights"}, "its logits were kept"
+    assert counts == {key: 1 for key in once if key != "check_weights"}, "its logits were kept"
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
@@ -71,8 +71,8 @@ def test_a_finished_run_is_built_once_and_its_file_read_once(tmp_path, counts, p
         "build_model": 1,
         "read_card": 1,
         "file_sha256": 1,
-        "_inspect_archive": 1,
-        "_check_weights": 1,
+        "inspect_archive": 1,
+        "check_weights": 1,
     }
     for one, other in zip(first.model.get_weights(), again.model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)

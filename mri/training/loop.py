@@ -166,7 +166,7 @@ def train(
             **other,
         )
         if other:
-            say(f"{file.path}: another run is replaced ({', '.join(other)} differ)")
+            say(f"{file.path}: another run is replaced, of other: {', '.join(other)}")
         return _trained(file.path, run, resume=resume, verbose=verbose, callbacks=callbacks)
 
 

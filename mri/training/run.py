@@ -103,7 +103,7 @@ def differences(card: Mapping[str, Any], run: Run) -> dict[str, str]:
         for field, value in fields.items()
     }
     return {
-        key.replace(".", "_"): f"{was!r} before, now {value!r}"
+        key.replace(".", "_"): f"{str(was)[:16]} before, now {str(value)[:16]}"
         for key, (was, value) in pairs.items()
         if was != value
     }

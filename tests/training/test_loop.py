@@ -406,7 +406,7 @@ def test_what_determines_a_run_is_in_its_signature(unbroken, tmp_path, monkeypat
     exec("def speck(x, classes):\n    return layers.Dense(classes)(layers.Flatten()(x))", edited)
     monkeypatch.setitem(_BUILDERS, "speck", edited["speck"])
     with pytest.raises(ReachedTraining):
-        train(*plain, **same)
+        train(*plain, **same, replace=True)
 
 
 CHANGES = [
@@ -938,3 +938,20 @@ def test_a_finished_run_keeps_its_arithmetic_on_another_machine(tmp_path, monkey
     monkeypatch.setattr(keras.Model, "fit", lambda *a, **k: pytest.fail("trained again"))
     again = run(tmp_path, recipe=recipe)
     assert again.card == done.card and again.card["recipe"]["dtype"] == "mixed_bfloat16"
+
+
+def test_another_run_of_that_name_is_not_lost_unasked(tmp_path, capsys):
+    short = replace(RECIPE, epochs=1)
+    first = run(tmp_path, recipe=short, verbose=2)
+    assert f"{first.path}: trained anew" in capsys.readouterr().out
+    kept = first.path.read_bytes()
+    run(tmp_path, recipe=short, verbose=2)
+    assert capsys.readouterr().out == f"{first.path}: trained before, loaded\n"
+    other = replace(short, learning_rate=0.01)
+    with pytest.raises(ValueError, match=r"replace=True.*learning_rate='0.02 before, now 0.01'"):
+        run(tmp_path, recipe=other, replace=False)
+    assert first.path.read_bytes() == kept
+    run(tmp_path, recipe=other, verbose=2)
+    assert "another run is replaced, of other: recipe_learning_rate" in capsys.readouterr().out
+    assert first.path.read_bytes() != kept
+    assert run(tmp_path, recipe=other, replace=False).card["recipe"]["learning_rate"] == 0.01

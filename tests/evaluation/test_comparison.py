@@ -235,7 +235,7 @@ def test_kept_logits_that_do_not_fit_are_made_anew(case, tmp_path, damage):
         save_model(model, tmp_path / "honest.keras", card)
     else:
         card = read_card(tmp_path / "honest.keras") | {
-            "test_rows": splits["honest"].test[1:].tolist()
+            "test_rows": splits["honest"].test[SLICES:].tolist()
         }
         save_model(load_model(tmp_path / "honest.keras"), tmp_path / "honest.keras", card)
     found = compare(scans, subjects, tmp_path)

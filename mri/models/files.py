@@ -24,6 +24,7 @@ from mri._text import for_markdown
 from mri.models.cards import ModelFileError as ModelFileError
 from mri.models.cards import problem_of
 from mri.models.cards import read_card as read_card
+from mri.models.graph import check_graph
 
 if TYPE_CHECKING:
     from mri._keras import keras
@@ -203,6 +204,8 @@ class ModelFile:
                 _check_weights(self.path, copy)
                 _check_growth(self.path, copy)
                 model = keras.saving.load_model(copy, compile=False, safe_mode=True)
+                if isinstance(model, keras.Model) and model.built:
+                    check_graph(self.path, model)
             except ModelFileError:
                 raise
             except Exception as error:

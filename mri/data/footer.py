@@ -162,6 +162,8 @@ def _group(of: dict[int, Any], whole: int) -> Group:
         raise FooterError(f"a row group of {rows} rows")
     for column in of[1]:
         about = column[3]
+        if not all(type(number) is int for number in (rows, *(about[i] for i in (4, 5, 7, 9)))):
+            raise TypeError
         start = min(about[9], about[11]) if about.get(11, 0) > 0 else about[9]
         if start < 0 or about[7] < 0 or start + about[7] > whole:
             raise FooterError(f"a column of {about[7]} bytes in a file of {whole}")

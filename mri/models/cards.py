@@ -51,10 +51,10 @@ def is_digest(value: object) -> bool:
 
 
 def is_class_names(value: object) -> bool:
-    """Whether `value` is a list of at least two different names."""
+    """Whether `value` is a list of different names."""
     return (
         isinstance(value, list)
-        and 2 <= len(value) <= MAX_CLASSES
+        and 1 <= len(value) <= MAX_CLASSES
         and all(is_text(name) and name for name in value)
         and len(set(value)) == len(value)
     )
@@ -123,21 +123,33 @@ SCHEMA: dict[str, tuple[Check, str]] = {
     "parameters": _COUNT,
     "best_epoch": _COUNT,
     "split": (_is_split, "an object with the protocol 'subject' or 'image'"),
-    "class_names": (is_class_names, "a list of at least two different names"),
+    "class_names": (is_class_names, "a list of different names"),
     "synthetic": (lambda value: isinstance(value, bool), "true or false"),
     "validation": (_is_figures, "an object of finite numbers"),
     "temperature": (lambda value: is_number(value, 1e-6, 1e6), "a number above 0"),
     "seconds": (lambda value: is_number(value, 0, _MOST), "a number from 0"),
     "history": (_is_history, "an object of lists of numbers"),
     "test_rows": (is_rows, "a list of different row numbers"),
+    "expects": (lambda value: isinstance(value, dict), "an object"),
 }
 """What each key of a card is, where it is there: a check and the words for it."""
 
 TABLE_SCHEMA: dict[str, tuple[Check, str]] = {
-    key: SCHEMA[key] for key in ("sha256", "data", "class_names", "parameters")
+    key: SCHEMA[key] for key in ("sha256", "data", "parameters")
 } | {
+    "class_names": (
+        lambda value: is_class_names(value) and value[1:] != [],
+        "a list of at least two different names",
+    ),
     "origin": _TEXT,
+    "output": _TEXT,
+    "version": _COUNT,
     "bytes": _COUNT,
+    "doubts": (
+        lambda value: isinstance(value, list) and len(value) <= 20 and all(map(is_text, value)),
+        "a list of texts",
+    ),
+    "expects": (lambda value: value is None or isinstance(value, dict), "an object"),
     "milliseconds": (
         lambda value: (
             isinstance(value, list)

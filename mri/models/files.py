@@ -19,6 +19,7 @@ from mri._files import file_sha256, read_regular, replacing
 from mri._text import for_markdown
 from mri.models.archive import check_growth, check_weights, inspect_archive, uncompiled
 from mri.models.cards import ModelFileError, problem_of, read_card
+from mri.models.graph import check_graph
 from mri.models.inputs import FIELDS, SLICE, Expects, adapt, declared, only_declares
 
 __all__ = [
@@ -252,6 +253,8 @@ class ModelFile:
                 with uncompiled(copy) as plain:
                     check_growth(plain, self.path)
                     model = keras.saving.load_model(plain, compile=False, safe_mode=True)
+                if isinstance(model, keras.Model) and model.built:
+                    check_graph(self.path, model)
             except ModelFileError:
                 raise
             except Exception as error:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MARKS = {"subject": ("D", GREEN, -0.16), "image": ("o", PINK, 0.16), "unknown": ("x", GREY, 0)}
 _NAMES = {"subject": "subject-wise", "image": "image-level (inflated)", "unknown": "no card"}
-_LONGEST = 40  # Characters of a name that leave room for the figure.
+_LONGEST = 36  # Characters of a name that leave room for the figure.
 _COSTS = {
     "parameters": "number of weights",
     "size_mb": "file size, MB",

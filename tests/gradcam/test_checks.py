@@ -657,7 +657,11 @@ def test_the_command_line_prints_a_row_a_model_and_method(tmp_path, monkeypatch,
     keras.utils.set_random_seed(0)
     model = build_model("tissue", input_shape=(64, 64, 1))
     card = {"class_names": list(phantoms.scans.class_names), "temperature": 1.0}
-    card |= {"data": phantoms.scans.fingerprint(), "split": {}, "test_rows": list(range(16))}
+    card |= {
+        "data": phantoms.scans.fingerprint(),
+        "split": {"protocol": "subject"},
+        "test_rows": list(range(16)),
+    }
     save_model(model, tmp_path / "m.keras", card)
     options = ["heatmaps", str(tmp_path / "m.keras"), "--slices", "10", "--methods", "hirescam"]
     assert main(options) == 0

@@ -1,5 +1,7 @@
 """Receptive fields against brute force: one line of the image changed, which cells notice?"""
 
+from itertools import count
+
 import keras
 import numpy as np
 import pytest
@@ -10,10 +12,13 @@ from mri.gradcam.receptive_fields import Axis, receptive_fields, stretch
 
 K = keras.layers
 SIZE = 33, 41
+# Keras' own numbers begin anew when another test clears its session.
+NUMBERS = count()
 
 
 def conv(size, **options):
-    return K.Conv2D(2, size, **{"padding": "same", "activation": "relu"} | options)
+    common = {"padding": "same", "activation": "relu", "name": f"convolution_{next(NUMBERS)}"}
+    return K.Conv2D(2, size, **common | options)
 
 
 def residual(x):

@@ -417,6 +417,41 @@ def blown_up_inside_a_network(path, canary):
     )
 
 
+def put_inside(path, name, *inner):
+    """Put a layer around a network, before the last."""
+    parts = [
+        {"module": "keras.layers", "class_name": of, "config": config, "registered_name": None}
+        for of, config in inner
+    ]
+    network = {"module": "keras.models", "class_name": "Sequential", "registered_name": None}
+    put_layer(path, "Reshape", target_shape=[14, 28])
+    put_layer(path, name, layer={**network, "config": {"name": "inner", "layers": parts}})
+    put_layer(path, "Flatten")
+
+
+@attack(r"a step of its network, .*, gives 2\d{8} numbers")
+def blown_up_inside_a_wrapper(path, canary):
+    inner = ("RepeatVector", {"n": 10**7}), ("GlobalAveragePooling1D", {})
+    put_inside(path, "TimeDistributed", *inner)
+
+
+@attack(r"a step of its network, .*, gives 2\d{8} numbers")
+def attention_over_every_pixel(path, canary):
+    x = keras.Input((128, 128, 1))
+    y = layers.Reshape((16384, 1))(x)
+    y = layers.Attention()([y, y])
+    keras.Model(x, layers.Dense(4)(layers.GlobalAveragePooling1D()(y))).save(path)
+
+
+@attack("repeats its steps 392 times")
+def an_unrolled_recurrence(path, canary):
+    x = keras.Input((SIZE, SIZE, 1))
+    y = layers.Reshape((392, 1))(layers.Flatten()(layers.Conv2D(2, 3)(x)))
+    keras.Model(x, layers.Dense(4)(layers.GRU(1, unroll=False)(y))).save(path)
+    config = members(path)[CONFIG].replace(b'"unroll": false', b'"unroll": true')
+    repack(path, config=config)
+
+
 # --- what is tested ---
 
 

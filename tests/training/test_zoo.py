@@ -108,7 +108,7 @@ def test_what_was_reported_belongs_to_entries():
 
 def test_an_unknown_name_lists_what_there_is(capsys):
     assert main(["zoo", "compakt"]) == 1
-    assert "there are baseline, " in capsys.readouterr().err
+    assert "There are baseline, " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,0 +1,95 @@
+"""What a loaded network would compute, looked at before it computes anything.
+
+A configuration hides sizes inside wrappers, cells and attention; the graph of one slice hides none.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mri.models.cards import ModelFileError
+
+MAX_NUMBERS = 2**24
+"""Numbers that any step may give for one slice: 1024 channels at full size, 64 MB."""
+
+_MAX_STEPS = 30_000
+_MAX_UNROLLED = 64
+# Layers whose outputs are all that they ever hold: `ModelFile.load` has measured those.
+_FLAT = re.compile(
+    r"Input|Dense$|Conv|Pool|Batch|LayerNorm|Group|Unit|Activation|ReLU|Softmax|PReLU|ELU|Leaky|"
+    r"Drop|Flatten|Reshape|Permute|Add$|Sub|Mult|Concat|Average|Max|Min|Dot$|Zero|Crop|UpSampl|"
+    r"Rescaling|Normalization|Random|Gaussian|Repeat|Functional|Sequential|Model$|Resizing|Ident|"
+    r"Cast|GetItem|Operation"
+)
+
+
+def check_graph(path: Path, model: Any) -> None:
+    """Raise `ModelFileError` if a step of the network gives far more numbers than a slice has.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    model : keras.Model
+        Nothing of it is run.
+    """
+    from mri._keras import tf
+
+    layers = list(_inner(model))
+    names = {type(layer).__name__ for layer in layers}
+    if all(_FLAT.match(name) and "LSTM" not in name for name in names):
+        return  # Tracing a large plain network would take longer than running it once.
+    for layer in layers:
+        unrolled = getattr(layer, "unroll", False) or type(layer).__name__ == "TimeDistributed"
+        steps = (_input_shape(layer) or (1, 1))[1:2]
+        if unrolled and any(of is None or of > _MAX_UNROLLED for of in steps):
+            raise ModelFileError(
+                f"{path}: {layer.name} repeats its steps {steps[0]} times, the limit is "
+                f"{_MAX_UNROLLED}"
+            )
+    specs = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
+    call = tf.function(lambda *x: model(x[0] if len(x) == 1 else list(x), training=False))
+    graph = call.get_concrete_function(*specs).graph
+    count = 0
+    for operation in _operations(graph):
+        count += 1
+        if count > _MAX_STEPS:
+            raise ModelFileError(f"{path}: its network has more than {_MAX_STEPS} steps")
+        for output in operation.outputs:
+            shape = output.shape.as_list() if output.shape.rank is not None else []
+            numbers = math.prod(side for side in shape if side is not None)
+            # Weights are read from the file, and so no larger than it.
+            if numbers > MAX_NUMBERS and operation.type not in ("ReadVariableOp", "Placeholder"):
+                raise ModelFileError(
+                    f"{path}: a step of its network, {operation.name:.80}, gives {numbers} numbers "
+                    f"for one slice, the limit is {MAX_NUMBERS}"
+                )
+
+
+def _inner(model: Any) -> Iterator[Any]:
+    """Yield every layer, those inside others too."""
+    flatten = getattr(model, "_flatten_layers", None)
+    yield from flatten(include_self=False, recursive=True) if flatten else model.layers
+
+
+def _input_shape(layer: Any) -> tuple[int | None, ...] | None:
+    try:
+        return tuple(layer.input.shape)
+    except (AttributeError, ValueError, TypeError):
+        return None
+
+
+def _operations(graph: Any) -> Iterator[Any]:
+    """Yield the operations of a graph, and of the functions that loops and branches call."""
+    graphs, seen = [graph], set()
+    for of in graphs:
+        if id(of) in seen:
+            continue
+        seen.add(id(of))
+        yield from of.get_operations()
+        inner = getattr(of, "_functions", {})
+        graphs += [fn.graph for fn in inner.values() if getattr(fn, "graph", None) is not None]

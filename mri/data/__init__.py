@@ -1,10 +1,9 @@
 """From files to pixels.
 
 `decode` turns one JPEG or PNG into an image. `sources` and `folders` decide what a source is,
-`formats` and `trees` have one function for each kind (`parquet` knows its files), `parts` the rows, `labels`
-what labels mean.
-`scans` reads all into one array or a stream, `cache` keeps it in a file, `download` fetches the
-public files, and `ready` says what a run will use.
+`formats` and `trees` have one function for each kind, `parts` the rows, `labels` what labels mean;
+`parquet` and `footer` know that container. `scans` reads all into one array or a stream, `cache`
+keeps it in a file, `download` fetches the public files, and `ready` says what a run will use.
 `phantom` draws synthetic slices with known truth. `one_slice` reads a single slice of any format.
 """
 

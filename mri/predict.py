@@ -155,7 +155,8 @@ def predict_slice(
     temperature = (card or {}).get("temperature", 1.0)
     shares = softmax(explanation.logits[0].astype(np.float64) / temperature)
     probabilities = dict(zip(names, shares.tolist(), strict=True))
-    return Prediction(found, path.stem, probabilities, explanation, _warnings(card, check))
+    said = _warnings(card, check, found.notes)
+    return Prediction(found, path.stem, probabilities, explanation, said)
 
 
 def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -> Path:
@@ -179,7 +180,9 @@ def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -
     raise ModelFileError(f"no model {name!r} in {' or '.join(folders)}; there are {known}")
 
 
-def _warnings(card: Mapping[str, Any] | None, checked: bool) -> tuple[str, ...]:
+def _warnings(
+    card: Mapping[str, Any] | None, checked: bool, notes: tuple[str, ...]
+) -> tuple[str, ...]:
     """Return what has to be known to read a prediction, most important first."""
     said = [_DEVICE]
     if card is None:
@@ -202,4 +205,4 @@ def _warnings(card: Mapping[str, Any] | None, checked: bool) -> tuple[str, ...]:
         )
     if not checked:
         said.append("Whether this is such a slice at all was not checked.")
-    return (*said, _MAP)
+    return (*said, *notes, _MAP)

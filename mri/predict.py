@@ -153,7 +153,7 @@ def predict_slice(
     temperature = (card or {}).get("temperature", 1.0)
     shares = softmax(logits.astype(np.float64) / temperature)
     probabilities = dict(zip(names, shares.tolist(), strict=True))
-    known = _warnings(file, check, surest=shares.max())
+    known = (*_warnings(file, check, surest=shares.max()), *found.notes)
     warnings = (*known, *said) if explanation is None else (*known, *said, _MAP)
     return Prediction(found, path.stem, probabilities, explanation, warnings)
 

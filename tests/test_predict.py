@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mri.__main__ import main
@@ -112,6 +114,22 @@ def test_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_the_truth_of_a_row_is_told_by_its_name(tmp_path, image):
+    """In the file the classes stand in another order than the network's."""
+    names = ["Very_Mild_Demented", "NonDemented", "moderate demented", "Mild_Demented"]
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    blob = cv2.imencode(".png", image)[1].tobytes()
+    table = pa.table({"image": [blob] * 4, "label": [0, 1, 2, 3]}).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    for row, name in enumerate(("Very Mild", "Non", "Moderate", "Mild")):
+        found = predict_slice(tmp_path / "a.parquet", model="tissue-subject", row=row)
+        assert f"The file itself says: {name} Demented." in str(found)
+        drawn = " ".join(t.get_text() for t in found.draw().findobj(plt.Text))
+        assert f"true: {name} Demented" in drawn
+
+
 def test_without_a_file_it_takes_what_is_there(tmp_path, monkeypatch, capsys):
     """So that a first heatmap needs no more than a clone."""
     (tmp_path / "models").symlink_to(ZOO.parent)

@@ -1,10 +1,10 @@
 """From files to pixels.
 
 `decode` turns one JPEG or PNG into an image. `sources` and `folders` decide what a source is.
-`formats` and `trees` have one function for each kind, and `parquet` knows its files. `parts` holds
-the rows of a source, and `labels` what its labels mean.
-`scans` reads all into one array or a stream, `cache` keeps it in a file, `download` fetches the
-public files, and `ready` says what a run will use.
+`formats` and `trees` have one function for each kind; `parquet` and `footer` know that container.
+`parts` holds the rows of a source, and `labels` what its labels mean. `scans` reads all into one
+array or a stream, and `cache` keeps it in a file. `download` fetches the public files, and `ready`
+says what a run will use.
 `phantom` draws synthetic slices with known truth. `one_slice` reads a single slice of any format.
 """
 

@@ -190,6 +190,7 @@ def _check_picture(path: Path, data: Any) -> None:
     if frames != 1 or samples != 1 or bits not in (8, 16, 32):
         raise DataError(
             f"{path}: {frames} frames of {samples} samples of {bits} bits, expected one gray slice"
+            + ("; convert it with dcm2niix and give the NIfTI file" if frames > 1 else "")
         )
     syntax, pixels = str(data.file_meta.TransferSyntaxUID), bytes(data.PixelData)
     if len(pixels) > 2**20 + 16 * rows * columns:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -36,12 +36,23 @@ _BRIGHT = 237  # 99th percentile of the brain: the median over the public slices
 _LEAST_OVERLAP, _LEAST_LIKENESS = 0.95, 0.35
 _TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "": np.asarray,
-    "upside down": np.flipud,
+    "by 180°": partial(np.rot90, k=2),
     "by 90° to the left": np.rot90,
     "by 90° to the right": partial(np.rot90, k=3),
 }
 _MAX_FILE = 2**26  # Of a picture or one slice.
-_VOLUMES = (".nii", ".nii.gz", ".mgz", ".hdr", ".img")
+_VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".img")
+_MINC = (".mnc", ".mnc.gz", ".mnc2")
+_LEAST_VALUES = 32  # Gray values of a slice: scans have over a hundred, maps of labels a few.
+_MOST_FILES = 1024  # Of a series.
+_SIDES = (
+    "A picture does not say which side is the patient's right: it is taken to be on the left, as "
+    "in the data set. A mirrored head may get another answer."
+)
+_COLOURS = (
+    "This picture is in colours; only its brightness was read, which is not the gray of the scan "
+    "if they are false colours."
+)
 _TABLES = (".parquet", ".pq", ".csv", ".tsv", ".arrow")
 _EXTRAS = {
     "nibabel": ("NIfTI and Analyze volumes", "'nibabel~=5.4'"),
@@ -52,13 +63,15 @@ _EXTRAS = {
 class OneSlice(NamedTuple):
     """Pixels uint8 (128, 128), the label the file gives them (or None), and where they stood.
 
-    `truth` is the name of the label, which another file or a network may number otherwise.
+    `truth` is the name of the label, which another file or a network may number otherwise;
+    `notes` say what the file leaves open.
     """
 
     image: np.ndarray
     label: int | None
     place: str
     truth: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_slice(
@@ -72,12 +85,14 @@ def read_slice(
     Parameters
     ----------
     path : path
-        A ``.parquet`` file, a volume of nibabel (``.nii``, ``.nii.gz``, ``.mgz``, ``.hdr``), a
-        DICOM file of one axial slice, or a JPEG or PNG image.
+        A table (``.parquet``, ``.csv``, ``.arrow``), a volume of nibabel (``.nii``, ``.nii.gz``,
+        ``.mgz``, ``.mgh``, ``.hdr``), a DICOM file of one axial slice, a folder of one DICOM
+        series, or a JPEG or PNG image. Voxels that are no number count as background.
     row : int
-        Of the parquet file, from 0.
+        Of a table, from 0.
     plane : int, optional
-        Axial plane of the volume, from 0 at its lowest; by default the one most like the data set.
+        Axial plane of a volume or series, from 0 at its lowest; by default the one most like the
+        data set.
     check : bool
         Refuse what `check_slice` refuses.
 
@@ -95,22 +110,30 @@ def read_slice(
     if not os.fspath(path):
         raise DataError("the name of the file is empty; give a file, or none at all")
     path = Path(path)
+    if path.is_dir():
+        return _checked(_from_series(path, plane, check), check)
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a JPEG, PNG, parquet, NIfTI or DICOM file")
     name = path.name.lower()
     if name.endswith(_TABLES):
         found = _from_table(path, row)
     elif name.endswith(_VOLUMES):
-        found = _from_volume(path, plane)
+        found = _from_volume(path, plane, check)
+    elif name.endswith(_MINC):
+        raise DataError(f"{path}: a MINC volume; convert it with mnc2nii and give the NIfTI file")
     else:
         try:
             content = read_regular(path, _MAX_FILE)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error})") from error
         if name.endswith((".dcm", ".ima")) or content[128:132] == b"DICM":
-            found = _from_dicom(path, content)
+            found = _from_dicom(path, content, check)
         else:
-            found = OneSlice(_image(path, content), None, str(path))
+            found = _from_picture(path, content, check)
+    return _checked(found, check)
+
+
+def _checked(found: OneSlice, check: bool) -> OneSlice:
     if check and (problem := check_slice(found.image)):
         raise DataError(f"{found.place}: {problem}")
     return found
@@ -128,8 +151,8 @@ def check_slice(image: np.ndarray) -> str | None:
     >>> slices = make_phantoms(4, 1).images
     >>> check_slice(slices[0]) is None
     True
-    >>> check_slice(slices[0][::-1])
-    'it looks turned: turn it upside down first; expected a skull-stripped axial T1 slice ...'
+    >>> check_slice(slices[0][::-1, ::-1])
+    'it looks turned: turn it by 180° first; expected a skull-stripped axial T1 slice ...'
     """
     expected = (
         "expected a skull-stripped axial T1 slice on black, at the height of thalamus and "
@@ -225,35 +248,114 @@ def _image(place: object, blob: bytes) -> np.ndarray:
         raise DataError(f"{place}: {error}") from error
 
 
-def _from_volume(path: Path, plane: int | None) -> OneSlice:
+def _from_picture(path: Path, content: bytes, check: bool) -> OneSlice:
+    image = _image(path, content)
+    whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    _refuse_labels(path, whole, check)
+    # Gray pictures stored in three channels differ by the rounding of JPEG.
+    coloured = (np.ptp(whole.astype(np.int16), axis=2) > 40).mean() > 0.01
+    return OneSlice(image, None, str(path), None, (_SIDES, *([_COLOURS] if coloured else [])))
+
+
+def _refuse_labels(place: object, image: np.ndarray, check: bool) -> None:
+    """Raise DataError if an image is a map of labels, as a segmentation is one."""
+    if check and 1 < (count := len(np.unique(image))) < _LEAST_VALUES:
+        raise DataError(
+            f"{place}: has {count} gray values, a scan has over a hundred; it looks like a "
+            "segmentation or a mask, give the scan itself"
+        )
+
+
+def _from_volume(path: Path, plane: int | None, check: bool) -> OneSlice:
     nibabel = _extra("nibabel")
     try:
-        loaded = nibabel.as_closest_canonical(open_volume(path, nibabel))
-        volume = np.squeeze(loaded.get_fdata(dtype=np.float32))
+        stored = open_volume(path, nibabel)
+        notes = _orientation_notes(stored, nibabel)
+        volume = nibabel.as_closest_canonical(stored).get_fdata(dtype=np.float32)
     except DataError:
         raise
     except Exception as error:
         raise DataError(f"{path}: nibabel cannot read it ({error})") from error
+    # Axes of length 1 behind the third are of time or channels; (x, y, 1) is one slice.
+    while volume.ndim > 3 and volume.shape[-1] == 1:
+        volume = volume[..., 0]
+    if volume.ndim == 2:
+        volume = volume[..., None]
     if volume.ndim != 3:
         raise DataError(f"{path}: holds an array {volume.shape}, expected one volume (x, y, z)")
+    volume = np.where(np.isnan(volume), np.float32(0), volume)
     if not np.isfinite(volume).all():
         raise DataError(f"{path}: holds voxels that are no finite numbers")
     # Canonical axes go to the patient's right, front and top; here rows go to the front, columns
     # to the left.
-    planes = volume[::-1].transpose(2, 1, 0)
-    frame = _frame(path, planes, 0.0)
+    found = _of_planes(path, volume[::-1].transpose(2, 1, 0), plane, check)
+    return found._replace(notes=notes)
+
+
+def _of_planes(path: Path, planes: np.ndarray, plane: int | None, check: bool) -> OneSlice:
+    """Return one of axial planes (n, h, w), from below: by default that most like the data set."""
+    frame = _frame(path, planes if len(planes) > 1 else planes[0], 0.0 if len(planes) > 1 else 0.5)
     if plane is None:
         plane = int(np.argmax([sum(_compare(frame.place(of))[:2]) for of in planes]))
     if not 0 <= plane < len(planes):
         raise DataError(f"{path}: has planes 0 to {len(planes) - 1}. Received: plane={plane}")
+    _refuse_labels(f"{path}, plane {plane}", planes[plane], check)
     return OneSlice(frame.place(planes[plane]), None, f"{path}, plane {plane} of {len(planes)}")
 
 
-def _from_dicom(path: Path, content: bytes) -> OneSlice:
+def _orientation_notes(image: Any, nibabel: ModuleType) -> tuple[str, ...]:
+    """Say so if a header leaves open which side is which."""
+    header = image.header
+    if not hasattr(header, "get_qform"):
+        told = type(image).__name__.startswith("MGH")
+        return () if told else ("This format does not say which side is the patient's right.",)
+    forms = [(header[f"{kind}form_code"], getattr(header, f"get_{kind}form")()) for kind in "qs"]
+    if not any(code for code, _ in forms):
+        return (
+            "Its header has no orientation (qform and sform codes are 0): which side is the "
+            "patient's right, and where the front is, was guessed.",
+        )
+    axes = ["".join(nibabel.aff2axcodes(affine)) for code, affine in forms if code]
+    if len(set(axes)) > 1:
+        return (f"Its header contradicts itself: qform says {axes[0]}, sform {axes[1]}, taken.",)
+    return ()
+
+
+def _from_dicom(path: Path, content: bytes, check: bool) -> OneSlice:
+    image, _ = _dicom_plane(path, content)
+    _refuse_labels(path, image, check)
+    return OneSlice(_frame(path, image, 0.5).place(image), None, str(path))
+
+
+def _from_series(folder: Path, plane: int | None, check: bool) -> OneSlice:
+    """Read a folder of one DICOM series."""
+    files = sorted(of for of in folder.iterdir() if of.is_file() and of.name[0] != ".")
+    found: list[tuple[float, np.ndarray]] = []
+    series: dict[str, Path] = {}
+    for file in files[: _MOST_FILES + 1]:
+        content = read_regular(file, _MAX_FILE)
+        if file.name.lower().endswith((".dcm", ".ima")) or content[128:132] == b"DICM":
+            image, data = _dicom_plane(file, content)
+            series.setdefault(str(data.get("SeriesInstanceUID", "")), file)
+            found.append((float(data.get("ImagePositionPatient", [0, 0, len(found)])[2]), image))
+    if not found:
+        raise DataError(f"{folder}: a folder without DICOM files; give a file, or such a folder")
+    sizes = {image.shape for _, image in found}
+    if len(series) > 1 or len(sizes) > 1 or len(found) > _MOST_FILES:
+        raise DataError(
+            f"{folder}: {len(found)} files of {len(series)} series and {len(sizes)} sizes, "
+            f"expected one series of up to {_MOST_FILES}; put it into a folder of its own"
+        )
+    planes = np.stack([image for _, image in sorted(found, key=lambda of: of[0])])
+    return _of_planes(folder, planes, plane, check)
+
+
+def _dicom_plane(path: Path, content: bytes) -> tuple[np.ndarray, Any]:
+    """Return an axial plane float32 (h, w), front down and patient's right on the left."""
     pydicom = _extra("pydicom")
     try:
         data, pixels = open_dicom(path, content, pydicom)
-        image = pixels.astype(np.float32)
+        image = pydicom.pixels.apply_rescale(pixels, data).astype(np.float32)
         across, down = np.array(data.ImageOrientationPatient, float).reshape(2, 3)
     except DataError:
         raise
@@ -261,13 +363,14 @@ def _from_dicom(path: Path, content: bytes) -> OneSlice:
         raise DataError(f"{path}: not a DICOM image with an orientation ({error})") from error
     if image.ndim != 2 or not abs(np.cross(across, down)[2]) >= 0.8:
         raise DataError(f"{path}: expected one axial slice, found {image.shape}, {across}, {down}")
+    if not np.isfinite(image).all():
+        raise DataError(f"{path}: its rescale slope or intercept is no finite number")
     if data.PhotometricInterpretation == "MONOCHROME1":
         image = image.max() - image
     # Of DICOM's axes x goes to the patient's left, as columns do here, and y to the back.
     if abs(across[1]) > abs(down[1]):
         image, across, down = image.T, down, across
-    image = image[:: -int(np.sign(down[1])), :: int(np.sign(across[0]))]
-    return OneSlice(_frame(path, image, 0.5).place(image), None, str(path))
+    return image[:: -int(np.sign(down[1])), :: int(np.sign(across[0]))], data
 
 
 class _Frame(NamedTuple):

@@ -115,6 +115,10 @@ class Scans:
         return pd.DataFrame({"label": self.labels, "img_arr": list(self.images)})
 
 
+# Rows for each thread: few enough for the cache, many enough that threads seldom wait.
+_AT_A_TIME = 256
+
+
 class _Options(NamedTuple):
     """How to decode, and how far up the caller stands, who is warned."""
 
@@ -299,7 +303,7 @@ def _decoded(
     threads, size = options.threads or os.cpu_count() or 1, options.size
     total, shape, whole, kept, asked = sum(map(len, parts)), size, None, 0, 0
     stored = sum(part.size for part in parts)
-    batches = _rows(slices, parts, batch_size or 64 * threads)
+    batches = _rows(slices, parts, batch_size or _AT_A_TIME * threads)
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(next, batches, None)
         while (batch := ahead.result()) is not None:

@@ -198,7 +198,7 @@ def _refuse_copies(parts: Sequence[Part]) -> None:
                     "missing; fetch it, or rename the others if it does not belong to them"
                 )
         seen: dict[str, Part] = {}
-        for part in of:
+        for part in of if len(of) > 1 else ():
             if (first := seen.setdefault(_content(part), part)) is not part and len(part) > 1:
                 _refuse([first, part], split, "the same slices")
 

@@ -48,7 +48,8 @@ def test_phantoms_pass_and_their_turned_copies_are_told_how_to_turn_back(phantom
     images = phantoms.images[::3]
     assert shares(images) == 1
     for turned, back in (
-        (images[:, ::-1], "upside down"),
+        (images[:, ::-1, ::-1], "by 180°"),
+        (images[:, ::-1], "by 180°"),  # A mirrored head, which no turn puts right, stands so too.
         (np.rot90(images, 1, (1, 2)), "by 90° to the right"),
         (np.rot90(images, 3, (1, 2)), "by 90° to the left"),
     ):
@@ -237,6 +238,107 @@ def test_dicom_is_turned_by_its_header(tmp_path, head, name):
     assert right[1] < 40 and front[0] > 95
     (tmp_path / "a.dcm").rename(tmp_path / "IM0001")  # Often they have no ending.
     np.testing.assert_array_equal(read_slice(tmp_path / "IM0001").image, found.image)
+
+
+def test_rescale_slope_and_intercept_are_applied(tmp_path, head):
+    pydicom = pytest.importorskip("pydicom")
+    plane = np.rint(head[::-1, :, 31].T[::-1])
+    write_dicom(tmp_path / "a.dcm", plane, DICOMS["as usual"][1])
+    expected = read_slice(tmp_path / "a.dcm").image.astype(int)
+    # Stored turned round, and turned back by the slope.
+    write_dicom(tmp_path / "b.dcm", 1000 - plane, DICOMS["as usual"][1])
+    data = pydicom.dcmread(tmp_path / "b.dcm")
+    data.RescaleSlope, data.RescaleIntercept = "-2", "2000"
+    data.save_as(tmp_path / "b.dcm")
+    assert np.abs(read_slice(tmp_path / "b.dcm").image - expected).max() <= 1
+
+
+def test_a_folder_of_one_series_is_a_volume(tmp_path, head):
+    pydicom = pytest.importorskip("pydicom")
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for i in range(20, 44, 2):  # Their names tell nothing of their order.
+        file = folder / f"IM{(7 * i) % 50:03d}"
+        write_dicom(file, np.rint(3 * head[::-1, :, i].T[::-1]), DICOMS["as usual"][1])
+        data = pydicom.dcmread(file)
+        data.ImagePositionPatient, data.SeriesInstanceUID = [0, 0, 2.0 * i], "1.2.3"
+        data.save_as(file)
+    found = read_slice(folder, plane=5)
+    assert found.place == f"{folder}, plane 5 of 12"
+    assert np.corrcoef(found.image.ravel(), head[::-1, :, 30].T.ravel())[0, 1] > 0.9
+    assert re.search(r"plane \d+ of 12", read_slice(folder).place)
+    data.SeriesInstanceUID = "1.2.4"
+    data.save_as(folder / "other")
+    with pytest.raises(DataError, match=r"13 files of 2 series and 1 sizes, expected one series"):
+        read_slice(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="a folder without DICOM files"):
+        read_slice(tmp_path / "empty")
+
+
+def test_more_frames_than_one_say_what_to_do(tmp_path, head):
+    pydicom = pytest.importorskip("pydicom")
+    write_dicom(tmp_path / "a.dcm", np.rint(head[:, :, 31]), DICOMS["as usual"][1])
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    data.NumberOfFrames = 30
+    data.save_as(tmp_path / "a.dcm")
+    told = r"30 frames of .*; convert it with dcm2niix and give the NIfTI file"
+    with pytest.raises(DataError, match=told):
+        read_slice(tmp_path / "a.dcm")
+
+
+def test_voxels_that_are_no_number_are_background_and_one_plane_is_a_slice(tmp_path, head):
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(head, np.eye(4)), tmp_path / "a.nii")
+    bare = np.where(head > 5, head, np.nan)
+    nibabel.save(nibabel.Nifti1Image(bare.astype(np.float32), np.eye(4)), tmp_path / "b.nii")
+    expected = read_slice(tmp_path / "a.nii", plane=31).image
+    found = read_slice(tmp_path / "b.nii", plane=31).image
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+    one = nibabel.Nifti1Image(head[:, :, 31:32], np.eye(4))
+    nibabel.save(one, tmp_path / "c.nii")
+    single = read_slice(tmp_path / "c.nii")
+    assert single.place.endswith("plane 0 of 1")
+    assert np.corrcoef(single.image.ravel(), expected.ravel())[0, 1] > 0.9
+
+
+def test_what_a_header_leaves_open_is_noted(tmp_path, head):
+    nibabel = pytest.importorskip("nibabel")
+    notes = {}
+    for name, codes in {"both": (1, 1), "none": (0, 0), "other": (1, 2)}.items():
+        image = nibabel.Nifti1Image(head.astype(np.float32), np.eye(4))
+        turned = np.diag([-1.0, -1, 1, 1]) if name == "other" else np.eye(4)
+        image.set_qform(turned, codes[0])
+        image.set_sform(np.eye(4), codes[1])
+        nibabel.save(image, tmp_path / f"{name}.nii")
+        notes[name] = read_slice(tmp_path / f"{name}.nii", plane=31, check=False).notes
+    assert notes["both"] == ()
+    assert "has no orientation (qform and sform codes are 0)" in notes["none"][0]
+    assert notes["other"] == ("Its header contradicts itself: qform says LPS, sform RAS, taken.",)
+
+
+def test_a_map_of_labels_is_no_scan(tmp_path, head, phantoms):
+    nibabel = pytest.importorskip("nibabel")
+    labels = np.digitize(head, [10, 60, 100, 130]).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(DataError, match=r"plane 31: has \d gray values, .* like a segmentation"):
+        read_slice(tmp_path / "a.nii", plane=31)
+    assert read_slice(tmp_path / "a.nii", plane=31, check=False).image.shape == (SIZE, SIZE)
+    cv2.imwrite(str(tmp_path / "a.png"), phantoms.images[16] // 64 * 64)
+    with pytest.raises(DataError, match=r"a\.png: has \d gray values"):
+        read_slice(tmp_path / "a.png")
+    (tmp_path / "a.mnc").write_bytes(b"CDF")
+    with pytest.raises(DataError, match=r"a\.mnc: a MINC volume; convert it with mnc2nii"):
+        read_slice(tmp_path / "a.mnc")
+
+
+def test_a_picture_says_what_it_cannot_tell(tmp_path, phantoms):
+    image = phantoms.images[16]
+    cv2.imwrite(str(tmp_path / "a.jpg"), cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
+    (note,) = read_slice(tmp_path / "a.jpg").notes
+    assert "does not say which side is the patient's right" in note
+    cv2.imwrite(str(tmp_path / "b.png"), cv2.applyColorMap(image, cv2.COLORMAP_JET))
+    assert "in colours" in read_slice(tmp_path / "b.png", check=False).notes[1]
 
 
 def test_dicom_negative_and_views_from_the_side(tmp_path, head):

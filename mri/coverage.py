@@ -1,0 +1,109 @@
+"""Do the groups cover the heights that the others cover, or is a head torn in two?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mri.identity import Patterns
+
+_SHARE = 0.3  # Of the usual range: heights are told to some two slices of 32.
+_ENDS, _LINK, _LEAD = 6, 0.33, 0.08
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """Which groups cover only part of the heights.
+
+    Attributes
+    ----------
+    partial : ndarray of bool, shape (g,)
+    low, high : ndarray of float64, shape (g,)
+        Lowest and highest slice of each group, in slices.
+    reach : float
+        Range of the complete groups, in slices.
+    """
+
+    partial: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    reach: float
+
+
+def coverage(height: np.ndarray, groups: np.ndarray) -> Coverage:
+    """Compare the range of heights of each group with the range that most reach.
+
+    Parameters
+    ----------
+    height : ndarray of float64, shape (n,)
+    groups : ndarray of int, shape (n,)
+
+    Returns
+    -------
+    Coverage
+    """
+    count = int(groups.max()) + 1
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(low, groups, height)
+    np.maximum.at(high, groups, height)
+    bottom, top = np.quantile(low, 0.2), np.quantile(high, 0.8)
+    slack = max(_SHARE * (top - bottom), 2.0)
+    partial = (low > bottom + slack) | (high < top - slack)
+    return Coverage(partial, low, high, float(top - bottom))
+
+
+def by_size(groups: np.ndarray) -> np.ndarray:
+    """Return which groups have less than half as many slices as is usual, where heights fail."""
+    sizes = np.bincount(groups)
+    return sizes < 0.5 * np.quantile(sizes, 0.8)
+
+
+def fitting_ends(
+    own: Patterns, height: np.ndarray, groups: np.ndarray, found: Coverage
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """For each group that covers only part of a head, look for the one that continues it.
+
+    Returns
+    -------
+    joined : list of (int, int)
+        Pairs whose ends resemble each other more than those of strangers do, and more than any
+        other candidate: two parts of one head.
+    likely : list of (int, int)
+        For each other partial group the best candidate, if there is any.
+    """
+    order = np.lexsort([height, groups])
+    starts = np.searchsorted(groups[order], np.arange(len(found.low) + 1))
+    members = [order[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    middle = (found.low + found.high) / 2
+    best: dict[int, tuple[int, float, float]] = {}
+    for group in np.flatnonzero(found.partial):
+        overlap = np.minimum(found.high, found.high[group]) - np.maximum(
+            found.low, found.low[group]
+        )
+        span = np.minimum(found.high - found.low, found.high[group] - found.low[group])
+        others = np.flatnonzero(overlap <= np.maximum(3.0, 0.3 * span))
+        others = others[others != group]
+        if not len(others):
+            continue
+        above = middle[others] > middle[group]
+        upper, lower = members[group][-_ENDS:], members[group][:_ENDS]
+        scores = np.empty(len(others))
+        for side, own_end in ((True, upper), (False, lower)):
+            part = np.flatnonzero(above == side)
+            for i in part:
+                rows = members[others[i]]
+                rows = rows[:_ENDS] if side else rows[-_ENDS:]
+                even = own.even[own_end] @ own.even[rows].T
+                scores[i] = (even + np.abs(own.odd[own_end] @ own.odd[rows].T)).max()
+        ranked = np.argsort(-scores, kind="stable")
+        second = scores[ranked[1]] if len(ranked) > 1 else 0.0
+        best[int(group)] = int(others[ranked[0]]), float(scores[ranked[0]]), float(second)
+    joined, likely = [], []
+    for group, (other, score, second) in best.items():
+        returned = best[other][0] == group if other in best else True
+        if score > _LINK and score - second > _LEAD and returned:
+            joined.append((group, other))
+        else:
+            likely.append((group, other))
+    return joined, likely

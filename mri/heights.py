@@ -8,7 +8,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 from threadpoolctl import threadpool_limits
 
-_LOW, _PARTS = 16, 24
+_LOW, _PARTS, _BETWEEN = 16, 24, 0.2
 UNIT = float(np.sqrt(1 - 0.88))
 """Length of a link between next neighbours, which correlate by some 0.88."""
 
@@ -69,7 +69,9 @@ def along_the_tree(
     return distance
 
 
-def heights(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, float]:
+def heights(
+    low: np.ndarray, position: np.ndarray, groups: np.ndarray, sets: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
     """Estimate the height of every slice in slices, by a linear map learnt from within the groups.
 
     Each group says how far apart its own slices are, not where they begin nor which end is up; the
@@ -83,6 +85,8 @@ def heights(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> tuple[
         Along the group, from either end.
     groups : ndarray of int, shape (n,)
         Numbered from 0.
+    sets : ndarray of int, shape (n,), optional
+        Sets of groups that may stand at different heights; by default all at one.
 
     Returns
     -------
@@ -93,23 +97,30 @@ def heights(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> tuple[
     """
     sizes = np.bincount(groups)
     x = low - low.mean(0)
-    parts = int(min(_PARTS, max(2, len(x) // 8), x.shape[1]))
+    parts = int(min(_PARTS, max(2, len(x) // 8), 2 + len(sizes), x.shape[1]))
     with threadpool_limits(1):
         directions = np.linalg.eigh(x.T @ x)[1][:, ::-1]
     x = x @ directions[:, :parts]
     means = np.stack([np.bincount(groups, column) for column in x.T], 1) / sizes[:, None]
     inner = x - means[groups]
+    # What tells the heads apart is no height: kept small, or four heads seem to stand in four places.
+    between = means[groups] - _mean_of(x, np.zeros(len(x), int) if sets is None else sets)
     place = position - (np.bincount(groups, position) / sizes)[groups]
     many = len(sizes) >= 6
     halves = [groups % 2 == part for part in (0, 1)] if many else [np.ones(len(x), bool)] * 2
     trust = []
     for learn, test in (halves, halves[::-1]):
-        weights = _map(inner[learn], place[learn], groups[learn])
+        weights = _map(inner[learn], between[learn], x[learn], place[learn], groups[learn])
         guess = inner[test] @ weights
         signs = _signs(guess, place[test], groups[test])
         trust.append(_cosine(guess, signs[groups[test]] * place[test]))
-    weights = _map(inner, place, groups)
+    weights = _map(inner, between, x, place, groups)
     return x @ weights, min(trust)
+
+
+def _mean_of(x: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    sizes = np.maximum(np.bincount(sets), 1)[:, None]
+    return (np.stack([np.bincount(sets, column) for column in x.T], 1) / sizes)[sets]
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -120,15 +131,26 @@ def _signs(guess: np.ndarray, place: np.ndarray, groups: np.ndarray) -> np.ndarr
     return np.where(np.bincount(groups, guess * place) < 0, -1.0, 1.0)
 
 
-def _map(inner: np.ndarray, place: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Least squares of place on low detail, where each group's direction is to be found too."""
-    slopes = np.stack([np.bincount(groups, place * column) for column in inner.T], 1)
-    guess = inner @ np.linalg.svd(slopes, full_matrices=False)[2][0]
+def _map(
+    inner: np.ndarray, between: np.ndarray, whole: np.ndarray, place: np.ndarray, groups: np.ndarray
+) -> np.ndarray:
+    """Least squares of place on low detail, where each group's direction is to be found too.
+
+    Where all heads are torn at one height, the lower parts do not say which way the upper ones
+    run: of the maps that fit, the one with the widest range of heights does not fold them.
+    """
     gram = inner.T @ inner
     gram += np.eye(len(gram)) * (1e-3 * np.trace(gram) / len(gram) + 1e-12)
-    for _ in range(8):
-        target = _signs(guess, place, groups)[groups] * place
-        weights = np.linalg.solve(gram, inner.T @ target)
-        guess = inner @ weights
-    # Least squares shrinks; stretched so that a step of one slice is one.
-    return weights * (np.linalg.norm(target) / max(float(np.linalg.norm(guess)), 1e-12))
+    gram += _BETWEEN * between.T @ between
+    one, two = inner[:, 0], inner[:, 1]
+    found = []
+    for guess in (one, two, one + two, one - two):
+        for _ in range(8):
+            target = _signs(guess, place, groups)[groups] * place
+            weights = np.linalg.solve(gram, inner.T @ target)
+            guess = inner @ weights
+        # Least squares shrinks; stretched so that a step of one slice is one.
+        weights *= np.linalg.norm(target) / max(float(np.linalg.norm(guess)), 1e-12)
+        found.append((_cosine(guess, target), float((whole @ weights).std()), weights))
+    best = max(fit for fit, _, _ in found)
+    return max((f for f in found if f[0] > best - 0.02), key=lambda f: f[1])[2]

@@ -19,6 +19,7 @@ COPY = 0.97
 """Correlation of patterns from which a slice counts as an altered copy of another."""
 
 _COMMON, _SEARCHED, _SAMPLE, _BLOCK = 24, 128, 4000, 256
+_UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
 _REACH = 30  # Of the disc that is compared, in pixels of a canonical slice.
 
 
@@ -232,7 +233,10 @@ def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:
 
 
 def mixtures(
-    own: Patterns, points: Patterns, columns: np.ndarray, similarity: np.ndarray
+    own: Patterns,
+    columns: np.ndarray,
+    similarity: np.ndarray,
+    plain: Callable[[np.ndarray], Patterns],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find slices that are sums of two unlike ones, as interpolating oversamplers make them.
 
@@ -241,32 +245,34 @@ def mixtures(
 
     Parameters
     ----------
-    own, points : Patterns
-        As compared, and as searched in.
+    own : Patterns
     columns, similarity : ndarray, shape (n, k)
         Nearest others and their likeness.
+    plain : callable
+        Patterns of given rows as they stand in the picture: sums were made before any pose.
 
     Returns
     -------
     mixed, one, other : ndarray of int64, shape (m,)
         Rows of the mixtures, of their larger part and of the smaller.
     """
-    length = np.sqrt((points.even**2).sum(1) + (points.odd**2).sum(1))[:, None]
-    length = np.maximum(length, 1e-6)
-    unit = Patterns(points.even / length, points.odd / length)
     ranked = np.argsort(-similarity, axis=1)[:, :16]
+    similarity = np.take_along_axis(similarity, ranked, 1)
     columns = np.take_along_axis(columns, ranked, 1)
-    rows = np.arange(len(columns))
-    # First in the components, which is cheap; what passes is measured on the whole pattern.
-    for patterns, least in ((unit, 0.93), (own, 0.95)):
-        best = columns[rows, :1]
-        to_best = patterns.likeness(rows, best)
-        to_all = patterns.likeness(rows, columns[rows])
-        between = patterns.likeness(best[:, 0], columns[rows])
-        product = 2 * to_best * to_all * between
-        explained = (to_best**2 + to_all**2 - product) / np.maximum(1 - between**2, 1e-3)
-        added = (explained - to_best**2) / np.maximum(1 - to_best**2, 1e-3)
-        score = np.where((between < 0.35) & (added > 0.6), explained, 0)
-        fits = score.max(1) > least
-        rows, choice = rows[fits], score.argmax(1)[fits]
-    return rows, columns[rows, 0], columns[rows, choice]
+    unlike = own.likeness(columns[:, 0], columns) < _UNLIKE
+    rows = np.flatnonzero((unlike & (similarity > _UNLIKE)).any(1))
+    if not len(rows):
+        return rows, rows, rows
+    columns, unlike = columns[rows], unlike[rows]
+    involved, place = np.unique(np.column_stack([rows, columns]), return_inverse=True)
+    place = place.reshape(len(rows), -1)
+    patterns = plain(involved)
+    to_best = patterns.likeness(place[:, 0], place[:, 1:2])
+    to_all = patterns.likeness(place[:, 0], place[:, 1:])
+    between = patterns.likeness(place[:, 1], place[:, 1:])
+    product = 2 * to_best * to_all * between
+    explained = (to_best**2 + to_all**2 - product) / np.maximum(1 - between**2, 1e-3)
+    added = (explained - to_best**2) / np.maximum(1 - to_best**2, 1e-3)
+    score = np.where(unlike & (added > 0.7), explained, 0)
+    fits, choice = score.max(1) > 0.985, score.argmax(1)
+    return rows[fits], columns[fits, 0], columns[fits, choice[fits]]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, dijkstra, minimum_spanning_tree
 
-from mri.coverage import by_size, coverage, fitting_ends
+from mri.coverage import by_size, coverage, fitting_ends, two_levels
 from mri.heights import UNIT, along_the_tree, heights
 from mri.identity import (
     Patterns,
@@ -23,6 +24,9 @@ CEILING = 0.45
 
 _FLOOR = 0.3  # Links as weak as strangers' best correlations say nothing.
 _NEIGHBOURS, _MOST = 40, 640
+_SEARCHED = 2000  # Larger groups are made of copies, or of nearly all slices.
+_SMALL, _FEW = 400, 6
+_TRUST = 0.8
 _APART = 7.0  # In slices along a head.
 
 
@@ -87,7 +91,7 @@ def distinct(patterns: Patterns, seed: int, sample: np.ndarray | None = None) ->
     """
     nodes = np.arange(len(patterns))
     original = nodes.copy()
-    for _ in range(5):
+    for final in (False, False, False, False, True):
         learn = nodes if sample is None else sample
         own, points = without_common_anatomy(patterns, learn, seed)
         own, points = own.take(nodes), points.take(nodes)
@@ -95,7 +99,7 @@ def distinct(patterns: Patterns, seed: int, sample: np.ndarray | None = None) ->
         similarity = own.likeness(np.arange(len(nodes)), columns)
         copies = altered_copies(columns, similarity)
         kept = np.flatnonzero(copies == np.arange(len(nodes)))
-        if len(kept) == len(nodes) or len(kept) < 3:
+        if final or len(kept) == len(nodes) or len(kept) < 3:
             break
         place = np.empty(len(nodes), np.int64)
         place[kept] = np.arange(len(kept))
@@ -177,7 +181,7 @@ def strangers_within(
     Returns
     -------
     ndarray of int64
-        Places in `tree` of the links to cut.
+        Places in `tree` of the links to cut; None where a group is too large to be one head.
     """
     cuts: list[int] = []
     order = np.argsort(groups, kind="stable")
@@ -187,14 +191,16 @@ def strangers_within(
     link_starts = np.searchsorted(of_link[links], np.arange(groups.max() + 2))
     for group in np.flatnonzero(np.diff(starts) >= 6):
         rows = order[starts[group] : starts[group + 1]]
-        if len(rows) > 4000:
+        if len(rows) > _SEARCHED:
             continue
         near = np.abs(height[rows][:, None] - height[rows]) < 1.5
         alike = own.among(rows)
         odd = (near & (alike < 0.5 * threshold)).any(1)
+        if odd.mean() > 0.25 and len(rows) > _SMALL:
+            return None
         if odd.mean() > 0.25:
             inside = links[link_starts[group] : link_starts[group + 1]]
-            cuts += _cuts(rows, inside, tree, near, alike, threshold)
+            cuts += _cuts(rows, inside, tree, near, alike, height, threshold)
     return np.array(sorted(cuts), np.int64)
 
 
@@ -204,6 +210,7 @@ def _cuts(
     tree: Tree,
     near: np.ndarray,
     alike: np.ndarray,
+    height: np.ndarray,
     threshold: float,
 ) -> list[int]:
     """Cut one group's links, the weakest first, where the sides cannot be one head."""
@@ -224,7 +231,9 @@ def _cuts(
         part = connected_components(graph, directed=False)[1]
         one, other = (np.flatnonzero(part == part[end]) for end in ends[i])
         small, large = sorted((one, other), key=len)
-        if len(small) < 3:
+        if len(small) < _FEW:
+            continue
+        if np.ptp(height[rows[small]]) < 0.3 * np.ptp(height[rows]):
             continue
         beside = near[np.ix_(small, large)]
         covered = beside.any(1)
@@ -255,7 +264,14 @@ class People:
     doubts: list[tuple[str, list[int]]]
 
 
-def people(patterns: Patterns, low: np.ndarray, *, min_margin: float, seed: int) -> People | str:
+def people(
+    patterns: Patterns,
+    low: np.ndarray,
+    plain: Callable[[np.ndarray], Patterns],
+    *,
+    min_margin: float,
+    seed: int,
+) -> People | str:
     """Group slices by head, or say which condition failed.
 
     Parameters
@@ -263,6 +279,8 @@ def people(patterns: Patterns, low: np.ndarray, *, min_margin: float, seed: int)
     patterns : Patterns
     low : ndarray of float32, shape (n, d)
         See `mri.heights.low_detail`.
+    plain : callable
+        See `mri.identity.mixtures`.
     min_margin : float
         Smallest gap of correlations that counts as clear.
     seed : int
@@ -278,7 +296,7 @@ def people(patterns: Patterns, low: np.ndarray, *, min_margin: float, seed: int)
     columns, similarity = near.columns, near.similarity
     most = min(_MOST, n - 1)
     while True:
-        mixed, one, other = mixtures(near.own, near.points, columns, similarity)
+        mixed, one, other = mixtures(near.own, columns, similarity, lambda rows: plain(near.nodes[rows]))
         pure = np.ones(n, bool)
         pure[mixed] = False
         if pure.sum() < 3:
@@ -292,7 +310,8 @@ def people(patterns: Patterns, low: np.ndarray, *, min_margin: float, seed: int)
         inside = tree.above(threshold)
         groups = inside.groups(n)
         # A slice sees its nearest stranger only if it has more neighbours than slices of its own.
-        if np.bincount(groups).max() < columns.shape[1] or columns.shape[1] == most:
+        largest = np.bincount(groups).max()
+        if largest < columns.shape[1] or columns.shape[1] == most or largest > 2 * _MOST:
             break
         columns = nearest(near.points, min(2 * columns.shape[1], most))
         similarity = near.own.likeness(np.arange(n), columns)
@@ -324,15 +343,28 @@ def _checked(
     groups = inside.groups(len(kept))
     position = along_the_tree(inside.rows, inside.columns, inside.similarity, groups)
     height, trust = heights(low[kept], position, groups)
-    known = trust > 0.8
+    known = trust > _TRUST
+    sides = two_levels(low[kept], position, groups)
+    if sides is not None:
+        return (
+            f"groups fall into two sets that share no heights ({sides.sum()} and {(~sides).sum()} "
+            "of those looked at), as if all heads were torn, wanted one set "
+            f"({groups.max() + 1} groups of {len(kept)} distinct slices)"
+        )
     if known:
         cuts = strangers_within(own, height, inside, groups, threshold)
+        if cuts is None:
+            return (
+                f"a group of {np.bincount(groups).max()} distinct slices holds slices of one height "
+                "that look different, wanted one head a group"
+            )
         if len(cuts):
             ends = np.concatenate([inside.rows[cuts], inside.columns[cuts]])
             left = np.setdiff1d(np.arange(len(inside.rows)), cuts)
             inside = Tree(inside.rows[left], inside.columns[left], inside.similarity[left])
             groups = inside.groups(len(kept))
             doubts.append(("slices that resemble two people link these, mixtures perhaps", ends.tolist()))
+        apart = groups
         covered = coverage(height, groups)
         joined, likely = fitting_ends(own, height, groups, covered)
         first = np.unique(groups, return_index=True)[1]
@@ -347,11 +379,26 @@ def _checked(
             groups = np.unique(names, return_inverse=True)[1]
             doubts.append((f"slices are missing inside {len(joined)} heads; their parts were joined by their likeness", [int(first[a]) for a, _ in joined]))
         if partial.any():
-            share = partial[np.unique(groups, return_inverse=True)[1]].mean() if not joined else 0
+            short = covered.partial.copy()
+            for a, b in joined:
+                short[[a, b]] = False
+            share = float(short[apart].mean())
+            if share > 0.5:
+                return (
+                    f"{share:.0%} of the slices are in groups that cover only part of the heights, "
+                    f"wanted at most half ({len(short)} groups of {len(kept)} distinct slices)"
+                )
             doubts.append((f"{partial.sum()} groups cover only part of the heights that others cover; some may be parts of one person", [int(first[g]) for g in sorted(lone)]))
     else:
         small = by_size(groups)
         first = np.unique(groups, return_index=True)[1]
+        sizes = np.bincount(groups)
+        if small.any() or sizes.max() > 2 * np.median(sizes):
+            return (
+                f"groups have {sizes.min()} to {sizes.max()} distinct slices, and their heights "
+                f"cannot be told to check them (trust {trust:.2f}, wanted {_TRUST}; "
+                f"{len(sizes)} groups of {len(kept)} distinct slices)"
+            )
         if small.any():
             doubts.append((f"{small.sum()} groups are less than half as large as others, and heights cannot be told; they may be parts of one person", first[small].tolist()))
     whole = np.full(n, -1)

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 SIDE = 64
 """Rows and columns of a canonical slice, in pixels."""
@@ -14,7 +16,8 @@ SIDE = 64
 _RADIUS = 25.5  # Of the brain in a canonical slice, in pixels: leaves room for what sticks out.
 _RAYS, _STEPS, _FINE = 128, 64, 1024  # Rays of an outline, samples a ray, angles tried in a turn.
 _HARMONICS = slice(2, 25)  # Without the mean and the centre; above them is the noise of the edge.
-_BLOCK = 512
+_BLOCK, _ROUNDS = 512, 2
+_THUMB, _KINDS = 32, 12  # Side of a thumbnail; mean heads to lay them on, mostly by height.
 
 
 def upright(images: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -41,19 +44,45 @@ def upright(images: np.ndarray) -> tuple[np.ndarray, bool]:
     starts = range(0, len(images), _BLOCK)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(lambda s: _outlines(images[s : s + _BLOCK]), starts))
-        poses, radii, inside = (np.concatenate(part) for part in zip(*found, strict=True))
+        poses, radii, inside, small = (np.concatenate(part) for part in zip(*found, strict=True))
         posed = bool(inside.mean() > 0.5)
         if posed:
-            angles = _angles(radii / poses[:, 2:])
-            args = [(images[s : s + _BLOCK], poses[s : s + _BLOCK], angles[s : s + _BLOCK])
-                    for s in starts]  # fmt: skip
-            parts = list(pool.map(lambda a: _warped(*a), args))
+            poses = np.column_stack([poses, _angles(radii / poses[:, 2:])])
+            shrunk = poses.copy()
+            factor = max(images.shape[1:]) / SIDE
+            shrunk[:, :2] = (poses[:, :2] + 0.5) / factor - 0.5
+            shrunk[:, 2] /= factor
+            for _ in range(_ROUNDS):
+                thumbs = list(
+                    pool.map(lambda s: _thumbs(small[s : s + _BLOCK], shrunk[s : s + _BLOCK]), starts)
+                )
+                shrunk = _settled(np.concatenate(thumbs), shrunk)
+            del small
+            poses = shrunk.copy()
+            poses[:, :2] = (shrunk[:, :2] + 0.5) * factor - 0.5
+            poses[:, 2] *= factor
+            parts = list(
+                pool.map(lambda s: _warped(images[s : s + _BLOCK], poses[s : s + _BLOCK]), starts)
+            )
         else:
-            parts = list(pool.map(lambda s: _resized(images[s : s + _BLOCK], SIDE), starts))
+            parts = list(pool.map(lambda s: resized(images[s : s + _BLOCK], SIDE), starts))
     return np.concatenate(parts), posed
 
 
-def _resized(images: np.ndarray, longest: int, *, keep_shape: bool = False) -> np.ndarray:
+def resized(images: np.ndarray, longest: int, *, keep_shape: bool = False) -> np.ndarray:
+    """Resize slices to squares, or to the longer side.
+
+    Parameters
+    ----------
+    images : ndarray of uint8 or float, shape (n, h, w)
+    longest : int
+        Pixels.
+    keep_shape : bool
+
+    Returns
+    -------
+    ndarray of float32, shape (n, rows, columns)
+    """
     height, width = images.shape[1:]
     size = (longest, longest)
     if keep_shape:
@@ -65,17 +94,18 @@ def _resized(images: np.ndarray, longest: int, *, keep_shape: bool = False) -> n
     ).astype(np.float32)
 
 
-def _outlines(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return centre x, y and radius (n, 3), outlines (n, rays), and which lie inside the picture.
+def _outlines(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return centre x, y and radius (n, 3), outlines (n, rays), which lie inside, small slices.
 
     In pixels of the slices. The radius is that of a disc of the same area.
     """
     scale = max(images.shape[1:]) / SIDE
-    small = _resized(images, SIDE, keep_shape=True)
+    small = resized(images, SIDE, keep_shape=True)
     for image in small:
         cv2.GaussianBlur(image, (0, 0), 0.7, dst=image)
     edge = np.concatenate([small[:, 0], small[:, -1], small[:, :, 0], small[:, :, -1]], axis=1)
     ground = np.median(edge, axis=1)[:, None, None]
+    smooth = np.stack([cv2.GaussianBlur(image, (0, 0), 1) for image in small])
     small = np.abs(small - ground)
     flat = small[:, ::2, ::2].reshape(len(small), -1)
     bright = np.partition(flat, int(0.9 * flat.shape[1]), axis=1)[:, int(0.9 * flat.shape[1])]
@@ -99,7 +129,7 @@ def _outlines(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     inside = (out.mean(1) < 0.1) & (area > 0.05 * height * width)
     centre = np.stack([x, y], axis=1) * scale + (scale - 1) / 2
     poses = np.column_stack([centre, np.sqrt(area) * scale])
-    return poses, radii * scale, inside
+    return poses, radii * scale, inside, smooth
 
 
 def _crossings(
@@ -165,18 +195,74 @@ def _fit(waves: np.ndarray, mean: np.ndarray, number: np.ndarray) -> tuple[np.nd
     return (angle + np.pi) % (2 * np.pi) - np.pi, top / np.maximum(norms, 1e-12)
 
 
-def _warped(images: np.ndarray, poses: np.ndarray, angles: np.ndarray) -> np.ndarray:
+def _thumbs(small: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    thumbs = np.empty((len(small), _THUMB, _THUMB), np.float32)
+    for out, image, pose in zip(thumbs, small, poses, strict=True):
+        _draw(image, tuple(pose), _THUMB, out)
+    return thumbs
+
+
+def _settled(thumbs: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """Correct the poses by the inside of the heads: least squares onto symmetric mean heads.
+
+    One step of the inverse compositional Lucas-Kanade method (Baker & Matthews 2004,
+    doi:10.1023/B:VISI.0000011205.11775.fd) for angle, size and shift at once.
+    """
+    n = len(thumbs)
+    flat = (thumbs + thumbs[:, :, ::-1]).reshape(n, -1)
+    flat -= flat.mean(1, keepdims=True)
+    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    sample = flat[:: max(1, n // 2000)]
+    kinds = min(_KINDS, max(1, len(sample) // 40))
+    with threadpool_limits(1):
+        centres = KMeans(kinds, n_init=1, max_iter=20, random_state=0).fit(sample).cluster_centers_
+        kind = (flat @ centres.T - (centres**2).sum(1) / 2).argmax(1)
+    poses = poses.copy()
+    unit = thumbs.reshape(n, -1) - thumbs.mean((1, 2)).reshape(n, 1)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-6)
+    middle = (_THUMB - 1) / 2
+    rows, columns = np.mgrid[:_THUMB, :_THUMB] - middle
+    for number, centre in enumerate(centres):
+        members = np.flatnonzero(kind == number)
+        head = centre.reshape(_THUMB, _THUMB)
+        down, right = np.gradient(head)
+        design = np.stack(
+            [head, np.ones_like(head), right, down, right * columns + down * rows,
+             down * columns - right * rows]
+        ).reshape(6, -1)  # fmt: skip
+        found = unit[members] @ np.linalg.pinv(design)
+        steps = found[:, 2:] / np.maximum(found[:, :1], 0.3)
+        # A step beyond what an outline can be wrong by says that the head is another one.
+        dx, dy = np.clip(steps[:, 0], -1, 1), np.clip(steps[:, 1], -1, 1)
+        zoom, turn = np.clip(steps[:, 2], -0.05, 0.05), np.clip(steps[:, 3], -0.1, 0.1)
+        radius, angle = poses[members, 2], poses[members, 3]
+        unit_length = radius / (_RADIUS * _THUMB / SIDE)
+        cos, sin = np.cos(angle) * unit_length, np.sin(angle) * unit_length
+        poses[members, 0] -= cos * dx - sin * dy
+        poses[members, 1] -= sin * dx + cos * dy
+        poses[members, 2] *= 1 - zoom
+        poses[members, 3] -= turn
+    return poses
+
+
+def _draw(
+    image: np.ndarray, pose: tuple[float, ...], side: int, out: np.ndarray
+) -> None:
+    x, y, radius, angle = pose
+    middle, scale = (side - 1) / 2, radius / (_RADIUS * side / SIDE)
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    matrix = np.array([[cos, -sin, x - (cos - sin) * middle], [sin, cos, y - (sin + cos) * middle]])
+    cv2.warpAffine(
+        image, matrix, (side, side), dst=out, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )  # fmt: skip
+
+
+def _warped(images: np.ndarray, poses: np.ndarray) -> np.ndarray:
     """Draw each slice in canonical pose, at twice the resolution and then halved."""
     canonical = np.empty((len(images), SIDE, SIDE), np.float32)
-    middle, flags = SIDE - 0.5, cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    for out, image, (x, y, radius), angle in zip(canonical, images, poses, angles, strict=True):
-        scale = radius / (2 * _RADIUS)
-        cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
-        matrix = np.array(
-            [[cos, -sin, x - (cos - sin) * middle], [sin, cos, y - (sin + cos) * middle]]
-        )
-        drawn = cv2.warpAffine(
-            np.float32(image), matrix, (2 * SIDE,) * 2, flags=flags, borderMode=cv2.BORDER_REPLICATE
-        )
+    drawn = np.empty((2 * SIDE, 2 * SIDE), np.float32)
+    for out, image, pose in zip(canonical, images, poses, strict=True):
+        _draw(np.float32(image), tuple(pose), 2 * SIDE, drawn)
         cv2.resize(drawn, (SIDE, SIDE), dst=out, interpolation=cv2.INTER_AREA)
     return canonical

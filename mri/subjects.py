@@ -11,9 +11,9 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from mri.arguments import integers, require, row_numbers
 from mri.heights import low_detail
-from mri.identity import folding_patterns, unequal
+from mri.identity import Patterns, folding_patterns, unequal
 from mri.linking import people
-from mri.pose import upright
+from mri.pose import SIDE, resized, upright
 
 PARTS = "train", "validation", "test"
 """Names of the sides of a `Split`."""
@@ -130,7 +130,10 @@ def recover_subjects(
     canonical, posed = upright(images[first])
     patterns = folding_patterns(canonical, posed)
     _refuse_flat(~patterns.even.any(1)[which] & ~patterns.odd.any(1)[which])
-    found = people(patterns, low_detail(canonical), min_margin=min_margin, seed=seed)
+    def plain(rows: np.ndarray) -> Patterns:
+        return folding_patterns(resized(images[first[rows]], SIDE), False)
+
+    found = people(patterns, low_detail(canonical), plain, min_margin=min_margin, seed=seed)
     if isinstance(found, str):
         raise UnclearSubjectsError(
             f"no clear gap between same and different subjects: {found}; slices may be missing "

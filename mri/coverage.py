@@ -10,7 +10,7 @@ from mri.heights import heights
 from mri.identity import Patterns
 
 _SHARE = 0.4  # Of the usual range: heights are told to some two slices of 32, half a head lacks 16.
-_APART = 0.3
+_TORN, _APART = 0.05, 0.3  # Cost of a cut: torn in all had up to 0.03, whole heads from 0.06.
 _ENDS, _LINK, _LEAD = 6, 0.33, 0.08
 
 
@@ -151,8 +151,12 @@ def two_levels(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> np.
     ties = ties + ties.T
     scale = 1 / np.sqrt(ties.sum(1))
     values, vectors = np.linalg.eigh(np.eye(len(ties)) - scale[:, None] * ties * scale)
-    side = vectors[:, 1] * scale > 0
-    if values[1] > _APART or side.all() or not side.any():
+    cut = vectors[:, 1] * scale
+    # Without any tie both leading vectors are free to mix, and signs tell nothing.
+    side = cut > (cut.max() + cut.min()) / 2
+    if values[1] < _TORN:
+        return side
+    if values[1] > _APART:
         return None
     height = heights(x, position[rows], of, side[of].astype(int))[0]
     found = coverage(height, of)

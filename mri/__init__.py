@@ -12,6 +12,11 @@ data          whole files to one array, or to a stream
 ready         what a first run will meet
 phantom       synthetic slices, with the truth included
 slices        one slice of any file, laid out as in the data set, or why not
+pose          slices turned, scaled and centred before any comparison
+identity      which slices are alike, mirrored or not
+heights       where along the head a slice lies
+coverage      is a head torn in two
+linking       from likeness to people
 subjects      who is who from pixels; splits that keep subjects apart
 leakage       how much of a split's accuracy is recognition of people
 evaluation    figures with intervals, per slice and per subject

@@ -79,7 +79,7 @@ def fitting_ends(
     members = [order[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
     middle = (found.low + found.high) / 2
     best: dict[int, tuple[int, float, float]] = {}
-    for group in np.flatnonzero(found.partial):
+    for group in np.flatnonzero(found.partial).tolist():
         overlap = np.minimum(found.high, found.high[group]) - np.maximum(
             found.low, found.low[group]
         )
@@ -100,7 +100,7 @@ def fitting_ends(
                 scores[i] = (even + np.abs(own.odd[own_end] @ own.odd[rows].T)).max()
         ranked = np.argsort(-scores, kind="stable")
         second = scores[ranked[1]] if len(ranked) > 1 else 0.0
-        best[int(group)] = int(others[ranked[0]]), float(scores[ranked[0]]), float(second)
+        best[group] = int(others[ranked[0]]), float(scores[ranked[0]]), float(second)
     joined, likely = [], []
     for group, (other, score, second) in best.items():
         returned = best[other][0] == group if other in best else True
@@ -154,7 +154,8 @@ def two_levels(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> np.
     cut = vectors[:, 1] * scale
     # Without any tie both leading vectors are free to mix, and signs tell nothing.
     side = cut > (cut.max() + cut.min()) / 2
-    if values[1] < _TORN:
+    balance = min(side.mean(), 1 - side.mean())
+    if values[1] < _TORN and balance > 0.25 and len(chosen) <= 30:
         return side
     if values[1] > _APART:
         return None

@@ -164,7 +164,7 @@ def why_unclear(
 
 def strangers_within(
     own: Patterns, height: np.ndarray, tree: Tree, groups: np.ndarray, threshold: float
-) -> np.ndarray:
+) -> np.ndarray | None:
     """Find links that join two heads: both sides cover the same heights and look different there.
 
     Parameters
@@ -184,6 +184,9 @@ def strangers_within(
         Places in `tree` of the links to cut; None where a group is too large to be one head.
     """
     cuts: list[int] = []
+    usual = coverage(height, groups)
+    # Two people share most of the heights; a shorter side may be one end of a head, misjudged.
+    reach = 0.5 * float(np.median(usual.high - usual.low))
     order = np.argsort(groups, kind="stable")
     starts = np.searchsorted(groups[order], np.arange(groups.max() + 2))
     of_link = groups[tree.rows]
@@ -200,7 +203,7 @@ def strangers_within(
             return None
         if odd.mean() > 0.25:
             inside = links[link_starts[group] : link_starts[group + 1]]
-            cuts += _cuts(rows, inside, tree, near, alike, height, threshold)
+            cuts += _cuts(rows, inside, tree, near, alike, height, threshold, reach)
     return np.array(sorted(cuts), np.int64)
 
 
@@ -212,6 +215,7 @@ def _cuts(
     alike: np.ndarray,
     height: np.ndarray,
     threshold: float,
+    reach: float,
 ) -> list[int]:
     """Cut one group's links, the weakest first, where the sides cannot be one head."""
     place = {int(row): i for i, row in enumerate(rows)}
@@ -233,7 +237,7 @@ def _cuts(
         small, large = sorted((one, other), key=len)
         if len(small) < _FEW:
             continue
-        if np.ptp(height[rows[small]]) < 0.3 * np.ptp(height[rows]):
+        if np.ptp(height[rows[small]]) < reach:
             continue
         beside = near[np.ix_(small, large)]
         covered = beside.any(1)
@@ -296,7 +300,9 @@ def people(
     columns, similarity = near.columns, near.similarity
     most = min(_MOST, n - 1)
     while True:
-        mixed, one, other = mixtures(near.own, columns, similarity, lambda rows: plain(near.nodes[rows]))
+        mixed, one, other = mixtures(
+            near.own, columns, similarity, lambda rows: plain(near.nodes[rows])
+        )
         pure = np.ones(n, bool)
         pure[mixed] = False
         if pure.sum() < 3:
@@ -363,7 +369,9 @@ def _checked(
             left = np.setdiff1d(np.arange(len(inside.rows)), cuts)
             inside = Tree(inside.rows[left], inside.columns[left], inside.similarity[left])
             groups = inside.groups(len(kept))
-            doubts.append(("slices that resemble two people link these, mixtures perhaps", ends.tolist()))
+            doubts.append(
+                ("slices that resemble two people link these, mixtures perhaps", ends.tolist())
+            )
         apart = groups
         covered = coverage(height, groups)
         joined, likely = fitting_ends(own, height, groups, covered)
@@ -377,7 +385,12 @@ def _checked(
             for a, b in joined:
                 names[names == names[first[b]]] = names[first[a]]
             groups = np.unique(names, return_inverse=True)[1]
-            doubts.append((f"slices are missing inside {len(joined)} heads; their parts were joined by their likeness", [int(first[a]) for a, _ in joined]))
+            doubts.append(
+                (
+                    f"slices are missing inside {len(joined)} heads; their parts were joined by their likeness",
+                    [int(first[a]) for a, _ in joined],
+                )
+            )
         if partial.any():
             short = covered.partial.copy()
             for a, b in joined:
@@ -388,7 +401,12 @@ def _checked(
                     f"{share:.0%} of the slices are in groups that cover only part of the heights, "
                     f"wanted at most half ({len(short)} groups of {len(kept)} distinct slices)"
                 )
-            doubts.append((f"{partial.sum()} groups cover only part of the heights that others cover; some may be parts of one person", [int(first[g]) for g in sorted(lone)]))
+            doubts.append(
+                (
+                    f"{partial.sum()} groups cover only part of the heights that others cover; some may be parts of one person",
+                    [int(first[g]) for g in sorted(lone)],
+                )
+            )
     else:
         small = by_size(groups)
         first = np.unique(groups, return_index=True)[1]
@@ -400,10 +418,15 @@ def _checked(
                 f"{len(sizes)} groups of {len(kept)} distinct slices)"
             )
         if small.any():
-            doubts.append((f"{small.sum()} groups are less than half as large as others, and heights cannot be told; they may be parts of one person", first[small].tolist()))
+            doubts.append(
+                (
+                    f"{small.sum()} groups are less than half as large as others, and heights cannot be told; they may be parts of one person",
+                    first[small].tolist(),
+                )
+            )
     whole = np.full(n, -1)
     whole[kept] = groups
-    pending = list(zip(mixed.tolist(), one.tolist(), other.tolist()))
+    pending = list(zip(mixed.tolist(), one.tolist(), other.tolist(), strict=True))
     for _ in range(20):
         for m, a, b in pending:
             if whole[m] < 0 and whole[a] >= 0:
@@ -412,7 +435,15 @@ def _checked(
     whole[alone] = whole.max() + 1 + np.arange(alone.sum())
     between = [(m, a, b) for m, a, b in pending if whole[a] != whole[b]]
     if between:
-        doubts.append((f"{len(between)} slices are mixtures of two people", [int(kept.searchsorted(x)) if 0 else x for t in between for x in t[1:]]))
+        doubts.append(
+            (
+                f"{len(between)} slices are mixtures of two people",
+                [x for t in between for x in t[1:]],
+            )
+        )
     rows = near.nodes
-    back = [(t, [int(rows[x]) if "mixtures of two" in t else int(rows[kept[x]]) for x in c]) for t, c in doubts]
+    back = [
+        (t, [int(rows[x]) if "mixtures of two" in t else int(rows[kept[x]]) for x in c])
+        for t, c in doubts
+    ]
     return People(whole[near.original], threshold, edges[cut + 1 :], edges[: cut + 1], back)

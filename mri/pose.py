@@ -54,7 +54,9 @@ def upright(images: np.ndarray) -> tuple[np.ndarray, bool]:
             shrunk[:, 2] /= factor
             for _ in range(_ROUNDS):
                 thumbs = list(
-                    pool.map(lambda s: _thumbs(small[s : s + _BLOCK], shrunk[s : s + _BLOCK]), starts)
+                    pool.map(
+                        lambda s: _thumbs(small[s : s + _BLOCK], shrunk[s : s + _BLOCK]), starts
+                    )
                 )
                 shrunk = _settled(np.concatenate(thumbs), shrunk)
             del small
@@ -245,9 +247,7 @@ def _settled(thumbs: np.ndarray, poses: np.ndarray) -> np.ndarray:
     return poses
 
 
-def _draw(
-    image: np.ndarray, pose: tuple[float, ...], side: int, out: np.ndarray
-) -> None:
+def _draw(image: np.ndarray, pose: tuple[float, ...], side: int, out: np.ndarray) -> None:
     x, y, radius, angle = pose
     middle, scale = (side - 1) / 2, radius / (_RADIUS * side / SIDE)
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
@@ -263,6 +263,6 @@ def _warped(images: np.ndarray, poses: np.ndarray) -> np.ndarray:
     canonical = np.empty((len(images), SIDE, SIDE), np.float32)
     drawn = np.empty((2 * SIDE, 2 * SIDE), np.float32)
     for out, image, pose in zip(canonical, images, poses, strict=True):
-        _draw(np.float32(image), tuple(pose), 2 * SIDE, drawn)
+        _draw(image.astype(np.float32), tuple(pose), 2 * SIDE, drawn)
         cv2.resize(drawn, (SIDE, SIDE), dst=out, interpolation=cv2.INTER_AREA)
     return canonical

@@ -125,11 +125,12 @@ def recover_subjects(
     require(not len(wrong), "Pixels must be finite.", slices=wrong)
     require(0 < min_margin < 2, "min_margin must be between 0 and 2.", min_margin=min_margin)
     labels = None if labels is None else integers("labels", labels, len(images))
-    _refuse_flat(images.min((1, 2)) == images.max((1, 2)))
+    _refuse_flat(np.equal(images.min((1, 2)), images.max((1, 2))))
     first, which = unequal(images)
     canonical, posed = upright(images[first])
     patterns = folding_patterns(canonical, posed)
-    _refuse_flat(~patterns.even.any(1)[which] & ~patterns.odd.any(1)[which])
+    _refuse_flat((~(patterns.even.any(1) | patterns.odd.any(1)))[which])
+
     def plain(rows: np.ndarray) -> Patterns:
         return folding_patterns(resized(images[first[rows]], SIDE), False)
 

@@ -15,7 +15,7 @@ import mri
 PACKAGE = Path(mri.__file__).parent
 ORDER = [
     *("arguments", "files", "decode", "hub", "parquet", "data", "ready", "phantom", "slices"),
-    *("subjects", "leakage", "evaluation"),
+    *("pose", "identity", "heights", "coverage", "linking", "subjects", "leakage", "evaluation"),
     "significance",
     *("backend", "models", "cards", "callbacks", "training", "crossval", "geometry", "gradcam"),
     *("map_measures", "faithfulness", "predictions", "comparison", "zoo"),
@@ -74,7 +74,7 @@ def test_the_import_walker_sees_what_it_should():
 @pytest.mark.parametrize(
     ("root", "allowed"),
     [
-        ("cv2", {"decode", "phantom", "subjects", "map_measures"}),
+        ("cv2", {"decode", "phantom", "pose", "identity", "heights", "map_measures"}),
         ("matplotlib", {*DRAWING, "explorer", "predict", "report"}),
         ("sklearn", set(ORDER) - DRAWING),
         ("scipy", set(ORDER) - DRAWING),

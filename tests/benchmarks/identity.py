@@ -333,7 +333,7 @@ def cases(images: np.ndarray, who: np.ndarray, height: np.ndarray):
         return make
 
     def random_case(rng):
-        people = int(round(np.exp(rng.uniform(np.log(2), np.log(60)))))
+        people = round(np.exp(rng.uniform(np.log(2), np.log(60))))
         change = CHANGES[str(rng.choice(list(CHANGES)))]
         select = SELECTIONS[str(rng.choice(list(SELECTIONS)))]
         chosen = rng.choice(200, people, replace=False)

@@ -1,8 +1,9 @@
-"""Do the groups cover the heights that the others cover, or is a head torn in two?"""
+"""Whether the groups cover the heights that others cover, or a head is torn in two."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def fitting_ends(
     """
     order = np.lexsort([height, groups])
     starts = np.searchsorted(groups[order], np.arange(len(found.low) + 1))
-    members = [order[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    members = [order[a:b] for a, b in pairwise(starts)]
     middle = (found.low + found.high) / 2
     best: dict[int, tuple[int, float, float]] = {}
     for group in np.flatnonzero(found.partial).tolist():

@@ -103,7 +103,7 @@ def heights(
     x = x @ directions[:, :parts]
     means = np.stack([np.bincount(groups, column) for column in x.T], 1) / sizes[:, None]
     inner = x - means[groups]
-    # What tells the heads apart is no height: kept small, or four heads seem to stand in four places.
+    # What tells heads apart is no height: kept small, or four heads seem to stand in four places.
     between = means[groups] - _mean_of(x, np.zeros(len(x), int) if sets is None else sets)
     place = position - (np.bincount(groups, position) / sizes)[groups]
     many = len(sizes) >= 6

@@ -50,7 +50,7 @@ class Tree:
         return Tree(self.rows[kept], self.columns[kept], self.similarity[kept])
 
     def groups(self, n: int) -> np.ndarray:
-        """Number the connected parts among `n` slices."""
+        """Return the number of the connected part of each of `n` slices."""
         graph = csr_matrix((np.ones(len(self.rows)), (self.rows, self.columns)), (n, n))
         return connected_components(graph, directed=False)[1]
 
@@ -337,113 +337,110 @@ def _checked(
     cut: int,
     mixture: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> People | str:
-    mixed, one, other = mixture
+    """Check groups by their heights, then give mixtures and copies to those they come from."""
     n = len(near.nodes)
     pure = np.ones(n, bool)
-    pure[mixed] = False
-    doubts: list[tuple[str, list[int]]] = []
-    place = np.cumsum(pure) - 1
-    kept = np.flatnonzero(pure)
+    pure[mixture[0]] = False
+    place, kept = np.cumsum(pure) - 1, np.flatnonzero(pure)
     own = near.own.take(kept)
     inside = Tree(place[inside.rows], place[inside.columns], inside.similarity)
     groups = inside.groups(len(kept))
     position = along_the_tree(inside.rows, inside.columns, inside.similarity, groups)
-    height, trust = heights(low[kept], position, groups)
-    known = trust > _TRUST
     sides = two_levels(low[kept], position, groups)
+    size = f"({groups.max() + 1} groups of {len(kept)} distinct slices)"
     if sides is not None:
         return (
             f"groups fall into two sets that share no heights ({sides.sum()} and {(~sides).sum()} "
-            "of those looked at), as if all heads were torn, wanted one set "
-            f"({groups.max() + 1} groups of {len(kept)} distinct slices)"
+            f"of those looked at), as if all heads were torn, wanted one set {size}"
         )
-    if known:
-        cuts = strangers_within(own, height, inside, groups, threshold)
-        if cuts is None:
-            return (
-                f"a group of {np.bincount(groups).max()} distinct slices holds slices of one height "
-                "that look different, wanted one head a group"
-            )
-        if len(cuts):
-            ends = np.concatenate([inside.rows[cuts], inside.columns[cuts]])
-            left = np.setdiff1d(np.arange(len(inside.rows)), cuts)
-            inside = Tree(inside.rows[left], inside.columns[left], inside.similarity[left])
-            groups = inside.groups(len(kept))
-            doubts.append(
-                ("slices that resemble two people link these, mixtures perhaps", ends.tolist())
-            )
-        apart = groups
-        covered = coverage(height, groups)
-        joined, likely = fitting_ends(own, height, groups, covered)
-        first = np.unique(groups, return_index=True)[1]
-        partial = covered.partial.copy()
-        for a, b in joined:
-            partial[[a, b]] = False
-        lone = {g for pair in likely for g in pair} | set(np.flatnonzero(partial).tolist())
-        if joined:
-            names = groups.copy()
-            for a, b in joined:
-                names[names == names[first[b]]] = names[first[a]]
-            groups = np.unique(names, return_inverse=True)[1]
-            doubts.append(
-                (
-                    f"slices are missing inside {len(joined)} heads; their parts were joined by their likeness",
-                    [int(first[a]) for a, _ in joined],
-                )
-            )
-        if partial.any():
-            short = covered.partial.copy()
-            for a, b in joined:
-                short[[a, b]] = False
-            share = float(short[apart].mean())
-            if share > 0.5:
-                return (
-                    f"{share:.0%} of the slices are in groups that cover only part of the heights, "
-                    f"wanted at most half ({len(short)} groups of {len(kept)} distinct slices)"
-                )
-            doubts.append(
-                (
-                    f"{partial.sum()} groups cover only part of the heights that others cover; some may be parts of one person",
-                    [int(first[g]) for g in sorted(lone)],
-                )
-            )
+    height, trust = heights(low[kept], position, groups)
+    if trust > _TRUST:
+        answer = _by_height(own, height, inside, groups, threshold, size)
+        if isinstance(answer, str):
+            return answer
+        groups, doubts = answer
     else:
-        small = by_size(groups)
-        first = np.unique(groups, return_index=True)[1]
-        sizes = np.bincount(groups)
-        if small.any() or sizes.max() > 2 * np.median(sizes):
+        sizes, doubts = np.bincount(groups), []
+        if by_size(groups).any() or sizes.max() > 2 * np.median(sizes):
             return (
                 f"groups have {sizes.min()} to {sizes.max()} distinct slices, and their heights "
-                f"cannot be told to check them (trust {trust:.2f}, wanted {_TRUST}; "
-                f"{len(sizes)} groups of {len(kept)} distinct slices)"
-            )
-        if small.any():
-            doubts.append(
-                (
-                    f"{small.sum()} groups are less than half as large as others, and heights cannot be told; they may be parts of one person",
-                    first[small].tolist(),
-                )
+                f"cannot be told to check them (trust {trust:.2f}, wanted {_TRUST}) {size}"
             )
     whole = np.full(n, -1)
     whole[kept] = groups
-    pending = list(zip(mixed.tolist(), one.tolist(), other.tolist(), strict=True))
+    between = _with_mixtures(whole, mixture)
+    told = [(text, near.nodes[kept[rows]].tolist()) for text, rows in doubts]
+    if len(between):
+        text = f"{len(between)} slices are mixtures of two people"
+        told.append((text, near.nodes[between.ravel()].tolist()))
+    return People(whole[near.original], threshold, edges[cut + 1 :], edges[: cut + 1], told)
+
+
+def _by_height(
+    own: Patterns,
+    height: np.ndarray,
+    inside: Tree,
+    groups: np.ndarray,
+    threshold: float,
+    size: str,
+) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]] | str:
+    """Cut what joins two heads, join what is torn, and say which groups are doubtful."""
+    doubts: list[tuple[str, np.ndarray]] = []
+    cuts = strangers_within(own, height, inside, groups, threshold)
+    if cuts is None:
+        return (
+            f"a group of {np.bincount(groups).max()} distinct slices holds slices of one height "
+            f"that look different, wanted one head a group {size}"
+        )
+    if len(cuts):
+        ends = np.concatenate([inside.rows[cuts], inside.columns[cuts]])
+        left = np.setdiff1d(np.arange(len(inside.rows)), cuts)
+        groups = Tree(inside.rows[left], inside.columns[left], inside.similarity[left]).groups(
+            len(groups)
+        )
+        doubts.append(("slices that resemble two people link these, mixtures perhaps", ends))
+    covered = coverage(height, groups)
+    joined, likely = fitting_ends(own, height, groups, covered)
+    first = np.unique(groups, return_index=True)[1]
+    partial = covered.partial.copy()
+    partial[[group for pair in joined for group in pair]] = False
+    share = float(partial[groups].mean())
+    if share > 0.5:
+        return (
+            f"{share:.0%} of the slices are in groups that cover only part of the heights, wanted "
+            f"at most half {size}"
+        )
+    if joined:
+        groups = groups.copy()
+        for one, other in joined:
+            groups[groups == groups[first[other]]] = groups[first[one]]
+        groups = np.unique(groups, return_inverse=True)[1]
+        text = "slices are missing inside these, whose parts were joined by their likeness"
+        doubts.append((text, first[[one for one, _ in joined]]))
+    if partial.any():
+        concerned = sorted(
+            {g for pair in likely for g in pair} | set(np.flatnonzero(partial).tolist())
+        )
+        text = (
+            f"{partial.sum()} of {len(partial)} groups cover only part of the heights that others "
+            "cover and may be parts of one person"
+        )
+        doubts.append((text, first[concerned]))
+    return groups, doubts
+
+
+def _with_mixtures(
+    whole: np.ndarray, mixture: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Give each mixture to the group of its larger part; return parts of different groups (m, 2).
+
+    Fills `whole` in place; what is a mixture of mixtures only stays alone.
+    """
+    mixed, one, other = mixture
     for _ in range(20):
-        for m, a, b in pending:
-            if whole[m] < 0 and whole[a] >= 0:
-                whole[m] = whole[a]
+        known = (whole[mixed] < 0) & (whole[one] >= 0)
+        whole[mixed[known]] = whole[one[known]]
     alone = whole < 0
     whole[alone] = whole.max() + 1 + np.arange(alone.sum())
-    between = [(m, a, b) for m, a, b in pending if whole[a] != whole[b]]
-    if between:
-        doubts.append(
-            (
-                f"{len(between)} slices are mixtures of two people",
-                [x for t in between for x in t[1:]],
-            )
-        )
-    rows = near.nodes
-    back = [
-        (t, [int(rows[x]) if "mixtures of two" in t else int(rows[kept[x]]) for x in c])
-        for t, c in doubts
-    ]
-    return People(whole[near.original], threshold, edges[cut + 1 :], edges[: cut + 1], back)
+    between = whole[one] != whole[other]
+    return np.column_stack([one[between], other[between]])

@@ -53,12 +53,11 @@ def upright(images: np.ndarray) -> tuple[np.ndarray, bool]:
             shrunk[:, :2] = (poses[:, :2] + 0.5) / factor - 0.5
             shrunk[:, 2] /= factor
             for _ in range(_ROUNDS):
-                thumbs = list(
-                    pool.map(
-                        lambda s: _thumbs(small[s : s + _BLOCK], shrunk[s : s + _BLOCK]), starts
-                    )
+                small_and_pose = (
+                    [small[s : s + _BLOCK] for s in starts],
+                    np.split(shrunk, list(starts)[1:]),
                 )
-                shrunk = _settled(np.concatenate(thumbs), shrunk)
+                shrunk = _settled(np.concatenate(list(pool.map(_thumbs, *small_and_pose))), shrunk)
             del small
             poses = shrunk.copy()
             poses[:, :2] = (shrunk[:, :2] + 0.5) * factor - 0.5

@@ -77,14 +77,18 @@ def recover_subjects(
 ) -> Subjects:
     """Group slices by subject from their pixels alone.
 
-    Neighbouring slices of one head share its folding pattern, slices of two heads do not. The
-    coarse brightness that all heads have in common is removed by a high-pass filter, their common
-    anatomy with the leading principal components; nearest neighbours (searched in the components
-    that follow, then correlated exactly) are joined to a spanning tree, and the tree is cut at the
-    largest gap between its correlations. That gap is
-    chosen from the data; if it is narrow, or lies where it would link what hardly correlates or
-    leave most slices alone, the function refuses. Few people of whom slices are missing can still
-    be misjudged: compare the group sizes with what you expect.
+    Neighbouring slices of one head share its folding pattern, slices of two heads do not. Every
+    slice is first brought into one pose by its outline and then by the inside of the head, and is
+    compared with the others and with their mirror images: a transformed copy belongs to the person
+    it came from. The coarse brightness that all heads have in common is removed by a high-pass
+    filter, their common anatomy with the leading principal components; nearest neighbours (searched
+    in the components that follow, then correlated exactly) are joined to a spanning tree, and the
+    tree is cut at the widest gap between its correlations. Copies, and sums of two slices, are set
+    aside before and given back to their people at the end.
+
+    The heights of the slices, learnt from within the groups, then check these: a group with unlike
+    slices of one height is two people, groups that share no heights may be one. What can be neither
+    mended nor warned of by name is refused.
 
     Parameters
     ----------
@@ -107,7 +111,14 @@ def recover_subjects(
         If `images` is not (n, h, w) with n ≥ 3, a pixel is not finite, a slice is constant, there
         are not as many labels, or `min_margin` is not between 0 and 2.
     UnclearSubjectsError
-        If there is no clear gap; pass known subject ids to the splits instead.
+        If a condition fails: which, what was found and what was wanted. Pass known subject ids to
+        the splits instead.
+
+    Warns
+    -----
+    UserWarning
+        Names the groups that may be parts of one person, that were joined over missing slices, or
+        that are linked by mixtures of two people.
 
     Examples
     --------
@@ -129,7 +140,8 @@ def recover_subjects(
     first, which = unequal(images)
     canonical, posed = upright(images[first])
     patterns = folding_patterns(canonical, posed)
-    _refuse_flat((~(patterns.even.any(1) | patterns.odd.any(1)))[which])
+    some = np.logical_or(patterns.even.any(axis=1), patterns.odd.any(axis=1))
+    _refuse_flat(~np.asarray(some)[which])
 
     def plain(rows: np.ndarray) -> Patterns:
         return folding_patterns(resized(images[first[rows]], SIDE), False)

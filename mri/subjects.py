@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from threadpoolctl import threadpool_limits
 
 from mri.arguments import integers, require, row_numbers
 from mri.heights import low_detail
@@ -137,16 +138,18 @@ def recover_subjects(
     require(0 < min_margin < 2, "min_margin must be between 0 and 2.", min_margin=min_margin)
     labels = None if labels is None else integers("labels", labels, len(images))
     _refuse_flat(np.equal(images.min((1, 2)), images.max((1, 2))))
-    first, which = unequal(images)
-    canonical, posed = upright(images[first])
-    patterns = folding_patterns(canonical, posed)
-    some = np.logical_or(patterns.even.any(axis=1), patterns.odd.any(axis=1))
-    _refuse_flat(~np.asarray(some)[which])
+    # On a busy machine the libraries' own threads wait for each other; blocks have threads here.
+    with threadpool_limits(1):
+        first, which = unequal(images)
+        canonical, posed = upright(images[first])
+        patterns = folding_patterns(canonical, posed)
+        some = np.logical_or(patterns.even.any(axis=1), patterns.odd.any(axis=1))
+        _refuse_flat(~np.asarray(some)[which])
 
-    def plain(rows: np.ndarray) -> Patterns:
-        return folding_patterns(resized(images[first[rows]], SIDE), False)
+        def plain(rows: np.ndarray) -> Patterns:
+            return folding_patterns(resized(images[first[rows]], SIDE), False)
 
-    found = people(patterns, low_detail(canonical), plain, min_margin=min_margin, seed=seed)
+        found = people(patterns, low_detail(canonical), plain, min_margin=min_margin, seed=seed)
     if isinstance(found, str):
         raise UnclearSubjectsError(
             f"no clear gap between same and different subjects: {found}; slices may be missing "

@@ -1,5 +1,7 @@
 """People found again in changed, copied, mixed and thinned slices, or a refusal, or a warning."""
 
+import warnings
+
 import cv2
 import numpy as np
 import pytest
@@ -49,16 +51,13 @@ def agreement(images, truth):
 
 def flawless(images, truth):
     """Whether the answer is right, or refused, or a warning names groups."""
-    try:
-        with pytest.warns(UserWarning, match="group") as heard:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
             figure = agreement(images, truth)
-    except UnclearSubjectsError as error:
-        return "wanted" in str(error)
-    except BaseException as error:  # pytest fails by an exception of its own where none warns.
-        if "DID NOT WARN" not in str(error):
-            raise
-        return agreement(images, truth) > 0.999
-    return bool(heard) and figure <= 1
+        except UnclearSubjectsError as error:
+            return "wanted" in str(error)
+    return figure > 0.999 or any("group" in str(warning.message) for warning in heard)
 
 
 # --- pose and patterns ---

@@ -195,7 +195,7 @@ def audit(
     Examples
     --------
     >>> from mri.data import make_phantoms
-    >>> phantoms, odd = make_phantoms(12, 16, size=64), np.arange(192) % 2 == 1
+    >>> phantoms, odd = make_phantoms(8, 24, size=64), np.arange(192) % 2 == 1
     >>> print(audit(phantoms.take(~odd).scans, phantoms.take(odd).scans).verdict.split(".")[0])
     Leaky: 100% of the test slices show a subject of the train part
     """

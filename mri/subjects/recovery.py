@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from mri._arguments import integers, require
+from mri.subjects.heights import low_detail
+from mri.subjects.identity import Patterns, folding_patterns, unequal
+from mri.subjects.linking import people
+from mri.subjects.pose import SIDE, resized, upright
 
 
 class UnclearSubjectsError(ValueError):
@@ -34,6 +35,8 @@ class Subjects:
         Strongest correlations between subjects, ascending.
     contradictory : tuple of int
         Groups whose slices carry more than one label (empty where no labels were given).
+    warnings : tuple of str
+        What is doubtful, with the groups concerned.
     """
 
     groups: np.ndarray
@@ -41,6 +44,7 @@ class Subjects:
     same: np.ndarray
     different: np.ndarray
     contradictory: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def margin(self) -> float:
@@ -65,14 +69,18 @@ def recover_subjects(
 ) -> Subjects:
     """Group slices by subject from their pixels alone.
 
-    Neighbouring slices of one head share its folding pattern, slices of two heads do not. The
-    coarse brightness that all heads have in common is removed by a high-pass filter, their common
-    anatomy with the leading principal components; nearest neighbours (searched in the components
-    that follow, then correlated exactly) are joined to a spanning tree, and the tree is cut at the
-    largest gap between its correlations. That gap is
-    chosen from the data; if it is narrow, or lies where it would link what hardly correlates or
-    leave most slices alone, the function refuses. Few people of whom slices are missing can still
-    be misjudged: compare the group sizes with what you expect.
+    Neighbouring slices of one head share its folding pattern, slices of two heads do not. Every
+    slice is first brought into one pose by its outline and then by the inside of the head, and is
+    compared with the others and with their mirror images: a transformed copy belongs to the person
+    it came from. The coarse brightness that all heads have in common is removed by a high-pass
+    filter, their common anatomy with the leading principal components; nearest neighbours (searched
+    in the components that follow, then correlated exactly) are joined to a spanning tree, and the
+    tree is cut at the widest gap between its correlations. Copies, and sums of two slices, are set
+    aside before and given back to their people at the end.
+
+    The heights of the slices, learnt from within the groups, then check these: a group with unlike
+    slices of one height is two people, groups that share no heights may be one. What can be neither
+    mended nor warned of by name is refused.
 
     Parameters
     ----------
@@ -95,7 +103,14 @@ def recover_subjects(
         If `images` is not (n, h, w) with n ≥ 3, a pixel is not finite, a slice is constant, there
         are not as many labels, or `min_margin` is not between 0 and 2.
     UnclearSubjectsError
-        If there is no clear gap; pass known subject ids to the splits instead.
+        If a condition fails: which, what was found and what was wanted. Pass known subject ids to
+        the splits instead.
+
+    Warns
+    -----
+    UserWarning
+        Names the groups that may be parts of one person, that were joined over missing slices, or
+        that are linked by mixtures of two people.
 
     Examples
     --------
@@ -113,84 +128,44 @@ def recover_subjects(
     require(not len(wrong), "Pixels must be finite.", slices=wrong)
     require(0 < min_margin < 2, "min_margin must be between 0 and 2.", min_margin=min_margin)
     labels = None if labels is None else integers("labels", labels, len(images))
-    features, components = _without_common_anatomy(_folding_pattern(images), seed)
-    neighbours, most = min(40, len(images) - 1), min(640, len(images) - 1)
-    while True:
-        rows, columns, similarity = _candidate_pairs(features, components, neighbours)
-        # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
-        tree = minimum_spanning_tree(
-            csr_matrix((2.0 - similarity, (rows, columns)), shape=(len(images),) * 2)
-        ).tocoo()
-        edges = np.sort(2.0 - tree.data)
-        gaps = np.diff(edges)
-        cut = int(gaps.argmax())
-        threshold = float(edges[cut : cut + 2].mean())
-        strong = 2.0 - tree.data > threshold
-        count, groups = connected_components(
-            csr_matrix((strong[strong], (tree.row[strong], tree.col[strong])), tree.shape)
-        )
-        # A slice sees its nearest stranger only if it has more neighbours than slices of its own.
-        if np.bincount(groups).max() < neighbours or neighbours == most:
-            break
-        neighbours = min(2 * neighbours, most)
-    if gaps[cut] < min_margin or threshold < 0.3 or count > len(images) / 2:
+    _refuse_flat(np.equal(images.min((1, 2)), images.max((1, 2))))
+    # On a busy machine the libraries' own threads wait for each other; blocks have threads here.
+    with threadpool_limits(1):
+        first, which = unequal(images)
+        canonical, posed = upright(images[first])
+        patterns = folding_patterns(canonical, posed)
+        some = np.logical_or(patterns.even.any(axis=1), patterns.odd.any(axis=1))
+        _refuse_flat(~np.asarray(some)[which])
+
+        def plain(rows: np.ndarray) -> Patterns:
+            return folding_patterns(resized(images[first[rows]], SIDE), False)
+
+        found = people(patterns, low_detail(canonical), plain, min_margin=min_margin, seed=seed)
+    if isinstance(found, str):
         raise UnclearSubjectsError(
-            f"no clear gap between same and different subjects: the widest is {gaps[cut]:.3f} "
-            f"(correlations {edges[cut]:.3f} to {edges[cut + 1]:.3f}, wanted {min_margin}), and "
-            f"would make {count} groups of {len(images)} slices; slices may be missing between "
-            "neighbours. Pass the subject ids if you know them"
+            f"no clear gap between same and different subjects: {found}; slices may be missing "
+            "between neighbours. Pass the subject ids if you know them"
         )
-    mixed = _contradictory(groups, labels)
-    return Subjects(groups.astype(np.int64), threshold, edges[cut + 1 :], edges[: cut + 1], mixed)
+    _, start, groups = np.unique(found.groups[which], return_index=True, return_inverse=True)
+    number = np.argsort(np.argsort(start))
+    final, told = number[groups].astype(np.int64), []
+    for text, concerned in found.doubts:
+        named = tuple(sorted({int(final[which == row][0]) for row in concerned}))
+        told.append(f"{text}: {_listed(named)}")
+        warnings.warn(told[-1], stacklevel=2)
+    mixed = _contradictory(final, labels)
+    return Subjects(final, found.threshold, found.same, found.different, mixed, tuple(told))
 
 
-def _folding_pattern(images: np.ndarray) -> np.ndarray:
-    """High-pass each slice at 64 pixels, and scale it so that dot products are correlations."""
-    small = np.empty((len(images), 64 * 64), np.float32)
-    for i, image in enumerate(images):
-        image = cv2.resize(image.astype(np.float32), (64, 64), interpolation=cv2.INTER_AREA)
-        small[i] = (image - cv2.GaussianBlur(image, (0, 0), 2)).ravel()
-    small -= small.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(small, axis=1, keepdims=True)
-    flat = np.flatnonzero(norms < 1e-3)
-    if len(flat):
+def _refuse_flat(flat: np.ndarray) -> None:
+    if flat.any():
         raise ValueError(
-            f"{len(flat)} slices are constant, the first at index {flat[0]}; leave them out"
+            f"{flat.sum()} slices are constant, the first at index {flat.argmax()}; leave them out"
         )
-    return small / norms
 
 
-def _without_common_anatomy(features: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Remove the leading components, which tell where a slice lies, not whose it is.
-
-    They are what strangers' slices of one height share; without them a slice is twice as far
-    above its best stranger. Works in place; also returns the components that follow, to search in.
-    """
-    sample = features[np.random.default_rng(seed).permutation(len(features))[:5000]]
-    common = min(30, len(features) // 50)
-    pca = PCA(min(common + 128, *sample.shape), svd_solver="randomized", random_state=seed)
-    basis = pca.fit(sample).components_[:common]
-    for start in range(0, len(features), 1024):
-        block = features[start : start + 1024]
-        block -= pca.mean_
-        block -= block @ basis.T @ basis
-        block /= np.linalg.norm(block, axis=1, keepdims=True)
-    return features, pca.components_[common:]
-
-
-def _candidate_pairs(
-    features: np.ndarray, components: np.ndarray, neighbours: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find each slice's nearest neighbours, and their exact correlations."""
-    points = features @ components.T
-    index = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(points)
-    columns = index.kneighbors(return_distance=False)
-    similarity = np.empty(columns.shape)
-    for start in range(0, len(features), 256):
-        block = slice(start, start + 256)
-        similarity[block] = np.einsum("if,ijf->ij", features[block], features[columns[block]])
-    rows = np.repeat(np.arange(len(features)), neighbours)
-    return rows, columns.ravel(), similarity.ravel()
+def _listed(groups: tuple[int, ...]) -> str:
+    return f"group{'s' * (len(groups) > 1)} {', '.join(map(str, groups))}"
 
 
 def _contradictory(groups: np.ndarray, labels: np.ndarray | None) -> tuple[int, ...]:

@@ -325,8 +325,8 @@ def folders(root, sides):
 
 
 def test_the_command_on_folders_writes_page_and_figures(tmp_path, capsys):
-    phantom = make_phantoms(12, 8, size=64, seed=4)
-    odd = np.arange(96) % 2 == 1
+    phantom = make_phantoms(12, 24, size=64, seed=4)
+    odd = np.arange(288) % 2 == 1
     sides = {side: scans_of(phantom.images[of], phantom.labels[of])
              for side, of in (("train", ~odd), ("test", odd))}  # fmt: skip
     root = folders(tmp_path / "set", sides)
@@ -343,7 +343,7 @@ def test_the_command_on_folders_writes_page_and_figures(tmp_path, capsys):
     assert out.startswith("Leaky: 100% of the test slices show a subject of the train part")
     assert "comparing all slices: 100%" in err
     told = json.loads((tmp_path / "r.json").read_text())
-    assert (told["status"], told["leaky"], len(told["twins"])) == ("leaky", True, 48)
+    assert (told["status"], told["leaky"], len(told["twins"])) == ("leaky", True, 144)
     assert told["figures"]["as published"]["subjects"] == 12
     page = (tmp_path / "a/r.html").read_text()
     assert page.index("Leaky: 100%") < page.index("<table")

@@ -1,0 +1,167 @@
+"""Whether the groups cover the heights that others cover, or a head is torn in two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from mri.subjects.heights import heights
+from mri.subjects.identity import Patterns
+
+_SHARE = 0.4  # Of the usual range: heights are told to some two slices of 32, half a head lacks 16.
+_TORN, _APART = 0.05, 0.3  # Cost of a cut: torn in all had up to 0.03, whole heads from 0.06.
+_ENDS, _LINK, _LEAD = 6, 0.33, 0.08
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """Which groups cover only part of the heights.
+
+    Attributes
+    ----------
+    partial : ndarray of bool, shape (g,)
+    low, high : ndarray of float64, shape (g,)
+        Lowest and highest slice of each group, in slices.
+    reach : float
+        Range of the complete groups, in slices.
+    """
+
+    partial: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    reach: float
+
+
+def coverage(height: np.ndarray, groups: np.ndarray) -> Coverage:
+    """Compare the range of heights of each group with the range that most reach.
+
+    Parameters
+    ----------
+    height : ndarray of float64, shape (n,)
+    groups : ndarray of int, shape (n,)
+
+    Returns
+    -------
+    Coverage
+    """
+    count = int(groups.max()) + 1
+    low, high = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(low, groups, height)
+    np.maximum.at(high, groups, height)
+    bottom, top = np.quantile(low, 0.2), np.quantile(high, 0.8)
+    slack = max(_SHARE * (top - bottom), 2.0)
+    partial = (low > bottom + slack) | (high < top - slack)
+    return Coverage(partial, low, high, float(top - bottom))
+
+
+def by_size(groups: np.ndarray) -> np.ndarray:
+    """Return which groups have less than half as many slices as is usual, where heights fail."""
+    sizes = np.bincount(groups)
+    return sizes < 0.5 * np.quantile(sizes, 0.8)
+
+
+def fitting_ends(
+    own: Patterns, height: np.ndarray, groups: np.ndarray, found: Coverage
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """For each group that covers only part of a head, look for the one that continues it.
+
+    Returns
+    -------
+    joined : list of (int, int)
+        Pairs whose ends resemble each other more than those of strangers do, and more than any
+        other candidate: two parts of one head.
+    likely : list of (int, int)
+        For each other partial group the best candidate, if there is any.
+    """
+    order = np.lexsort([height, groups])
+    starts = np.searchsorted(groups[order], np.arange(len(found.low) + 1))
+    members = [order[a:b] for a, b in pairwise(starts)]
+    middle = (found.low + found.high) / 2
+    best: dict[int, tuple[int, float, float]] = {}
+    for group in np.flatnonzero(found.partial).tolist():
+        overlap = np.minimum(found.high, found.high[group]) - np.maximum(
+            found.low, found.low[group]
+        )
+        span = np.minimum(found.high - found.low, found.high[group] - found.low[group])
+        others = np.flatnonzero(overlap <= np.maximum(3.0, 0.3 * span))
+        others = others[others != group]
+        if not len(others):
+            continue
+        above = middle[others] > middle[group]
+        upper, lower = members[group][-_ENDS:], members[group][:_ENDS]
+        scores = np.empty(len(others))
+        for side, own_end in ((True, upper), (False, lower)):
+            part = np.flatnonzero(above == side)
+            for i in part:
+                rows = members[others[i]]
+                rows = rows[:_ENDS] if side else rows[-_ENDS:]
+                even = own.even[own_end] @ own.even[rows].T
+                scores[i] = (even + np.abs(own.odd[own_end] @ own.odd[rows].T)).max()
+        ranked = np.argsort(-scores, kind="stable")
+        second = scores[ranked[1]] if len(ranked) > 1 else 0.0
+        best[group] = int(others[ranked[0]]), float(scores[ranked[0]]), float(second)
+    joined, likely = [], []
+    for group, (other, score, second) in best.items():
+        returned = best[other][0] == group if other in best else True
+        if score > _LINK and score - second > _LEAD and returned:
+            joined.append((group, other))
+        else:
+            likely.append((group, other))
+    return joined, likely
+
+
+def two_levels(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> np.ndarray | None:
+    """Tell whether the groups fall into two sets that share no heights, as if all were torn.
+
+    Every slice names the slices of other groups that look most like it in low detail, which are
+    those of its own height. Where all people lack the same slices, lower parts name lower ones and
+    upper parts upper ones: the normalised cut between the two sets (Shi & Malik 2000,
+    doi:10.1109/34.868688) is nearly free. Large ventricles name large ones too, so the heights of
+    the two sets are then measured, each set with a height of its own.
+
+    Parameters
+    ----------
+    low : ndarray of float32, shape (n, d)
+    position : ndarray of float64, shape (n,)
+        Along the group, from either end.
+    groups : ndarray of int, shape (n,)
+
+    Returns
+    -------
+    ndarray of bool, shape (g,), or None
+        The set of each of the groups looked at (at most 120), if there are two.
+    """
+    rng = np.random.default_rng(0)
+    sizes = np.bincount(groups)
+    chosen = rng.permutation(np.flatnonzero(sizes >= 3))[:120]
+    if len(chosen) < 3:
+        return None
+    place = np.full(len(sizes), -1)
+    place[chosen] = np.arange(len(chosen))
+    rows = np.flatnonzero(place[groups] >= 0)
+    of, x = place[groups[rows]], low[rows]
+    ties = np.zeros((len(chosen), len(chosen)))
+    for start in range(0, len(rows), 512):
+        like = x[start : start + 512] @ x.T
+        like[of[start : start + 512, None] == of] = -np.inf
+        best = np.argpartition(like, len(rows) - 5, axis=1)[:, -5:]
+        np.add.at(ties, (np.repeat(of[start : start + 512], 5), of[best].ravel()), 1)
+    ties /= np.maximum(ties.sum(1, keepdims=True), 1)
+    ties = ties + ties.T
+    scale = 1 / np.sqrt(ties.sum(1))
+    values, vectors = np.linalg.eigh(np.eye(len(ties)) - scale[:, None] * ties * scale)
+    cut = vectors[:, 1] * scale
+    # Without any tie both leading vectors are free to mix, and signs tell nothing.
+    side = cut > (cut.max() + cut.min()) / 2
+    balance = min(side.mean(), 1 - side.mean())
+    if values[1] < _TORN and balance > 0.25 and len(chosen) <= 30:
+        return side
+    if values[1] > _APART:
+        return None
+    height = heights(x, position[rows], of, side[of].astype(int))[0]
+    found = coverage(height, of)
+    ends = [(np.median(found.low[s]), np.median(found.high[s])) for s in (side, ~side)]
+    shared = min(ends[0][1], ends[1][1]) - max(ends[0][0], ends[1][0])
+    return side if shared < 0.25 * min(high - low for low, high in ends) else None

@@ -1,0 +1,449 @@
+"""From likeness to people: one tree over all slices, cut where it is clear, checked by height."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components, dijkstra, minimum_spanning_tree
+
+from mri.subjects.coverage import by_size, coverage, fitting_ends, two_levels
+from mri.subjects.heights import UNIT, along_the_tree, heights
+from mri.subjects.identity import (
+    Patterns,
+    altered_copies,
+    mixtures,
+    nearest,
+    without_common_anatomy,
+)
+
+CEILING = 0.45
+"""Correlation that no two people reach: right answers had at most 0.41, wrong ones 0.72."""
+
+_FLOOR = 0.3  # Links as weak as strangers' best correlations say nothing.
+_NEIGHBOURS, _MOST = 40, 640
+_SEARCHED = 2000  # Larger groups are made of copies, or of nearly all slices.
+_SMALL, _FEW = 400, 6
+_TRUST = 0.8
+_APART = 7.0  # In slices along a head.
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """Spanning tree (or forest) of the strongest links, ascending.
+
+    Attributes
+    ----------
+    rows, columns : ndarray of int32, shape (m,)
+    similarity : ndarray of float64, shape (m,)
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    similarity: np.ndarray
+
+    def above(self, threshold: float) -> Tree:
+        """Return the stronger links."""
+        kept = self.similarity > threshold
+        return Tree(self.rows[kept], self.columns[kept], self.similarity[kept])
+
+    def groups(self, n: int) -> np.ndarray:
+        """Return the number of the connected part of each of `n` slices."""
+        graph = csr_matrix((np.ones(len(self.rows)), (self.rows, self.columns)), (n, n))
+        return connected_components(graph, directed=False)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Distinct slices and their nearest others.
+
+    Attributes
+    ----------
+    nodes : ndarray of int64, shape (m,)
+        Rows of the slices that are altered copies of none.
+    original : ndarray of int64, shape (n,)
+        For every row the node it is a copy of, as a position in `nodes`.
+    own, points : Patterns of the nodes
+        As compared and as searched in.
+    columns, similarity : ndarray, shape (m, k)
+        Positions in `nodes` of the nearest others, and their likeness.
+    """
+
+    nodes: np.ndarray
+    original: np.ndarray
+    own: Patterns
+    points: Patterns
+    columns: np.ndarray
+    similarity: np.ndarray
+
+
+def distinct(patterns: Patterns, seed: int, sample: np.ndarray | None = None) -> Neighbours:
+    """Set altered copies aside, so that they shape neither the components nor the neighbours.
+
+    Parameters
+    ----------
+    patterns : Patterns
+    seed : int
+    sample : ndarray of int, optional
+        Rows to learn common anatomy from; by default all distinct ones.
+    """
+    nodes = np.arange(len(patterns))
+    original = nodes.copy()
+    for final in (False, False, False, False, True):
+        learn = nodes if sample is None else sample
+        own, points = without_common_anatomy(patterns, learn, seed)
+        own, points = own.take(nodes), points.take(nodes)
+        columns = nearest(points, min(_NEIGHBOURS, len(nodes) - 1))
+        similarity = own.likeness(np.arange(len(nodes)), columns)
+        copies = altered_copies(columns, similarity)
+        kept = np.flatnonzero(copies == np.arange(len(nodes)))
+        if final or len(kept) == len(nodes) or len(kept) < 3:
+            break
+        place = np.empty(len(nodes), np.int64)
+        place[kept] = np.arange(len(kept))
+        original = place[copies[original]]
+        nodes = nodes[kept]
+    return Neighbours(nodes, original, own, points, columns, similarity)
+
+
+def spanning_tree(columns: np.ndarray, similarity: np.ndarray, kept: np.ndarray) -> Tree:
+    """Join nearest others to a tree of the strongest links, without the rows not `kept`."""
+    n = len(columns)
+    rows = np.repeat(np.arange(n), columns.shape[1])
+    use = kept[rows] & kept[columns.ravel()]
+    # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
+    graph = csr_matrix(
+        (2.0 - similarity.ravel()[use], (rows[use], columns.ravel()[use])), shape=(n, n)
+    )
+    tree = minimum_spanning_tree(graph).tocoo()
+    order = np.argsort(-tree.data, kind="stable")
+    return Tree(tree.row[order], tree.col[order], 2.0 - tree.data[order])
+
+
+def widest_gap(edges: np.ndarray) -> int:
+    """Return the place of the widest gap that could lie between different and same people.
+
+    Parameters
+    ----------
+    edges : ndarray of float64, shape (m,)
+        Correlations of a spanning tree, ascending.
+
+    Returns
+    -------
+    int
+        The gap is from ``edges[place]`` to the next; of gaps within reason if there are any.
+    """
+    gaps = np.diff(edges)
+    middle = (edges[1:] + edges[:-1]) / 2
+    within = (edges[:-1] <= CEILING) & (middle >= _FLOOR)
+    return int(np.where(within, gaps, -1).argmax() if within.any() else gaps.argmax())
+
+
+def why_unclear(
+    edges: np.ndarray, cut: int, min_margin: float, count: int, slices: int
+) -> str | None:
+    """Say which condition a cut fails, what was found and what was wanted; None if it holds."""
+    low, high = edges[cut], edges[cut + 1]
+    answer = f"(correlations {low:.3f} to {high:.3f}; {count} groups of {slices} distinct slices)"
+    if high - low < min_margin:
+        return f"the widest is {high - low:.3f}, wanted {min_margin} {answer}"
+    if low > CEILING:
+        return (
+            f"different subjects would correlate by up to {low:.3f}, wanted at most {CEILING} "
+            f"{answer}"
+        )
+    if (low + high) / 2 < _FLOOR:
+        middle = (low + high) / 2
+        return f"the gap is centred at {middle:.3f}, wanted at least {_FLOOR} {answer}"
+    if count > slices / 2:
+        return f"most slices would stand alone, wanted two a subject at least {answer}"
+    return None
+
+
+def strangers_within(
+    own: Patterns, height: np.ndarray, tree: Tree, groups: np.ndarray, threshold: float
+) -> np.ndarray | None:
+    """Find links that join two heads: both sides cover the same heights and look different there.
+
+    Parameters
+    ----------
+    own : Patterns
+    height : ndarray of float64, shape (n,)
+        In slices.
+    tree : Tree
+        Links within groups.
+    groups : ndarray of int, shape (n,)
+    threshold : float
+        Correlation above which slices are linked.
+
+    Returns
+    -------
+    ndarray of int64
+        Places in `tree` of the links to cut; None where a group is too large to be one head.
+    """
+    cuts: list[int] = []
+    usual = coverage(height, groups)
+    # Two people share most of the heights; a shorter side may be one end of a head, misjudged.
+    reach = 0.5 * float(np.median(usual.high - usual.low))
+    order = np.argsort(groups, kind="stable")
+    starts = np.searchsorted(groups[order], np.arange(groups.max() + 2))
+    of_link = groups[tree.rows]
+    links = np.argsort(of_link, kind="stable")
+    link_starts = np.searchsorted(of_link[links], np.arange(groups.max() + 2))
+    for group in np.flatnonzero(np.diff(starts) >= 6):
+        rows = order[starts[group] : starts[group + 1]]
+        if len(rows) > _SEARCHED:
+            continue
+        near = np.abs(height[rows][:, None] - height[rows]) < 1.5
+        alike = own.among(rows)
+        odd = (near & (alike < 0.5 * threshold)).any(1)
+        if odd.mean() > 0.25 and len(rows) > _SMALL:
+            return None
+        if odd.mean() > 0.25:
+            inside = links[link_starts[group] : link_starts[group + 1]]
+            cuts += _cuts(
+                rows, inside, tree, near, alike, height=height, threshold=threshold, reach=reach
+            )
+    return np.array(sorted(cuts), np.int64)
+
+
+def _cuts(
+    rows: np.ndarray,
+    inside: np.ndarray,
+    tree: Tree,
+    near: np.ndarray,
+    alike: np.ndarray,
+    *,
+    height: np.ndarray,
+    threshold: float,
+    reach: float,
+) -> list[int]:
+    """Cut one group's links, the weakest first, where the sides cannot be one head."""
+    place = {int(row): i for i, row in enumerate(rows)}
+    ends = np.array([[place[int(tree.rows[e])], place[int(tree.columns[e])]] for e in inside])
+    kept = np.ones(len(inside), bool)
+    n = len(rows)
+    length = np.sqrt(np.clip(1 - tree.similarity[inside], 1e-4, None)) / UNIT
+    steps = dijkstra(csr_matrix((length, (ends[:, 0], ends[:, 1])), (n, n)), directed=False)
+    # Heights are told to some two slices: what is that near along the chain may look different.
+    near = near & (steps > _APART)
+    if (near & (alike < 0.5 * threshold)).any(1).mean() < 0.25:
+        return []
+    for i in np.argsort(tree.similarity[inside], kind="stable"):
+        left = kept.copy()
+        left[i] = False
+        graph = csr_matrix((np.ones(left.sum()), (ends[left, 0], ends[left, 1])), (n, n))
+        part = connected_components(graph, directed=False)[1]
+        one, other = (np.flatnonzero(part == part[end]) for end in ends[i])
+        small, large = sorted((one, other), key=len)
+        if len(small) < _FEW:
+            continue
+        if np.ptp(height[rows[small]]) < reach:
+            continue
+        beside = near[np.ix_(small, large)]
+        covered = beside.any(1)
+        likest = np.where(beside, alike[np.ix_(small, large)], -1).max(1)
+        if covered.mean() > 0.6 and np.median(likest[covered]) < 0.6 * threshold:
+            kept[i] = False
+    return [int(e) for e in inside[~kept]]
+
+
+@dataclass(frozen=True, eq=False)
+class People:
+    """Answer of `people`.
+
+    Attributes
+    ----------
+    groups : ndarray of int64, shape (n,)
+    threshold : float
+    same, different : ndarray of float64
+        See `mri.subjects.Subjects`.
+    doubts : list of (str, list of int)
+        What to warn of, and a row of each group concerned.
+    """
+
+    groups: np.ndarray
+    threshold: float
+    same: np.ndarray
+    different: np.ndarray
+    doubts: list[tuple[str, list[int]]]
+
+
+def people(
+    patterns: Patterns,
+    low: np.ndarray,
+    plain: Callable[[np.ndarray], Patterns],
+    *,
+    min_margin: float,
+    seed: int,
+) -> People | str:
+    """Group slices by head, or say which condition failed.
+
+    Parameters
+    ----------
+    patterns : Patterns
+    low : ndarray of float32, shape (n, d)
+        See `mri.subjects.heights.low_detail`.
+    plain : callable
+        See `mri.subjects.identity.mixtures`.
+    min_margin : float
+        Smallest gap of correlations that counts as clear.
+    seed : int
+
+    Returns
+    -------
+    People or str
+    """
+    if len(patterns) < 3:
+        return f"there are {len(patterns)} different slices, wanted at least 3"
+    near = distinct(patterns, seed)
+    n, low = len(near.nodes), low[near.nodes]
+    columns, similarity = near.columns, near.similarity
+    most = min(_MOST, n - 1)
+    while True:
+        mixed, one, other = mixtures(
+            near.own, columns, similarity, lambda rows: plain(near.nodes[rows])
+        )
+        pure = np.ones(n, bool)
+        pure[mixed] = False
+        if pure.sum() < 3:
+            return f"{len(mixed)} of {n} distinct slices are mixtures of others"
+        tree = spanning_tree(columns, similarity, pure)
+        edges = tree.similarity
+        if len(edges) < 2:
+            return f"{n} distinct slices have too few links"
+        cut = widest_gap(edges)
+        threshold = float(edges[cut : cut + 2].mean())
+        inside = tree.above(threshold)
+        groups = inside.groups(n)
+        # A slice sees its nearest stranger only if it has more neighbours than slices of its own.
+        largest = np.bincount(groups).max()
+        if largest < columns.shape[1] or columns.shape[1] == most or largest > 2 * _MOST:
+            break
+        columns = nearest(near.points, min(2 * columns.shape[1], most))
+        similarity = near.own.likeness(np.arange(n), columns)
+    count = len(np.unique(groups[pure]))
+    refusal = why_unclear(edges, cut, min_margin, count, int(pure.sum()))
+    if refusal:
+        return refusal
+    return _checked(near, low, inside, threshold, edges, cut, (mixed, one, other))
+
+
+def _checked(
+    near: Neighbours,
+    low: np.ndarray,
+    inside: Tree,
+    threshold: float,
+    edges: np.ndarray,
+    cut: int,
+    mixture: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> People | str:
+    """Check groups by their heights, then give mixtures and copies to those they come from."""
+    n = len(near.nodes)
+    pure = np.ones(n, bool)
+    pure[mixture[0]] = False
+    place, kept = np.cumsum(pure) - 1, np.flatnonzero(pure)
+    own = near.own.take(kept)
+    inside = Tree(place[inside.rows], place[inside.columns], inside.similarity)
+    groups = inside.groups(len(kept))
+    position = along_the_tree(inside.rows, inside.columns, inside.similarity, groups)
+    sides = two_levels(low[kept], position, groups)
+    size = f"({groups.max() + 1} groups of {len(kept)} distinct slices)"
+    if sides is not None:
+        return (
+            f"groups fall into two sets that share no heights ({sides.sum()} and {(~sides).sum()} "
+            f"of those looked at), as if all heads were torn, wanted one set {size}"
+        )
+    height, trust = heights(low[kept], position, groups)
+    if trust > _TRUST:
+        answer = _by_height(own, height, inside, groups, threshold, size)
+        if isinstance(answer, str):
+            return answer
+        groups, doubts = answer
+    else:
+        sizes, doubts = np.bincount(groups), []
+        if by_size(groups).any() or sizes.max() > 2 * np.median(sizes):
+            return (
+                f"groups have {sizes.min()} to {sizes.max()} distinct slices, and their heights "
+                f"cannot be told to check them (trust {trust:.2f}, wanted {_TRUST}) {size}"
+            )
+    whole = np.full(n, -1)
+    whole[kept] = groups
+    between = _with_mixtures(whole, mixture)
+    told = [(text, near.nodes[kept[rows]].tolist()) for text, rows in doubts]
+    if len(between):
+        text = f"{len(between)} slices are mixtures of two people"
+        told.append((text, near.nodes[between.ravel()].tolist()))
+    return People(whole[near.original], threshold, edges[cut + 1 :], edges[: cut + 1], told)
+
+
+def _by_height(
+    own: Patterns,
+    height: np.ndarray,
+    inside: Tree,
+    groups: np.ndarray,
+    threshold: float,
+    size: str,
+) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]] | str:
+    """Cut what joins two heads, join what is torn, and say which groups are doubtful."""
+    doubts: list[tuple[str, np.ndarray]] = []
+    cuts = strangers_within(own, height, inside, groups, threshold)
+    if cuts is None:
+        return (
+            f"a group of {np.bincount(groups).max()} distinct slices holds slices of one height "
+            f"that look different, wanted one head a group {size}"
+        )
+    if len(cuts):
+        ends = np.concatenate([inside.rows[cuts], inside.columns[cuts]])
+        left = np.setdiff1d(np.arange(len(inside.rows)), cuts)
+        groups = Tree(inside.rows[left], inside.columns[left], inside.similarity[left]).groups(
+            len(groups)
+        )
+        doubts.append(("slices that resemble two people link these, mixtures perhaps", ends))
+    covered = coverage(height, groups)
+    joined, likely = fitting_ends(own, height, groups, covered)
+    first = np.unique(groups, return_index=True)[1]
+    partial = covered.partial.copy()
+    partial[[group for pair in joined for group in pair]] = False
+    share = float(partial[groups].mean())
+    if share > 0.5:
+        return (
+            f"{share:.0%} of the slices are in groups that cover only part of the heights, wanted "
+            f"at most half {size}"
+        )
+    if joined:
+        groups = groups.copy()
+        for one, other in joined:
+            groups[groups == groups[first[other]]] = groups[first[one]]
+        groups = np.unique(groups, return_inverse=True)[1]
+        text = "slices are missing inside these, whose parts were joined by their likeness"
+        doubts.append((text, first[[one for one, _ in joined]]))
+    if partial.any():
+        concerned = sorted(
+            {g for pair in likely for g in pair} | set(np.flatnonzero(partial).tolist())
+        )
+        text = (
+            f"{partial.sum()} of {len(partial)} groups cover only part of the heights that others "
+            "cover and may be parts of one person"
+        )
+        doubts.append((text, first[concerned]))
+    return groups, doubts
+
+
+def _with_mixtures(
+    whole: np.ndarray, mixture: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Give each mixture to the group of its larger part; return parts of different groups (m, 2).
+
+    Fills `whole` in place; what is a mixture of mixtures only stays alone.
+    """
+    mixed, one, other = mixture
+    for _ in range(20):
+        known = (whole[mixed] < 0) & (whole[one] >= 0)
+        whole[mixed[known]] = whole[one[known]]
+    alone = whole < 0
+    whole[alone] = whole.max() + 1 + np.arange(alone.sum())
+    between = whole[one] != whole[other]
+    return np.column_stack([one[between], other[between]])

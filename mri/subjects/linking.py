@@ -328,13 +328,16 @@ def people(
     refusal = why_unclear(edges, cut, min_margin, count, int(pure.sum()))
     if refusal:
         return refusal
-    return _checked(near, low, inside, threshold, edges, cut, (mixed, one, other))
+    return _checked(
+        near, low, inside, threshold=threshold, edges=edges, cut=cut, mixture=(mixed, one, other)
+    )
 
 
 def _checked(
     near: Neighbours,
     low: np.ndarray,
     inside: Tree,
+    *,
     threshold: float,
     edges: np.ndarray,
     cut: int,
@@ -358,7 +361,7 @@ def _checked(
         )
     height, trust = heights(low[kept], position, groups)
     if trust > _TRUST:
-        answer = _by_height(own, height, inside, groups, threshold, size)
+        answer = _by_height(own, height, inside, groups, threshold=threshold, size=size)
         if isinstance(answer, str):
             return answer
         groups, doubts = answer
@@ -384,6 +387,7 @@ def _by_height(
     height: np.ndarray,
     inside: Tree,
     groups: np.ndarray,
+    *,
     threshold: float,
     size: str,
 ) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]] | str:

@@ -324,6 +324,7 @@ def folders(root, sides):
     return root
 
 
+@pytest.mark.slow
 def test_the_command_on_folders_writes_page_and_figures(tmp_path, capsys):
     phantom = make_phantoms(12, 24, size=64, seed=4)
     odd = np.arange(288) % 2 == 1

@@ -46,7 +46,7 @@ def inspect_archive(path: Path, read: Callable[[], bytes]) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = sorted(archive.namelist())
             if known:
-                raise ModelFileError(f"{path}: {known}")
+                raise ModelFileError(f"{path}: not a whole Keras archive ({known})")
             if members != sorted(_MEMBERS):
                 raise ModelFileError(f"{path}: expected {sorted(_MEMBERS)}, found {members}")
             sizes = {info.filename: info.file_size for info in archive.infolist()}

@@ -107,7 +107,7 @@ def test_files_targets_and_commands_it_names_exist(page):
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:`|^    )make ([a-z-]+)", TEXTS[page], re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for link in re.findall(r"\]\((?!http|#)([^)]+)\)", TEXTS[page]):
+    for link in re.findall(r"\]\((?!http|#)([^)#]+)", TEXTS[page]):
         assert (ROOT / page).parent.joinpath(link).exists(), link
     for file in re.findall(r"`((?:mri|tests|models|data)/[\w./-]+\.\w+)`", TEXTS[page]):
         assert (ROOT / file).exists(), file

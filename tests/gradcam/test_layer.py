@@ -197,11 +197,12 @@ def test_the_map_sums_to_the_logit_less_its_bias(body, head, rng, request):
     keras.utils.set_random_seed(1)
     inputs = keras.Input((SIZE, SIZE, 1))
     model = scored(inputs, body(stem(inputs)), HEADS[head])
-    cam, total, logit = completeness(model, images(rng))
+    x = images(rng)
+    cam, total, logit = completeness(model, x)
     np.testing.assert_allclose(total, logit, atol=1e-4 * abs(logit).max())
     branches = {residual, pre_activation, bottleneck, dense_blocks, inception, convnext, pyramid}
     if body in branches and head == "mean":
-        _, part, _ = completeness(model, images(rng), last_convolution(cam))
+        _, part, _ = completeness(model, x, last_convolution(cam))
         assert abs(share(part, logit) - 1) > 0.05, "the last convolution is a branch"
 
 
@@ -264,13 +265,14 @@ def test_the_networks_of_keras_applications(name, rng, keep_figures):
     features = keras.Model(model.inputs, model.get_layer("scores").input)
     spread = features.predict(images(np.random.default_rng(0), size=size), verbose=0).std()
     model.get_layer("scores").kernel.assign(model.get_layer("scores").kernel / spread)
-    cam, total, logit = completeness(model, images(rng, size=size))
+    x = images(rng, size=size)
+    cam, total, logit = completeness(model, x)
     np.testing.assert_allclose(total, logit, atol=2e-4 * abs(logit).max())
     old = last_convolution(cam)
-    _, part, _ = completeness(model, images(rng, size=size), old)
+    _, part, _ = completeness(model, x, old)
     keep_figures(
         f"completeness of {name}",
-        **{f"{cam.layer.name}": share(total, logit), f"{old.name}": share(part, logit)},
+        **{f"{cam.layer.name}": share(total, logit), f"last: {old.name}": share(part, logit)},
     )
 
 

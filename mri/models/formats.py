@@ -7,6 +7,10 @@ import os
 import zipfile
 from pathlib import Path
 
+from mri._files import read_regular
+
+_MAX_TEXT = 2**22
+
 _SAVE = "save it with model.save('….keras')"
 _AGAIN = f"load it where it was made, with the Keras or TensorFlow that made it, and {_SAVE}"
 _REBUILD = f"build its network in Keras, give it these weights, and {_SAVE}"
@@ -43,7 +47,7 @@ def may_be_model(path: Path) -> bool:
     if path.with_suffix(".keras").exists() or path.with_suffix(".parquet").exists():
         return False
     try:
-        return "class_name" in json.loads(path.read_text(encoding="utf-8"))
+        return "class_name" in json.loads(read_regular(path, _MAX_TEXT).decode("utf-8"))
     except (OSError, ValueError, TypeError, RecursionError):
         return False
 
@@ -60,7 +64,8 @@ def recognised(path: str | os.PathLike[str]) -> str:
     """
     path = Path(path)
     try:
-        found = _of_folder(path) if path.is_dir() else _of_file(path)
+        # A pipe that nobody writes to would be waited for.
+        found = _of_folder(path) if path.is_dir() else _of_file(path) if path.is_file() else None
     except Exception:  # Of a damaged file almost any kind.
         found = None
     found = found or _ENDINGS.get(path.suffix)
@@ -91,7 +96,7 @@ def _of_file(path: Path) -> tuple[str, str] | None:
         return "a safetensors file, weights only", _REBUILD
     if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b":", b"B"):
         return "an ONNX model", _CONVERT
-    if head.lstrip()[:1] == b"{" and "class_name" in json.loads(path.read_text(encoding="utf-8")):
+    if head.lstrip()[:1] == b"{" and "class_name" in json.loads(read_regular(path, _MAX_TEXT)):
         return "a network without its weights", f"give it its weights, and {_SAVE}"
     return None
 

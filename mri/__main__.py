@@ -193,7 +193,9 @@ def zoo(options: Options) -> int:
         print(reported_table(options.output))
         return 0
     from mri.training import train_zoo
+    from mri.training.recipe import known_entries
 
+    known_entries(options.names)
     named = {"names": options.names, "seeds": options.seeds, "folder": options.output}
     for line in train_zoo(*protocols(), **named):
         print(for_terminal(line), flush=True)

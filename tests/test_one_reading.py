@@ -107,9 +107,11 @@ def two(tmp_path):
 
 
 def test_a_model_changed_after_it_was_inspected_is_not_loaded(two):
+    first = ModelFile(two / "one.keras").load().get_weights()[0]
     file = ModelFile(two / "one.keras")
     file.inspect()
     (two / "two.keras").replace(two / "one.keras")
+    np.testing.assert_array_equal(file.load().get_weights()[0], first, "what was inspected")
     with pytest.raises(ModelFileError, match=r"one\.keras: was changed while it was read"):
         file.load()
     with pytest.raises(ModelFileError, match="was changed while it was read"):

@@ -88,6 +88,7 @@ def test_figures_of_the_tables_stand_in_the_committed_notebooks(page):
     assert [figure for figure in figures if figure not in outputs] == []
 
 
+@pytest.mark.slow
 def test_the_table_of_the_zoo_is_that_of_its_command():
     assert reported_table(ROOT / "models/zoo") in TEXTS["models/README.md"]
 

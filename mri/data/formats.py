@@ -123,6 +123,7 @@ def from_parquet(file: Path, columns: Columns) -> list[Part]:
         # Paths are read only where bytes may be missing.
         whole = no_nulls(opened, f"{image}.bytes")
     wanted, homes = [f"{image}.bytes" if whole else image, label], [file.parent, Path()]
+    room = MAX_BATCH + 4 * file.stat().st_size
 
     def same(found: pa.Schema) -> None:
         if check_schema(file, found, image, label) != (names, synthetic):
@@ -131,7 +132,7 @@ def from_parquet(file: Path, columns: Columns) -> list[Part]:
     def read(size: int) -> Iterator[Rows]:
         items: list[Item] = []
         values: list[pa.Array] = []
-        start, room = 0, MAX_BATCH + 4 * file.stat().st_size
+        start = 0
         for batch in arrow_batches(file, size, wanted, same):
             taken = 0
             while taken < batch.num_rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -151,3 +152,10 @@ def entries() -> dict[str, tuple[str, Recipe]]:
     found = {name: (name, recipe_of(name)) for name in list_models()}
     others = set(RECIPES) - set(found) - {"default"}
     return found | {f"baseline_{name}": ("baseline", RECIPES[name]) for name in sorted(others)}
+
+
+def known_entries(names: Sequence[str]) -> None:
+    """Raise ValueError unless all `names` are of `entries`."""
+    zoo = entries()
+    unknown = sorted(set(names) - set(zoo))
+    require(not unknown, f"No network of that name. There are {', '.join(zoo)}.", names=unknown)

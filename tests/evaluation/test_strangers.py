@@ -100,6 +100,7 @@ def test_logits_kept_by_an_older_reading_are_made_anew(twins, phantoms, tmp_path
         assert again.table[FIGURES].equals(first.table[FIGURES])
 
 
+@pytest.mark.slow
 def test_the_committed_logits_stay_valid():
     found = compare(folder="models/zoo")
     assert found.evaluated == ()

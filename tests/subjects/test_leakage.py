@@ -229,7 +229,9 @@ def scans_of(images, labels, names=("a", "b", "c", "d")):
     return Scans(images, labels, names, pd.DataFrame(columns=["file", "row", "cause"]))
 
 
-@pytest.mark.parametrize("way", range(1, 8))
+@pytest.mark.parametrize(
+    "way", [1, 2, *(pytest.param(way, marks=pytest.mark.slow) for way in range(3, 8))]
+)
 def test_a_test_part_that_is_the_train_part_turned_is_leaky_whoever_people_are_taken_for(way):
     phantom = make_phantoms(12, 8, size=64, seed=4)
     turned = np.stack([turn(image, way) for image in phantom.images])

@@ -144,6 +144,7 @@ def test_larger_n_finds_the_same_margin_among_the_nearest_neighbours(phantoms, r
     assert same_partition(recovered.groups, fcluster(tree, 1 - recovered.threshold, "distance"))
 
 
+@pytest.mark.slow
 def test_subjects_with_more_slices_than_the_first_neighbour_search(phantoms):
     """Copies have distance 0, and 64 slices of one subject fill the first 40 neighbours."""
     copies = np.random.default_rng(1).permutation(np.repeat(np.arange(4 * SLICES), 4))
@@ -165,6 +166,7 @@ def test_one_slice_a_subject_is_refused(phantoms):
         recover_subjects(phantoms.images[::SLICES])
 
 
+@pytest.mark.slow
 def test_slices_too_far_apart_are_refused():
     """Top and bottom slices alone correlate by height, not by subject."""
     heights = make_phantoms(24, 32, seed=5).images.reshape(24, 32, 128, 128)

@@ -109,6 +109,7 @@ def test_the_same_seed_gives_the_same_run_to_the_bit(unbroken, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.json", "m.keras"]
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(unbroken, tmp_path, monkeypatch, epochs_run):
     """And a state that was left by another recipe is not continued."""
     state = interrupt(monkeypatch, tmp_path, (2, 3))
@@ -178,6 +179,7 @@ def test_a_killed_run_resumes_to_the_same_bits(killed, unbroken, epochs_run, dea
     assert sorted(entry.name for entry in folder.iterdir()) == ["m.json", "m.keras"]
 
 
+@pytest.mark.slow
 def test_patience_is_not_forgotten_in_a_kill(killed, tmp_path, epochs_run):
     """The first epoch stays the best, so patience 3 ends the run after the fourth, killed or not.
 

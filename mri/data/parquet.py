@@ -182,7 +182,7 @@ def arrow_batches(
 
     `same` is called with the schema and raises if it is not that expected.
     """
-    start = 0
+    start, pool = 0, pa.default_memory_pool()
     with open_parquet(file, columns) as (opened, at_a_time):
         if same is not None:
             same(opened.schema_arrow)
@@ -191,6 +191,8 @@ def arrow_batches(
             for batch in opened.iter_batches(size, columns=list(columns), use_threads=False):
                 yield batch
                 start += batch.num_rows
+                # What was read of a page is of no use any more, but kept for the next.
+                pool.release_unused()
         except (pa.ArrowException, OSError, FooterError) as error:
             raise DataError(
                 f"{file}, at or after row {start}: damaged parquet data ({error}); {AGAIN}"

@@ -54,6 +54,7 @@ MAX_CLASSES, MAX_NAME = 1000, 200
 """Number of class names, and of characters of one."""
 
 _LONG = 1 << 20
+_GIVE_BACK = 2048  # rows
 # What a table may ask for, by its size: rows that repeat a value or are null cost next to nothing.
 _MAX_ROWS, _LEAST_ROW = 20_000, 16
 _ROOM, _MOST_A_BYTE = 2**28, 1000
@@ -191,8 +192,10 @@ def arrow_batches(
             for batch in opened.iter_batches(size, columns=list(columns), use_threads=False):
                 yield batch
                 start += batch.num_rows
-                # What was read of a page is of no use any more, but kept for the next.
-                pool.release_unused()
+                # What was read of a page is of no use any more, but kept for the next; to give it
+                # back takes as long as decoding five slices.
+                if start % _GIVE_BACK < batch.num_rows:
+                    pool.release_unused()
         except (pa.ArrowException, OSError, FooterError) as error:
             raise DataError(
                 f"{file}, at or after row {start}: damaged parquet data ({error}); {AGAIN}"

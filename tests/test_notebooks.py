@@ -85,7 +85,8 @@ def test_comparison_ranks_the_zoo_of_a_fresh_clone_without_slices(tmp_path, monk
     shutil.copytree(ROOT / "models/zoo", tmp_path / "models/zoo", ignore=no_models)
     monkeypatch.setenv("MRI_DATA", "")
     book = run("models_compare.ipynb", tmp_path, None)
-    cards = {path.stem for path in (ROOT / "models/zoo").glob("*.json")}
+    cards = {path.stem for path in (ROOT / "models/zoo").glob("*-*.json")}
+    assert len(cards) > 10
     assert all(card.removesuffix("-image") in text(book) for card in cards)
     assert "On people never seen, " in text(book)
     assert not [o for o in outputs(book) if o.get("name") == "stderr"]

@@ -729,7 +729,7 @@ def test_convolutions_of_other_outputs_do_not_count():
 @pytest.mark.slow
 def test_backbone_of_keras_applications_in_closed_form(rng):
     """MobileNetV2 ends in convolution, normalisation, ReLU6, mean, here with a dense layer."""
-    keras.utils.set_random_seed(1)  # Of some weights every map is zero.
+    keras.utils.set_random_seed(2)  # Of some weights every map is zero.
     backbone = keras.applications.MobileNetV2(
         (64, 64, 3), alpha=0.35, include_top=False, weights=None
     )

@@ -193,9 +193,9 @@ def zoo(options: Options) -> int:
         print(reported_table(options.output))
         return 0
     from mri.training import train_zoo
-    from mri.training.recipe import known_entries
+    from mri.training.recipe import chosen_entries
 
-    known_entries(options.names)
+    chosen_entries(options.names)  # Before the slices are read.
     named = {"names": options.names, "seeds": options.seeds, "folder": options.output}
     for line in train_zoo(*protocols(), **named):
         print(for_terminal(line), flush=True)

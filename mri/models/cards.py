@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mri._files import read_regular
+from mri._text import shorten
 from mri.data.decode import DataError
 from mri.data.parquet import MAX_CLASSES, MAX_NAME
 
@@ -176,13 +177,8 @@ def problem_of(facts: object, schema: Mapping[str, tuple[Check, str]] = SCHEMA) 
         return f"it is {facts!r:.60}, expected an object"
     for key, (check, expected) in schema.items():
         if key in facts and not check(facts[key]):
-            return f"its {key!r} is {_brief(facts[key])}, expected {expected}"
+            return f"its {key!r} is {shorten(repr(facts[key]))}, expected {expected}"
     return None
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def read_card(path: str | os.PathLike[str]) -> dict[str, Any] | None:

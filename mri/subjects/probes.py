@@ -31,7 +31,6 @@ SHARED = "test slices whose subject stands in train"
 IDENTICAL = "pixel-identical slices across"
 NEAR = f"test slices with a near duplicate in train (r ≥ {DUPLICATE})"
 TURNED = f"test slices that are a mirrored or turned copy (r ≥ {DUPLICATE})"
-NEIGHBOUR = "1-nearest neighbour: accuracy"
 
 # By how much the nearest neighbour may do better as published before people are doubted.
 _SUSPICIOUS = 0.15

@@ -31,7 +31,7 @@ from mri.models.scores import predict_logits
 from mri.subjects.probes import linear_probe, shuffle_diagnoses
 from mri.subjects.splits import Split, subject_split
 from mri.training.loop import is_trained, train
-from mri.training.recipe import Recipe, entries, known_entries, recipe_of
+from mri.training.recipe import Recipe, chosen_entries, recipe_of
 from mri.training.run import Run
 
 
@@ -426,9 +426,8 @@ def train_zoo(
     ValueError
         If there is no network with that name.
     """
-    known_entries(names)
-    zoo = entries()
-    for name, seed, protocol in product(names or zoo, range(seeds), splits):
+    zoo = chosen_entries(names)
+    for name, seed, protocol in product(zoo, range(seeds), splits):
         builder, recipe = zoo[name]
         stem = f"{name}{f'-seed{seed}' if seed else ''}-{protocol}"
         path, split = Path(folder) / f"{stem}.keras", splits[protocol]

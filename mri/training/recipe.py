@@ -154,8 +154,9 @@ def entries() -> dict[str, tuple[str, Recipe]]:
     return found | {f"baseline_{name}": ("baseline", RECIPES[name]) for name in sorted(others)}
 
 
-def known_entries(names: Sequence[str]) -> None:
-    """Raise ValueError unless all `names` are of `entries`."""
+def chosen_entries(names: Sequence[str]) -> dict[str, tuple[str, Recipe]]:
+    """Return the `entries` of the given names, all without names; ValueError if one is unknown."""
     zoo = entries()
     unknown = sorted(set(names) - set(zoo))
     require(not unknown, f"No network of that name. There are {', '.join(zoo)}.", names=unknown)
+    return {name: zoo[name] for name in names or zoo}

@@ -40,7 +40,9 @@ class Checkpoint(keras.callbacks.Callback):
                 if meta["signature"] != self.signature:
                     return
                 values = [state[f"v{i}"] for i in range(len(self._variables()))]
-                best = [state[f"b{i}"] for i in range(len(model.weights))]
+                best = (
+                    [state[f"b{i}"] for i in range(len(model.weights))] if "b0" in state else None
+                )
         except Exception:  # A damaged archive can raise almost anything; the run starts anew.
             return
         for variable, value in zip(self._variables(), values, strict=True):
@@ -50,13 +52,19 @@ class Checkpoint(keras.callbacks.Callback):
         self._stopping = {**meta["stopping"], "best_weights": best}
         self.stopped = self._stopping["wait"] >= self.stopper.patience
 
+    @property
+    def kept_epoch(self) -> int:
+        """Number of the epoch whose weights the network has at the end, counted from 0."""
+        best = self.stopper.restore_best_weights
+        return int(self.stopper.best_epoch) if best else self.epochs_done - 1
+
     def kept(self) -> str:
         """Say what an interrupted run leaves behind."""
         if not self.epochs_done:
             return "No epoch was finished, so nothing is kept."
         return (
-            f"Kept in {self.path}: {self.epochs_done} finished epochs, with the best weights so "
-            "far. Repeat the same call to continue."
+            f"Kept in {self.path}: {self.epochs_done} finished epochs. Repeat the same call to "
+            "continue."
         )
 
     def on_train_begin(self, logs: Mapping[str, float] | None = None) -> None:
@@ -79,7 +87,7 @@ class Checkpoint(keras.callbacks.Callback):
             "stopping": {key: float(value) for key, value in stopping.items()},
         }
         arrays: dict[str, Any] = {f"v{i}": np.asarray(v) for i, v in enumerate(self._variables())}
-        arrays |= {f"b{i}": value for i, value in enumerate(self.stopper.best_weights)}
+        arrays |= {f"b{i}": value for i, value in enumerate(self.stopper.best_weights or [])}
         # An open file, because NumPy may add an ending to a name.
         with replacing(self.path) as temporary, temporary.open("wb") as file:
             np.savez(file, meta=json.dumps(meta), **arrays)

@@ -25,13 +25,13 @@ from mri.data.decode import DataError
 from mri.data.scans import Scans
 from mri.evaluation.logits import LogitsTable, find_logits, keep_logits, logits_frame
 from mri.evaluation.metrics import Evaluation, evaluate, fit_temperature, metric_label
-from mri.models.builders import _BUILDERS, Builder, list_models, register
+from mri.models.builders import _BUILDERS, Builder, register
 from mri.models.files import ModelFile
 from mri.models.scores import predict_logits
 from mri.subjects.probes import linear_probe, shuffle_diagnoses
 from mri.subjects.splits import Split, subject_split
 from mri.training.loop import is_trained, train
-from mri.training.recipe import Recipe, chosen_entries, recipe_of
+from mri.training.recipe import Recipe, chosen_entries, entries
 from mri.training.run import Run
 
 
@@ -42,9 +42,9 @@ class CrossValidation:
     Attributes
     ----------
     frame : DataFrame
-        One row per slice, part and network: model, fold, seed, part ('test' or 'validation'), row
-        (in the scans), subject, label, and one column `logit_<class>` per class. The logits are
-        divided by the temperature fitted on the validation part of the same network.
+        One row per slice, part and network: model, division, fold, seed, part ('test' or
+        'validation'), row (in the scans), subject, label, and one column `logit_<class>` per class.
+        The logits are divided by the temperature fitted on the validation part of the same network.
     class_names : tuple of str
         In label order.
     origin : str
@@ -192,6 +192,7 @@ def cross_validate(
     recipe: Recipe | None = None,
     folds: int = 5,
     seeds: Sequence[int] = (0,),
+    division: int = 0,
     folder: str | os.PathLike[str] = "models/crossval",
     jobs: int | None = None,
 ) -> CrossValidation:
@@ -206,16 +207,18 @@ def cross_validate(
     Parameters
     ----------
     builders : str or sequence of str
-        Names of registered builders.
+        Names of registered builders, or of `mri.training.recipe.entries`.
     scans : Scans
     groups : ndarray of int, shape (n,)
         Subject of each slice.
     recipe : Recipe, optional
-        One recipe for all builders; by default each uses its own from `mri.training.RECIPES`.
+        One recipe for all; by default each uses its own from `mri.training.RECIPES`.
     folds : int
-        As for `mri.subject_split`. The split always has seed 0, whatever the training seed is.
+        As for `mri.subject_split`.
     seeds : sequence of int
         Seeds of weights, order and augmentation.
+    division : int
+        Seed of the split: which people are in which fold.
     folder : path
     jobs : int, optional
         How many networks train at a time, each on its share of the cores. By default one, or as
@@ -246,10 +249,11 @@ def cross_validate(
     32
     """
     builders = np.atleast_1d(builders).tolist()
-    unknown = sorted(set(builders) - set(list_models()))
+    zoo = entries()
+    unknown = sorted(set(builders) - set(zoo))
     if unknown or not builders or not len(seeds):
         raise ValueError(
-            f"builders must be some of {list_models()}, and seeds must not be empty. "
+            f"builders must be some of {sorted(zoo)}, and seeds must not be empty. "
             f"Received: {builders}, seeds={list(seeds)}"
         )
     groups = integers("groups", groups, len(scans))
@@ -257,23 +261,26 @@ def cross_validate(
     require(jobs is None or jobs >= 1, "jobs must be None or at least 1.", jobs=jobs)
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    splits = [
+        _split(scans.labels, groups, fold=fold, folds=folds, seed=division) for fold in range(folds)
+    ]
     cells = [
-        Run(name, scans, _split(scans.labels, groups, fold, folds), recipe or recipe_of(name), seed)
+        (name, Run(zoo[name][0], scans, split, recipe or zoo[name][1], seed))
         for name in builders
         for seed in seeds
-        for fold in range(folds)
+        for split in splits
     ]
     threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
     frames = Parallel(n_jobs=jobs, return_as="list")(
         # The function itself is sent, because a worker knows only the builders of `mri.models`.
-        delayed(_run_cell)(_BUILDERS[cell.builder], cell, groups, folder, threads)
-        for cell in tqdm(cells, desc="networks", disable=None)
+        delayed(_run_cell)(name, _BUILDERS[cell.builder], cell, groups, folder, threads=threads)
+        for name, cell in tqdm(cells, desc="networks", disable=None)
     )
     return CrossValidation(pd.concat(frames, ignore_index=True), scans.class_names, scans.origin)
 
 
 def _run_cell(
-    builder: Builder, cell: Run, groups: np.ndarray, folder: Path, threads: int
+    entry: str, builder: Builder, cell: Run, groups: np.ndarray, folder: Path, *, threads: int
 ) -> pd.DataFrame:
     """Train one network unless it is trained, and return its logits on the held-out parts."""
     with suppress(RuntimeError):  # TensorFlow refuses once the process has computed.
@@ -282,7 +289,8 @@ def _run_cell(
     scans, split, recipe, seed = cell.scans, cell.split, cell.recipe, cell.seed
     settings = json.dumps([asdict(recipe), scans.fingerprint(), split.folds], sort_keys=True)
     tag = hashlib.sha256(settings.encode()).hexdigest()[:8]
-    name = f"{cell.builder}-{tag}-fold{split.fold}-seed{seed}"
+    name = f"{entry}-{tag}-fold{split.fold}-seed{seed}"
+    name += f"-division{split.seed}" * bool(split.seed)
     # A cell bears its recipe in its name: another run of that name is of an older network.
     quiet: dict[str, Any] = {"folder": folder, "verbose": 0, "replace": True}
     run = train(cell.builder, scans, split, name=name, recipe=cell.recipe, seed=seed, **quiet)
@@ -294,7 +302,7 @@ def _run_cell(
         if table.about.get("key") == key:
             return table.frame
     logits = predict_logits(run.model, scans.images[_held_out(split)]) / run.card["temperature"]
-    frame = _frame(cell.builder, scans, groups, split, logits, seed=seed)
+    frame = _frame(entry, scans, groups, split, logits, seed=seed)
     LogitsTable(frame, {"class_names": list(scans.class_names), "key": key}).save(path)
     keras.backend.clear_session()
     return frame
@@ -314,7 +322,7 @@ def cross_validate_probes(scans: Scans, groups: np.ndarray, *, folds: int = 5) -
     pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
     frames = []
     for fold in range(folds):
-        split = _split(scans.labels, groups, fold, folds)
+        split = _split(scans.labels, groups, fold=fold, folds=folds)
         rows, train, known = _held_out(split), pixels[split.train], scans.labels[split.train]
         nearest = known[pairwise_distances_argmin(pixels[rows], train)]
         probe = linear_probe(train, known)
@@ -328,10 +336,10 @@ def cross_validate_probes(scans: Scans, groups: np.ndarray, *, folds: int = 5) -
     return pd.concat(frames, ignore_index=True)
 
 
-def _split(labels: np.ndarray, groups: np.ndarray, fold: int, folds: int) -> Split:
+def _split(labels: np.ndarray, groups: np.ndarray, **options: int) -> Split:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fewer subjects than the")
-        return subject_split(labels, groups, fold=fold, folds=folds)
+        return subject_split(labels, groups, **options)
 
 
 def _held_out(split: Split) -> np.ndarray:
@@ -350,7 +358,8 @@ def _frame(
     """Return the rows of one classifier for `CrossValidation.frame`."""
     rows, sizes = _held_out(split), [len(split.validation), len(split.test)]
     part = np.repeat(["validation", "test"], sizes)
-    about = pd.DataFrame({"model": model, "fold": split.fold, "seed": seed, "part": part})
+    of = {"division": split.seed, "fold": split.fold, "seed": seed}
+    about = pd.DataFrame({"model": model, **of, "part": part})
     return about.join(logits_frame(scans, groups, rows, logits.astype(np.float32)))
 
 

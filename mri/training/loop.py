@@ -37,7 +37,7 @@ class Trained:
     Attributes
     ----------
     model : keras.Model
-        With the weights of the best epoch.
+        With the weights of the epoch that the recipe keeps.
     card : dict
         The content of ``models/<name>.json``.
     path : Path
@@ -276,11 +276,13 @@ def _trained(
 
 
 def _stopper(recipe: Recipe) -> keras.callbacks.EarlyStopping:
+    """Return what stops early and restores the best epoch; it does neither if the last is kept."""
+    last = recipe.monitor == "last"
     return keras.callbacks.EarlyStopping(
-        monitor=recipe.monitor,
-        mode="min" if recipe.monitor == "val_loss" else "max",
+        monitor="val_loss" if last else recipe.monitor,
+        mode="max" if recipe.monitor == "val_balanced_accuracy" else "min",
         patience=recipe.patience or recipe.epochs,
-        restore_best_weights=True,
+        restore_best_weights=not last,
     )
 
 
@@ -351,7 +353,7 @@ def _card(model: keras.Model, run: Run, checkpoint: Checkpoint) -> dict[str, Any
             ),
         },
         "temperature": fit_temperature(labels, logits),
-        "best_epoch": int(checkpoint.stopper.best_epoch),
+        "best_epoch": checkpoint.kept_epoch,
         "seconds": round(checkpoint.seconds, 1),
         "history": {key: [e[key] for e in checkpoint.record] for key in checkpoint.record[0]},
         "test_rows": run.split.test.tolist(),

@@ -71,18 +71,21 @@ WRONG = {
         (lambda c: mri.GradCAM(c.model)(c.images, "Ill"), "'Non_Demented'.*classes='Ill'"),
     ],
     "Recipe": [
-        (
-            lambda c, name=name, value=value: mri.Recipe(**{name: value}),
-            f"Received: {name}={value!r}",
-        )
-        for name, value in [
-            *[("epochs", 0), ("epochs", 1.5), ("batch_size", 0), ("batch_size", 32.0)],
-            *[("patience", 0), ("learning_rate", -1.0), ("weight_decay", -0.1)],
-            *[("label_smoothing", 1.0), ("hardest", 0.0), ("balance", "both")],
-            *[("monitor", "loss"), ("dtype", "float8"), ("learning_rate", "fast")],
-            *[("learning_rate", None), ("epochs", True), ("hardest", "0.5"), ("augment", 1)],
-            *[("label_smoothing", float("nan"))],
-        ]
+        (lambda c: mri.Recipe(patience=3), "Received: patience=3, monitor='last'"),
+        *[
+            (
+                lambda c, name=name, value=value: mri.Recipe(**{name: value}),
+                f"Received: {name}={value!r}",
+            )
+            for name, value in [
+                *[("epochs", 0), ("epochs", 1.5), ("batch_size", 0), ("batch_size", 32.0)],
+                *[("patience", 0), ("learning_rate", -1.0), ("weight_decay", -0.1)],
+                *[("label_smoothing", 1.0), ("hardest", 0.0), ("balance", "both")],
+                *[("monitor", "loss"), ("dtype", "float8"), ("learning_rate", "fast")],
+                *[("learning_rate", None), ("epochs", True), ("hardest", "0.5"), ("augment", 1)],
+                *[("label_smoothing", float("nan"))],
+            ]
+        ],
     ],
     "audit": [
         (lambda c: mri.audit(c.scans, c.scans, folds=1), "Received: folds=1"),

@@ -420,3 +420,14 @@ def test_tissue_is_the_share_of_a_tone_in_sixteen_fields():
     found = fields.predict(images[..., None], verbose=0)[..., 0]
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert model.count_params() == 16 * 4 + 4 + 2  # and two statistics of the normalisation
+
+
+def test_the_original_networks_start_within_pytorchs_limits():
+    """Uniform in ±1/√fan_in, as in torch.nn.Linear and Conv2d; ±0.0039 on 65,536 inputs."""
+    model = build_model("baseline_dropout")
+    kernels = {w.shape: np.asarray(w) for w in model.weights if w.path.endswith("kernel")}
+    assert (65536, 128) in kernels
+    for shape, values in kernels.items():
+        limit = np.prod(shape[:-1]) ** -0.5
+        assert np.abs(values).max() <= limit
+        assert values.std() == pytest.approx(limit / 3**0.5, rel=0.1)

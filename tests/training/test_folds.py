@@ -1,5 +1,6 @@
 """The sweep: every slice judged by strangers, nothing computed twice, wherever it runs."""
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,35 @@ def test_every_slice_is_tested_once_a_model_and_seed(done, case):
         np.testing.assert_array_equal(cell["label"], scans.labels[cell["row"]])
         np.testing.assert_array_equal(cell["subject"], groups[cell["row"]])
     assert len(test.groupby(["model", "seed"])) == 4
+
+
+def test_another_division_has_other_folds_of_the_same_people(done, case, tmp_path):
+    first = done[1].frame
+    other = sweep(case, tmp_path, "flat", seeds=(0,), division=1).frame
+    assert set(first["division"]) == {0}
+    assert set(other["division"]) == {1}
+
+    def folds(frame):
+        tested = frame[
+            (frame["part"] == "test") & (frame["model"] == "flat") & (frame["seed"] == 0)
+        ]
+        return {frozenset(of) for _, of in tested.groupby("fold")["subject"]}
+
+    assert frozenset().union(*folds(other)) == frozenset().union(*folds(first))
+    assert folds(other).isdisjoint(folds(first))
+
+
+def test_a_recipe_that_has_a_name_is_a_network_of_its_own(case, tmp_path, monkeypatch):
+    """As baseline_weighted_sampling is: the builder's network, trained by another recipe."""
+    zoo = {"flat": ("flat", RECIPE), "flat_longer": ("flat", replace(RECIPE, epochs=3))}
+    monkeypatch.setattr("mri.training.folds.entries", lambda: zoo)
+    found = sweep(case, tmp_path, ("flat", "flat_longer"), seeds=(0,), recipe=None)
+    assert found.models == ["flat", "flat_longer"]
+    epochs = {
+        path.name.split("-")[0]: len(json.loads(path.read_text())["history"]["loss"])
+        for path in tmp_path.glob("*-fold0-*.json")
+    }
+    assert epochs == {"flat": 2, "flat_longer": 3}
 
 
 def test_no_network_has_seen_the_subjects_that_it_judges(done, case):

@@ -450,6 +450,22 @@ def test_the_saved_model_is_the_first_best_epoch(unbroken):
     np.testing.assert_array_equal(logits, validation(unbroken)[1])
 
 
+def test_by_default_the_last_epoch_is_kept(unbroken, tmp_path, monkeypatch):
+    """The choice of epoch changes no step: the loss is that of the run which keeps the best one."""
+    last = replace(RECIPE, monitor="last")
+    whole = run(tmp_path / "whole", recipe=last)
+    assert whole.best_epoch == 3
+    assert whole.history == unbroken.history
+    labels, logits = validation(whole)
+    found = balanced_accuracy_score(labels, logits.argmax(1))
+    assert found == pytest.approx(whole.history["val_balanced_accuracy"][-1], abs=1e-6)
+    assert unbroken.best_epoch == 2  # So these are not the weights that are kept elsewhere.
+    kernels = whole.model.get_weights()[0], unbroken.model.get_weights()[0]
+    assert not np.array_equal(*kernels)
+    interrupt(monkeypatch, tmp_path / "killed", (2, 0), recipe=last)
+    assert_same_run(run(tmp_path / "killed", recipe=last), whole)
+
+
 @pytest.mark.slow
 def test_by_loss_the_saved_model_is_the_epoch_of_least_loss(tmp_path):
     """Of diagnoses that do not belong to the slices, the better one learns the worse one names."""
@@ -729,8 +745,8 @@ def test_a_run_that_diverges_keeps_what_was_good(unbroken, tmp_path):
         run(tmp_path, callbacks=[Poison()])
     assert caught.value.__notes__ == [
         "Lower the learning rate; it is 0.02 now.",
-        f"Kept in {tmp_path / '.m.state.npz'}: 2 finished epochs, with the best weights so far. "
-        "Repeat the same call to continue.",
+        f"Kept in {tmp_path / '.m.state.npz'}: 2 finished epochs. Repeat the same call to "
+        "continue.",
     ]
     assert [path.name for path in tmp_path.iterdir()] == [".m.state.npz"]
     with np.load(tmp_path / ".m.state.npz") as state:

@@ -667,7 +667,7 @@ def test_a_file_of_another_kind_is_named(tmp_path, name, told):
         read_scans(tmp_path / name)
 
 
-@pytest.mark.parametrize("source", [7, None, [1, 2], ["a", 3]])
+@pytest.mark.parametrize("source", [7, [1, 2], ["a", 3]])
 def test_what_is_no_source(source):
     with pytest.raises(ValueError, match=r"source must be a path.*Received: source=\w+"):
         read_scans(source)

@@ -71,9 +71,9 @@ class Found(NamedTuple):
 
 def layout(path: Path) -> list[Found]:
     """Return what there is to read at a path, or raise `NoSlicesError`."""
-    if not path.exists():
-        path = path.expanduser()
     try:
+        if not path.exists():
+            path = path.expanduser()
         if path.is_dir():
             return _inside(path) or _nothing(path)
     except PermissionError as error:

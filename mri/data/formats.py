@@ -143,6 +143,8 @@ def from_parquet(file: Path, columns: Columns) -> list[Part]:
                 taken += some.num_rows
                 items += items_of(some.column(image), homes)
                 values.append(plain_labels(file, some.column(label)))
+                if start + len(items) > len(labels):
+                    raise changed
                 if len(items) == most:
                     yield _rows(file, start, items, values)
                     start, items, values = start + most, [], []
@@ -152,8 +154,6 @@ def from_parquet(file: Path, columns: Columns) -> list[Part]:
                     f"{file}, at or after row {start}: damaged parquet data ({len(items)} rows "
                     f"take more than {room} bytes; read fewer at a time); {AGAIN}"
                 )
-            if start + len(items) > len(labels):
-                raise changed
         if items:
             yield _rows(file, start, items, values)
 

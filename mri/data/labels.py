@@ -240,17 +240,16 @@ def plain_labels(place: object, labels: pa.Array | pa.ChunkedArray) -> pa.Array:
     if pa.types.is_dictionary(kind):
         labels, kind = labels.cast(kind.value_type), kind.value_type
     if pa.types.is_floating(kind):  # Gaps make floats of whole numbers.
-        labels = pc.if_else(pc.is_nan(labels), pa.scalar(None, kind), labels)
-        kind = pa.int64()
-    if pa.types.is_null(kind):
-        kind = pa.int64()
-    try:
-        return labels.cast(kind if pa.types.is_integer(kind) else pa.string())
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{place}: labels must be whole numbers or names. Received: {error}; write grades such "
-            "as 0.5 as text, and name them by class_names="
-        ) from None
+        values = labels.to_numpy(zero_copy_only=False).astype(float)
+        whole = (values == np.rint(values)) & (np.abs(values) < 2**53)
+        for value in values[~whole & ~np.isnan(values)][:1]:
+            raise DataError(
+                f"{place}: labels must be whole numbers or names. Received: {value}; write grades "
+                "such as 0.5 as text, and name them by class_names="
+            )
+        labels = pa.array(values, from_pandas=True)
+    number = pa.types.is_null(kind) or pa.types.is_floating(kind)
+    return labels.cast(pa.int64() if number else kind if pa.types.is_integer(kind) else pa.string())
 
 
 def is_label_type(kind: pa.DataType) -> bool:

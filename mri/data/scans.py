@@ -104,7 +104,7 @@ class Scans:
         """
         splits = np.full(len(self), "") if self.splits is None else self.splits
         rows = np.flatnonzero(splits == split)
-        require(len(rows) > 0, f"split must be one of {sorted(set(splits))}.", split=split)
+        require(len(rows) > 0, f"split must be one of {sorted(set(splits.tolist()))}.", split=split)
         together = rows[-1] - rows[0] == len(rows) - 1
         where = slice(rows[0], rows[-1] + 1) if together else rows
         return replace(

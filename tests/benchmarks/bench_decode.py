@@ -5,6 +5,7 @@ beforehand, at no cost.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd

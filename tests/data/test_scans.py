@@ -492,7 +492,7 @@ WRONG_TABLES = {
     ),
     "label is a fraction": (
         [("image", BYTES), ("label", pa.array([0.0, 0.5]))],
-        "labels must be whole numbers or names. Received: Float value 0.5",
+        "labels must be whole numbers or names. Received: 0.5; write grades",
     ),
     "label is a flag": (
         [("image", BYTES), ("label", pa.array([True, False]))],

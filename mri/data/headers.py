@@ -24,6 +24,8 @@ from mri.data.decode import MAX_SIDE, DataError, declared_size
 MAX_VOXELS, MAX_AXIS = 2**26, 1024
 """Voxels of a volume, and along one axis: 400 × 400 × 400 are below."""
 
+CONVERT = "convert it with dcm2niix and give the NIfTI file"
+
 _MAX_FILE = 2**29
 _MAX_HEADER = 4 * 2**20  # With the extensions that stand before the voxels.
 # A file may unpack to so many bytes whatever it has, or to so many times its own.
@@ -190,7 +192,7 @@ def _check_picture(path: Path, data: Any) -> None:
     if frames != 1 or samples != 1 or bits not in (8, 16, 32):
         raise DataError(
             f"{path}: {frames} frames of {samples} samples of {bits} bits, expected one gray slice"
-            + ("; convert it with dcm2niix and give the NIfTI file" if frames > 1 else "")
+            + (f"; {CONVERT}" if frames > 1 else "")
         )
     syntax, pixels = str(data.file_meta.TransferSyntaxUID), bytes(data.PixelData)
     if len(pixels) > 2**20 + 16 * rows * columns:

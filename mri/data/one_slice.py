@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from mri._files import read_regular
 from mri.data.decode import DataError, dict_to_image
-from mri.data.headers import open_dicom, open_volume
+from mri.data.headers import CONVERT, open_dicom, open_volume
 from mri.data.parts import load
 from mri.data.phantom import make_phantoms
 from mri.data.sources import Slices
@@ -360,7 +360,10 @@ def _dicom_plane(path: Path, content: bytes) -> tuple[np.ndarray, Any]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{path}: not a DICOM image with an orientation ({error})") from error
+        raise DataError(
+            f"{path}: not a DICOM image with an orientation ({error}). If it is an enhanced "
+            f"(multi-frame) one, {CONVERT}"
+        ) from error
     if image.ndim != 2 or not abs(np.cross(across, down)[2]) >= 0.8:
         raise DataError(f"{path}: expected one axial slice, found {image.shape}, {across}, {down}")
     if not np.isfinite(image).all():

@@ -163,7 +163,7 @@ def a_class_name_of_a_megabyte(path):
     write(path, [PNG] * 9, names=["a", "b" * 1_000_000])
 
 
-@kind(".parquet", "4 class names .* different ones")
+@kind(".parquet", "class names '.*' and '.*' are the same name")
 def class_names_that_are_alike(path):
     write(path, [PNG] * 9, names=["a", "b", "a", "c"])
 

@@ -17,7 +17,7 @@ from mri.data.decode import DataError
 from mri.data.footer import MAX_BATCH, FooterError, Group, check_pages, read_groups
 
 HUB_REPOSITORY = "Falah/Alzheimer_MRI"
-HUB_REVISION = "daac24f"
+HUB_REVISION = "daac24f9597236b45837d82f7eb9c9ad1f8c60c8"
 HUB_FILES = (
     "train-00000-of-00001-c08a401c53fe5312.parquet",
     "test-00000-of-00001-44110b9df98c5585.parquet",

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from mri._arguments import require
 from mri.data.decode import DataError
 from mri.data.folders import NoSlicesError, found_file, layout
 from mri.data.formats import Columns, from_dataset, from_frame, from_splits, from_table
@@ -46,7 +47,7 @@ class Slices:
     Attributes
     ----------
     place : str
-        Of messages.
+        For messages.
     parts : list of Part
     class_names : tuple of str
         In label order, for all parts: a class that one part lacks shifts nothing.
@@ -89,12 +90,13 @@ class Slices:
         ------
         DataError
             If there is no such part, or their classes or origins differ.
+        ValueError
+            If none is named, or one twice.
         """
-        if split is None:
-            found = self.parts
-        else:
-            wanted = [split] if isinstance(split, str) else split
-            found = [part for name in wanted for part in self._of_split(name)]
+        wanted = [split] if isinstance(split, str) else list(split or ())
+        some = split is None or len(set(wanted)) == len(wanted) > 0
+        require(some, "split must name a part, or several different ones.", split=split)
+        found = [part for name in wanted for part in self._of_split(name)] or self.parts
         first = next(p for p in self.parts if self._own(p).class_names == self.class_names)
         for part in found:
             if places_of(self.class_names, self._own(part).class_names) is None:

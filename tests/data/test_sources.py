@@ -868,6 +868,9 @@ def test_several_splits_are_read_in_turn_and_told_apart(tmp_path):
     for part, split in zip(both, ("train", "test"), strict=True):
         assert whole.part(split).fingerprint() == part.fingerprint()
         assert np.shares_memory(whole.part(split).images, whole.images)
+    for wrong in ((), ("train", "train")):
+        with pytest.raises(ValueError, match=r"split must name a part, or .*Received: split=\("):
+            read_scans(tmp_path, split=wrong)
     with pytest.raises(
         ValueError, match=r"split must be one of \['test', 'train'\]. Received: spl"
     ):

@@ -493,6 +493,13 @@ def test_sixty_thousand_mutations_are_read_or_refused(tmp_path, keep_figures):
     keep_figures("mutated data", **summary(total), **counts, growth_mb=round(growth))
 
 
+@needs_proc
+def test_footers_that_once_ended_the_process_do_no_harm(tmp_path):
+    """A type, a histogram of levels, the name of a leaf that contradict the schema."""
+    for case in (1714, 2932, 2954, 2973, 2980):
+        assert run_block("footers", case, case + 1, tmp_path / f"{case}.txt")[1] == []
+
+
 def faulty(case, folder):
     """Some cases fail, each in a way of its own; the others are refused."""
     way = {3: "abort", 8: "hang", 13: "memory", 18: "error"}.get(case)

@@ -217,6 +217,13 @@ def a_group_that_hides_a_row(path):
     change_footer(path, (bytes([0x16, 24]), bytes([0x16, 22])))
 
 
+@kind(".parquet", "columns of the types .*, its schema says")
+def a_column_of_another_type(path):
+    """Arrow ends the process where it looks at the statistics of such a column."""
+    write(path, [PNG] * 12)
+    change_footer(path, (b"\x15\x0c\x19", b"\x15\x0a\x19"))
+
+
 @kind(".parquet", "a footer of")
 def a_footer_longer_than_the_file(path):
     write(path, [PNG])

@@ -97,12 +97,12 @@ def _nothing(folder: Path) -> list[Found]:
 
 
 def found_file(file: Path) -> Found:
-    """Return how to read a file; what is of no known kind is taken for parquet, which then says.
+    """Return how to read a file.
 
     Raises
     ------
     DataError
-        If it is a picture alone, an archive or a pointer of Git LFS.
+        If it is of no known kind, a picture alone, an archive or a pointer of Git LFS.
     """
     ending = file.suffix.lower()
     if ending in PICTURES:
@@ -112,6 +112,12 @@ def found_file(file: Path) -> Found:
     if file.exists() and not file.is_file():
         raise DataError(f"{file}: it is no regular file; give files, or one folder alone")
     refuse_pointer(file)
+    begins = first_bytes(file)[:4]
+    if ending not in READERS and begins and begins != b"PAR1":
+        raise DataError(
+            f"{file}: of no known kind, it begins with {begins!r}; expected one of "
+            f"{', '.join(READERS)}, or a folder of class folders"
+        )
     return Found(file, begun_split(file.name), partial(READERS.get(ending, from_parquet), file))
 
 

@@ -65,7 +65,8 @@ class Slices:
         *,
         class_names: Names | None = None,
     ) -> None:
-        self.parts = _open(source, columns or Columns())
+        self._columns = columns or Columns()
+        self.parts = _open(source, self._columns)
         named = isinstance(source, str | os.PathLike)
         self.place = str(source) if named else self.parts[0].place
         self._meanings: dict[tuple[str, ...] | None, Meaning] = {}
@@ -144,7 +145,12 @@ class Slices:
     def stamp(self, parts: Sequence[Part]) -> str:
         """Return a text that changes with some parts and with the meaning of their labels."""
         told = [f"{of.place} {of.stamp()} {self.meaning(of)}" for of in parts]
-        return digest(*told, *("\n".join(of.splits) for of in parts), *(of.kept for of in parts))
+        return digest(
+            *self._columns,
+            *told,
+            *("\n".join(of.splits) for of in parts),
+            *(of.kept for of in parts),
+        )
 
 
 def _open(source: Source, columns: Columns) -> list[Part]:

@@ -822,7 +822,7 @@ def test_without_a_source_the_data_at_hand_are_read_and_named(tmp_path, monkeypa
     [
         ("a.zip", "an archive; unpack it and give the folder"),
         ("a.png", "one picture without a label"),
-        ("a.txt", "not a readable parquet file"),
+        ("a.txt", "of no known kind, it begins with b'a,b.*expected one of .parquet, .pq, .csv"),
         ("a.csv", "columns .*expected one 'image' and one 'label'"),
     ],
 )
@@ -983,6 +983,18 @@ def test_mapped_slices_are_put_together_without_memory(tmp_path):
     assert sorted(of.name for of in tmp_path.iterdir() if "c.npy" in of.name) == [
         "c.npy", "c.npy.json", "c.npy0", "c.npy0.json",
     ]  # fmt: skip
+
+
+def test_a_cache_notices_another_column(tmp_path):
+    table = pa.table({"image": [png(x) for x in pictures(2)], "label": [0, 1], "sex": [1, 0]})
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)
+    for label, found in (("label", [0, 1]), ("sex", [1, 0])):
+        options = {"label": label, "class_names": ("a", "b"), "cache": tmp_path / "a.npy"}
+        assert read_scans(tmp_path / "a.arrow", **options).labels.tolist() == found
 
 
 def test_a_cache_notices_another_division(tmp_path):

@@ -202,8 +202,8 @@ def _trees(folder: Path, folders: Sequence[Path], depth: int, listed: bool) -> l
     if any(splits.values()):
         if not all(splits.values()) or len(set(splits.values())) < len(splits):
             raise DataError(
-                f"{folder}: the folders {[of.name for of in pictured]} are not one for each of "
-                "train, test and validation; take away what is no part"
+                f"{folder}: folders {[of.name for of in pictured]}, expected one for each of "
+                "train, test and validation, and no other; move the others away"
             )
         return [
             found.as_split(split)

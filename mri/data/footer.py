@@ -201,7 +201,8 @@ def check_pages(file: Readable, groups: list[Group], columns: Mapping[int, bool]
     Raises
     ------
     FooterError
-        If a page would unpack to far more than it is, or the pages do not hold the rows declared.
+        If a page would unpack to far more than its size, or the pages hold other than the declared
+        rows.
     """
     longest = values = 0
     most = _VALUES + _VALUES_A_ROW * sum(group.rows for group in groups)

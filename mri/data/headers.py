@@ -1,7 +1,7 @@
 """Volumes and DICOM files, unpacked no further than their headers may ask for.
 
-Both can be compressed: of a few bytes become gigabytes. Sizes are read first, and only so many
-bytes are unpacked as a volume or a slice of that size has.
+Both can be compressed, so a few bytes can become gigabytes. Sizes are read from the header first.
+Then no more bytes are unpacked than a volume or slice of that size has.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def open_dicom(path: Path, content: bytes, pydicom: ModuleType) -> tuple[Any, np
     Raises
     ------
     DataError
-        If it holds more than one picture of up to `MAX_SIDE` pixels a side, or the picture costs
-        more than its pixels.
+        If it does not hold one picture of at most `MAX_SIDE` pixels a side, or the picture takes
+        far more bytes than its pixels.
     """
     if _DEFLATED in content:
         content = _inflated(path, content)

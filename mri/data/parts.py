@@ -20,8 +20,10 @@ from mri.data.decode import MAX_SIDE, DataError, column_views
 from mri.data.labels import name_key
 
 Item = np.ndarray | Path | str | None
-"""A slice before it is decoded: encoded bytes uint8 (k,), gray pixels uint8 (h, w), the path of a
-file, the reason why there is none, or nothing at all."""
+"""A slice before it is decoded: encoded bytes uint8 (k,), gray pixels uint8 (h, w) or a path.
+
+A text is the reason why there is no slice; None is a null.
+"""
 
 LFS = b"version https://git-lfs"
 LFS_REMEDY = "is a Git LFS pointer, not the file itself; run: git lfs pull"
@@ -194,9 +196,10 @@ def load(path: Path) -> np.ndarray | str:
 
 
 def gray(pixels: np.ndarray) -> np.ndarray | str:
-    """Return pixels (h, w), (h, w, 1) or RGB(A) (h, w, 3 or 4) as uint8 (h, w), or what is wrong.
+    """Return pixels as gray values uint8 (h, w), or what is wrong with them.
 
-    Colour is weighted as by the decoder (BT.601).
+    They may be gray, (h, w) or (h, w, 1), or RGB(A), (h, w, 3 or 4). Colour is weighted as by the
+    decoder (BT.601).
     """
     pixels = np.asarray(pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 1:

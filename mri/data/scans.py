@@ -1,8 +1,9 @@
-"""Read MRI slices of any source into one array, and say precisely what is wrong if that fails.
+"""Read MRI slices of any source into one array, or say precisely what is wrong.
 
-The public Alzheimer MRI set stores one JPEG a row (`image: struct<bytes, path>`, `label: int64`);
-what else is read, `mri.data.sources` says. `read_scans` decodes whole sources on all cores, and
-`iter_batches` what is larger than memory. ``python -m mri download`` fetches the public files.
+The public Alzheimer MRI set stores one JPEG a row (`image: struct<bytes, path>`, `label: int64`).
+`mri.data.formats` lists the other formats. `read_scans` decodes a whole source on all cores. A
+source larger than memory is read with its `cache=`, or streamed by `iter_batches`. The public files
+come by ``python -m mri download``.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class Scans:
         Memory-mapped slices stay in files: neighbours in one file are not copied, others are
         copied into a temporary file.
 
-        Class names are compared without case, spaces, '_' and '-'; where the other part has them
-        in another order, or lacks some, its labels become those of this one.
+        Class names are compared without case, spaces, '_' and '-'. If the other part has them in
+        another order, or lacks some, its labels become those of this one.
 
         Raises
         ------
@@ -218,9 +219,8 @@ def read_scans(
         these. By default the data at hand: the folder that ``MRI_DATA`` names, else ``data``; one
         line says which. Phantoms never take their place.
     split : str or sequence of str, optional
-        'train', 'test' or 'validation': of files those whose names begin with it, of folders those
-        of that name, of tables the rows that say so in a column `split`. Several are read one
-        after the other: ``("train", "test")``.
+        'train', 'test' or 'validation'. The name of a file or folder begins with it, or a column
+        `split` of a table holds it. Several are read one after the other: ``("train", "test")``.
     size : tuple of int, optional
         Resize every slice to (h, w) pixels; needed where sizes are mixed.
     on_error : {'raise', 'skip'}
@@ -234,8 +234,8 @@ def read_scans(
         Where the data have none: names in label order, or a mapping from label to name. Where
         they have, the order to bring them into.
     cache : path, optional
-        A file to keep the decoded slices in. The array is then mapped from it, so that it need not
-        fit into memory, and a later call on the same data decodes nothing.
+        A file to keep the decoded slices in. The array is mapped from it, so it need not fit into
+        memory. A later call on the same data decodes nothing.
 
     Returns
     -------
@@ -246,9 +246,9 @@ def read_scans(
     Raises
     ------
     DataError
-        If a path is missing or holds no slices, a table has the wrong columns, sizes are mixed
-        without `size`, the meaning of the labels cannot be told, no row is usable or (with
-        ``on_error="raise"``) one is bad.
+        If a path is missing or holds no slices. If a table has the wrong columns. If sizes are
+        mixed without `size`. If the meaning of the labels cannot be told. If no row is usable or,
+        with ``on_error="raise"``, one is bad.
 
     Warns
     -----

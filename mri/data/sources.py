@@ -270,8 +270,8 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
     Raises
     ------
     DataError
-        If a folder that is given holds no slices, or one of the two parts is there without the
-        other: phantoms in its stead would be a surprise.
+        If a given folder holds no slices, or only one of the two parts. Phantoms never take the
+        place of what was given.
 
     Examples
     --------

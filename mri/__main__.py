@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,10 +40,9 @@ def protocols() -> tuple[Scans, dict[str, Split], np.ndarray]:
     from mri.subjects import image_split, recover_subjects, subject_split
 
     folder = find_data() or write_phantom("data/phantom")
-    train_part, test_part = (read_scans(folder, split=part) for part in ("train", "test"))
-    scans = train_part + test_part
+    scans = read_scans(folder, split=("train", "test"))
     groups = recover_subjects(scans.images, scans.labels).groups
-    by_image = image_split(scans.labels, np.arange(len(train_part), len(scans)))
+    by_image = image_split(scans.labels, np.flatnonzero(scans.splits == "test"))
     with warnings.catch_warnings():
         # Of the public set, two people are moderate: every page about it says so.
         warnings.filterwarnings("ignore", "fewer subjects than the")
@@ -82,18 +80,25 @@ def audit(options: Options) -> int:
     """
     from mri._files import replacing
     from mri.data import read_scans
+    from mri.data.formats import Columns
     from mri.data.sources import Slices
     from mri.subjects import audit, audit_html
 
-    columns = {"image": options.image, "label": options.label}
-    size = tuple(options.size) if options.size else None
-    read = partial(read_scans, size=size, on_error=options.on_error, **columns)
+    columns = Columns(options.image, options.label)
+    source = options.train
     if options.test is not None:
-        parts = [read(options.train), read(options.test)]
-    elif {"train", "test"} <= set(Slices(options.train, **columns).splits):
-        parts = [read(options.train, split=split) for split in ("train", "test")]
-    else:
-        parts = [read(options.train)]
+        source = {"train": options.train, "test": options.test}
+    both = ("train", "test")
+    divided = set(both) <= set(Slices(source, columns).splits)
+    scans = read_scans(
+        source,
+        split=both if divided else None,
+        size=tuple(options.size) if options.size else None,
+        on_error=options.on_error,
+        cache=options.cache,
+        **columns._asdict(),
+    )
+    parts = [scans.part(split) for split in both] if divided else [scans]
     found = audit(*parts, progress=None if options.quiet else _show_progress)
     print(for_terminal(f"{found.verdict}\n\n{found}"))
     told = {"html": "", "json": json.dumps(found.to_dict(), indent=1)}
@@ -344,6 +349,7 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", help="name of the column of labels, by default label")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of mixed sizes")
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="bad rows")
+    parser.add_argument("--cache", metavar="FILE", help="keep the pixels there, not in memory")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 

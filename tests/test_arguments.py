@@ -9,7 +9,7 @@ import pytest
 import mri
 from mri._arguments import integers, require, row_numbers
 from mri._keras import keras
-from mri.data import find_data, iter_batches, parquet_files, write_phantom
+from mri.data import find_data, iter_batches, write_phantom
 from mri.evaluation import pairwise, pick_examples
 from mri.gradcam import ground_truth
 from mri.models import describe
@@ -217,13 +217,6 @@ WRONG = {
         (
             lambda c: pairwise({"a": c.figures, "b": c.figures}, unit="person"),
             "Received: unit='person'",
-        ),
-    ],
-    "parquet_files": [
-        (lambda c: parquet_files(c.folder / "*.nothing"), "no parquet file found. Put "),
-        (
-            lambda c: parquet_files(c.data, split="dev"),
-            "whose name begins with 'dev' found",
         ),
     ],
     "pick_examples": [

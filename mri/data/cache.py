@@ -13,7 +13,7 @@ from mri._files import alone, replacing
 from mri.data.decode import DataError
 from mri.data.scans import Scans
 
-_VERSION = 1
+_VERSION = 2
 New = Callable[[tuple[int, ...]], np.ndarray]
 
 
@@ -64,6 +64,8 @@ def _write(path: Path, about: Path, stamp: str, read: Callable[[New], Scans]) ->
     rejected = scans.rejected.values.tolist()
     facts = {"version": _VERSION, "stamp": stamp, "class_names": list(scans.class_names)}
     facts |= {"labels": scans.labels.tolist(), "rejected": rejected, "synthetic": scans.synthetic}
+    numbers, names = pd.factorize(scans.splits)
+    facts["splits"] = {"names": names.tolist(), "rows": numbers.tolist()}
     with replacing(about) as temporary:
         temporary.write_text(json.dumps(facts), encoding="utf-8")
 
@@ -75,7 +77,8 @@ def _kept(path: Path, about: Path, stamp: str) -> Scans | None:
             return None
         images = np.load(path, mmap_mode="r", allow_pickle=False)
         labels = np.array(facts["labels"], np.int64)
-    except (OSError, ValueError, KeyError, TypeError):
+        splits = np.array(facts["splits"]["names"])[facts["splits"]["rows"]]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
     if images.dtype != np.uint8 or images.ndim != 3 or len(images) < len(labels):
         return None
@@ -86,4 +89,5 @@ def _kept(path: Path, about: Path, stamp: str) -> Scans | None:
         tuple(facts["class_names"]),
         rejected.astype({"row": np.int64}),
         facts["synthetic"],
+        splits,
     )

@@ -44,12 +44,7 @@ def _download(folder: Path) -> list[Path]:
     import huggingface_hub
 
     hub, repository = huggingface_hub.HfApi(), {"repo_id": HUB_REPOSITORY, "repo_type": "dataset"}
-    # The hub accepts only full commit hashes, so the short one is looked up in the history.
-    commits = [commit.commit_id for commit in hub.list_repo_commits(**repository)]
-    commit = next((commit for commit in commits if commit.startswith(HUB_REVISION)), None)
-    if commit is None:
-        raise LookupError(f"revision {HUB_REVISION} is not in the history of {HUB_REPOSITORY}")
-    tree = hub.list_repo_tree(recursive=True, revision=commit, **repository)
+    tree = hub.list_repo_tree(recursive=True, revision=HUB_REVISION, **repository)
     entries = {Path(entry.path).name: entry for entry in tree}
     paths, part = [folder / name for name in HUB_FILES], folder / ".download"
     with alone(folder / "download"):
@@ -58,7 +53,7 @@ def _download(folder: Path) -> list[Path]:
             if path.exists() and file_sha256(path) == entry.lfs.sha256:
                 continue
             # The client resumes partial files in its folder, so a failure keeps the folder.
-            options = {"local_dir": part, "revision": commit, **repository}
+            options = {"local_dir": part, "revision": HUB_REVISION, **repository}
             fetched = Path(hub.hf_hub_download(filename=entry.path, **options))
             found = file_sha256(fetched)
             if found != entry.lfs.sha256:

@@ -5,42 +5,47 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+
 from mri.data.decode import DataError
-from mri.data.formats import (
-    Columns,
-    file_split,
-    from_arrow,
-    from_csv,
-    from_parquet,
-    from_saved,
-)
+from mri.data.formats import READERS, Columns, from_parquet, from_saved
 from mri.data.labels import name_key
 from mri.data.parquet import REMEDY
-from mri.data.parts import Part, split_of
-from mri.data.trees import PICTURES, from_tree, has_pictures, is_visible
+from mri.data.parts import (
+    Item,
+    Part,
+    Rows,
+    begun_split,
+    digest,
+    file_stamp,
+    first_bytes,
+    one_split,
+    refuse_pointer,
+    split_of,
+)
+
+PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
+"""Endings of what is decoded, in lower case."""
+
+_OTHER_PICTURES = (".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm", ".ima", ".nii", ".nii.gz")
+"""Endings of what is no JPEG or PNG, but meant as a slice: such files are rejected, not ignored."""
+
 
 _EXPECTED = (
     "Expected train and test parquet files, class folders of JPEG or PNG images (with or without "
     "train/ and test/), a folder of save_to_disk or CSV files, there or in its data/"
 )
-_READERS = {
-    ".parquet": from_parquet,
-    ".pq": from_parquet,
-    ".csv": from_csv,
-    ".tsv": from_csv,
-    ".arrow": from_arrow,
-    ".feather": from_arrow,
-}
-_TABLES = (".csv", ".tsv")
+_PARQUET, _TABLES = (".parquet", ".pq"), (".csv", ".tsv")
+_ARCHIVES = (".zip", ".gz", ".tar", ".tgz", ".rar", ".7z")
 # What a clone of this project holds beside its slices, pictures among it, is no data.
 _CLONE = (".git", "pyproject.toml", "main.ipynb")
-_DEPTH = 4
+_DEPTH = 6
 
 
 class NoSlicesError(DataError):
@@ -54,31 +59,66 @@ class Found(NamedTuple):
     split: str | None
     read: Callable[[Columns], list[Part]]
 
+    def as_split(self, split: str | None) -> Found:
+        """Return it as a part of the data set, unless its own name says which part it is."""
+
+        def read(columns: Columns) -> list[Part]:
+            parts = self.read(columns)
+            return [part if any(part.split_names) else part.as_split(split) for part in parts]
+
+        return Found(self.path, self.split or split, read)
+
 
 def layout(path: Path) -> list[Found]:
     """Return what there is to read at a path, or raise `NoSlicesError`."""
-    if path.is_dir():
-        if found := _inside(path):
-            return found
-        here = sorted(entry.name for entry in path.iterdir() if is_visible(entry.name))
-        told = f"found {here[:8]}{' and more' if len(here) > 8 else ''}" if here else "it is empty"
-        raise NoSlicesError(f"{path}: no slices in this folder, {told}. {_EXPECTED}. {REMEDY}")
+    try:
+        if not path.exists():
+            path = path.expanduser()
+        if path.is_dir():
+            return _inside(path) or _nothing(path)
+    except PermissionError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from error
     if path.exists():
-        return [Found(path, file_split(path), reader(path))]
+        return [found_file(path)]
     files = [Path(name) for name in sorted(glob.glob(os.fspath(path)))]
     if not files:
         raise NoSlicesError(f"{path}: no parquet file found. {REMEDY}")
-    return [Found(file, file_split(file), reader(file)) for file in files]
+    return [found_file(file) for file in files]
 
 
-def reader(file: Path) -> Callable[[Columns], list[Part]]:
-    """Return how to read a file; what is of no known kind is taken for parquet, which then says."""
+def _nothing(folder: Path) -> list[Found]:
+    here = sorted(entry.name for entry in folder.iterdir() if is_visible(entry.name))
+    told = f"found {here[:8]}{' and more' if len(here) > 8 else ''}" if here else "it is empty"
+    packed = [name for name in here if name.lower().endswith(_ARCHIVES[:1] + _ARCHIVES[2:])]
+    unpack = f" Unpack {packed[0]}, if they are in there." if packed else ""
+    raise NoSlicesError(
+        f"{folder}: no slices in this folder, {told}.{unpack} {_EXPECTED}. {REMEDY}"
+    )
+
+
+def found_file(file: Path) -> Found:
+    """Return how to read a file.
+
+    Raises
+    ------
+    DataError
+        If it is of no known kind, a picture alone, an archive or a pointer of Git LFS.
+    """
     ending = file.suffix.lower()
     if ending in PICTURES:
         raise DataError(f"{file}: one picture without a label; put it into the folder of its class")
-    if ending in (".zip", ".gz", ".tar", ".tgz", ".rar", ".7z"):
+    if ending in _ARCHIVES:
         raise DataError(f"{file}: an archive; unpack it and give the folder")
-    return partial(_READERS.get(ending, from_parquet), file)
+    if file.exists() and not file.is_file():
+        raise DataError(f"{file}: it is no regular file; give files, or one folder alone")
+    refuse_pointer(file)
+    begins = first_bytes(file)[:4]
+    if ending not in READERS and begins and begins != b"PAR1":
+        raise DataError(
+            f"{file}: of no known kind, it begins with {begins!r}; expected one of "
+            f"{', '.join(READERS)}, or a folder of class folders"
+        )
+    return Found(file, begun_split(file.name), partial(READERS.get(ending, from_parquet), file))
 
 
 def _inside(folder: Path, depth: int = 0) -> list[Found]:
@@ -91,12 +131,13 @@ def _inside(folder: Path, depth: int = 0) -> list[Found]:
     """
     entries = sorted(entry for entry in folder.iterdir() if is_visible(entry.name))
     folders = [entry for entry in entries if entry.is_dir()]
-    files = [entry for entry in entries if entry.is_file()]
+    # Dead links among them: leaving out one part in silence would be worse than its error.
+    files = [entry for entry in entries if not entry.is_dir()]
     here: dict[str, list[Found]] = {}
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return _saved(folder)
-    if shards := [file for file in files if file.suffix.lower() in (".parquet", ".pq")]:
-        here["parquet files"] = [Found(f, file_split(f), reader(f)) for f in shards]
+        return [Found(folder, None, partial(from_saved, folder))]
+    if shards := [file for file in files if file.suffix.lower() in _PARQUET]:
+        here["parquet files"] = [found_file(file) for file in shards]
     clone = any((folder / name).exists() for name in _CLONE)
     data = [of for of in folders if of.name.lower() == "data"]
     tables = [] if clone else [file for file in files if file.suffix.lower() in _TABLES]
@@ -107,7 +148,7 @@ def _inside(folder: Path, depth: int = 0) -> list[Found]:
             here["folders"] = trees
     # A table beside class folders may be of something else, unless it has the columns.
     if tables and (not here or any(_lists_slices(file) for file in tables)):
-        here["tables"] = [Found(f, file_split(f), reader(f)) for f in tables]
+        here["tables"] = [found_file(file) for file in tables]
     if len(here) > 1:
         told = " and ".join(f"{kind} ({', '.join(_names(of))})" for kind, of in here.items())
         raise DataError(f"{folder}: two data sets, {told}; give one of them")
@@ -116,6 +157,8 @@ def _inside(folder: Path, depth: int = 0) -> list[Found]:
 
 def _lists_slices(file: Path) -> bool:
     """Whether the first line of a table names the usual columns."""
+    if not file.is_file():
+        return False
     with file.open(encoding="utf-8", errors="replace") as opened:
         head = set(re.split(r"[,;\t]", opened.readline(10_000).strip().replace('"', "")))
     return set(Columns().names()) <= head
@@ -125,28 +168,24 @@ def _names(found: Sequence[Found]) -> list[str]:
     return [of.path.name for of in found[:4]]
 
 
+def _splits_of(folders: Sequence[Path]) -> dict[Path, str | None]:
+    """Return the splits that folders are named after, all of them or as many as there are."""
+    begun = {of: begun_split(of.name) for of in folders}
+    return begun if all(begun.values()) else {of: split_of(of.name) for of in folders}
+
+
 def _below(folders: Sequence[Path], depth: int) -> list[Found]:
     """Return what is in the only one of some folders that holds slices."""
     held = {folder: found for folder in folders if (found := _inside(folder, depth + 1))}
     if len(held) > 1:
-        splits = [split_of(folder.name) for folder in held]
-        if all(splits) and len(set(splits)) == len(splits):
-            return [
-                Found(of.path, split, partial(_read_as, of.read, split))
-                for split, found in zip(splits, held.values(), strict=True)
-                for of in found
-            ]
+        splits = _splits_of(list(held))
+        if all(splits.values()) and len(set(splits.values())) == len(splits):
+            return [of.as_split(splits[folder]) for folder, found in held.items() for of in found]
         raise DataError(
             f"{next(iter(held)).parent}: several data sets, in "
             f"{', '.join(folder.name for folder in held)}; give one of them"
         )
     return next(iter(held.values()), [])
-
-
-def _read_as(
-    read: Callable[[Columns], list[Part]], split: str | None, columns: Columns
-) -> list[Part]:
-    return [replace(part, split=part.split or split) for part in read(columns)]
 
 
 def _trees(folder: Path, folders: Sequence[Path], depth: int, listed: bool) -> list[Found]:
@@ -156,18 +195,18 @@ def _trees(folder: Path, folders: Sequence[Path], depth: int, listed: bool) -> l
     """
     # Phantoms that a run has written are no data of the user's.
     folders = [of for of in folders if not of.name.startswith("phantom")]
-    pictured = [of for of in folders if has_pictures(of)]
+    pictured = [of for of in folders if next(_pictures(of), None)]
     if not pictured:
         return [] if listed else _below(folders, depth)
-    splits = {of: split_of(of.name) for of in pictured}
+    splits = _splits_of(pictured)
     if any(splits.values()):
         if not all(splits.values()) or len(set(splits.values())) < len(splits):
             raise DataError(
-                f"{folder}: the folders {[of.name for of in pictured]} are not one for each of "
-                "train, test and validation; take away what is no part"
+                f"{folder}: folders {[of.name for of in pictured]}, expected one for each of "
+                "train, test and validation, and no other; move the others away"
             )
         return [
-            Found(of, split, partial(_read_as, found.read, split))
+            found.as_split(split)
             for of, split in splits.items()
             for found in _inside(of, depth + 1)
         ]
@@ -184,7 +223,7 @@ def _trees(folder: Path, folders: Sequence[Path], depth: int, listed: bool) -> l
     # One folder alone is a class of a part, else just a folder of pictures.
     if len(pictured) == 1 and not split_of(folder.name):
         return []
-    return [Found(folder, None, lambda columns: from_tree(folder, pictured, None))]
+    return [Found(folder, None, lambda columns: from_tree(folder, pictured))]
 
 
 def _subfolders(folder: Path) -> set[str]:
@@ -195,5 +234,60 @@ def _holds_pictures(folder: Path) -> bool:
     return any(of.suffix.lower() in PICTURES and of.is_file() for of in folder.iterdir())
 
 
-def _saved(folder: Path) -> list[Found]:
-    return [Found(folder, None, partial(from_saved, folder))]
+def from_tree(folder: Path, classes: Sequence[Path]) -> list[Part]:
+    """Read class folders of pictures: the name of a folder is the name of its class.
+
+    Parameters
+    ----------
+    folder : path
+        That holds them.
+    classes : sequence of path
+        The class folders; their files may lie deeper, as in a folder for each person.
+    """
+    spelt: dict[str, Path] = {}
+    for of in classes:
+        if (other := spelt.setdefault(name_key(of.name), of)) is not of:
+            raise DataError(
+                f"{folder}: the folders {other.name!r} and {of.name!r} name the same class; "
+                "merge or rename one"
+            )
+    found = [(of.name, file) for of in classes for file in _pictures(of)]
+    found += [("", file) for file in _pictures(folder, deep=False)]
+    labels = pa.array([name or None for name, _ in found], pa.string())
+    if found:
+        refuse_pointer(found[0][1])
+
+    def read(size: int) -> Iterator[Rows]:
+        for start in range(0, len(found), size):
+            some = found[start : start + size]
+            items: list[Item] = [
+                file if name else "it lies in no class folder" for name, file in some
+            ]
+            files, numbers = [str(file) for _, file in some], np.zeros(len(some), np.int64)
+            yield Rows(files, numbers, items, labels.slice(start, len(some)))
+
+    def stamp() -> str:
+        return digest(*(f"{name} {file_stamp(file)}" for name, file in found))
+
+    return [Part(str(folder), labels, read, one_split(None, len(found)), stamp=stamp)]
+
+
+def _pictures(folder: Path, deep: bool = True) -> Iterator[Path]:
+    """Yield the pictures in a folder, sorted; of what is no JPEG or PNG those meant as slices."""
+    for home, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if deep and is_visible(f))
+        for name in sorted(filter(is_visible, names)):
+            file = Path(home, name)
+            if name.lower().endswith(PICTURES + _OTHER_PICTURES) or (
+                "." not in name and _begins_as_picture(file)
+            ):
+                yield file
+
+
+def is_visible(name: str) -> bool:
+    """Whether a file or folder is no by-product of a system, as ``.git`` or ``__MACOSX``."""
+    return not name.startswith((".", "__"))
+
+
+def _begins_as_picture(file: Path) -> bool:
+    return first_bytes(file).startswith((b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"\x89PNG"))

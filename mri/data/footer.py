@@ -48,12 +48,17 @@ class Readable(Protocol):
 
 
 class Chunk(NamedTuple):
-    """A column of a row group: where its pages begin, and what they are said to hold."""
+    """A column of a row group: where its pages begin, and what they are said to hold.
+
+    `nulls` is the number of nulls by the statistics of the column, -1 where there are none.
+    """
 
     start: int
     length: int
     values: int
     codec: int
+    path: str
+    nulls: int
 
 
 class Group(NamedTuple):
@@ -146,7 +151,9 @@ def read_groups(file: Readable) -> list[Group]:
     file.seek(whole - 8 - length)
     try:
         about = _Thrift(file.read(length)).struct()
-        groups = [_group(of, whole) for of in about.get(4, [])]
+        # Elements without children are leaves: Arrow ends the process if a column's type differs.
+        kinds = [element.get(1) for element in about[2] if not element.get(5)]
+        groups = [_group(of, whole, kinds) for of in about.get(4, [])]
         rows = about[3]
     except (IndexError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise FooterError("its footer is damaged") from error
@@ -156,10 +163,13 @@ def read_groups(file: Readable) -> list[Group]:
     return groups
 
 
-def _group(of: dict[int, Any], whole: int) -> Group:
+def _group(of: dict[int, Any], whole: int, kinds: list[int]) -> Group:
     rows, chunks = of[3], []
     if rows < 0:
         raise FooterError(f"a row group of {rows} rows")
+    found = [column[3].get(1) for column in of[1]]
+    if found != kinds:
+        raise FooterError(f"columns of the types {found}, its schema says {kinds}")
     for column in of[1]:
         about = column[3]
         if not all(type(number) is int for number in (rows, *(about[i] for i in (4, 5, 7, 9)))):
@@ -167,7 +177,9 @@ def _group(of: dict[int, Any], whole: int) -> Group:
         start = min(about[9], about[11]) if about.get(11, 0) > 0 else about[9]
         if start < 0 or about[7] < 0 or start + about[7] > whole:
             raise FooterError(f"a column of {about[7]} bytes in a file of {whole}")
-        chunks.append(Chunk(start, about[7], about[5], about[4]))
+        path = b".".join(about[3]).decode(errors="replace")
+        nulls = about.get(12, {}).get(3, -1)
+        chunks.append(Chunk(start, about[7], about[5], about[4], path, nulls))
     return Group(rows, chunks)
 
 
@@ -189,14 +201,13 @@ def check_pages(file: Readable, groups: list[Group], columns: Mapping[int, bool]
     Raises
     ------
     FooterError
-        If a page would unpack to far more than it is, or the pages do not hold the rows declared.
+        If a page would unpack to far more than its size, or the pages hold other than the declared
+        rows.
     """
     longest = values = 0
     most = _VALUES + _VALUES_A_ROW * sum(group.rows for group in groups)
     for group in groups:
         for column, of_bytes in columns.items() if group.rows else ():
-            if column >= len(group.chunks):
-                raise FooterError(f"a row group of {len(group.chunks)} columns")
             chunk, rows = group.chunks[column], 0
             for page in _pages(file, chunk, _PAGES + _PAGES_A_ROW * group.rows):
                 rows += 0 if page.is_dictionary else page.values

@@ -1,4 +1,7 @@
-"""The formats that slices come in: each is one function from a file, folder or table to `Part`s."""
+"""The formats that slices come in: each is one function from a file, folder or table to `Part`s.
+
+A new format is one function here. `READERS`, at the end, lists those of files by their ending.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ import pyarrow as pa
 
 from mri.data.decode import DataError
 from mri.data.footer import MAX_BATCH
-from mri.data.labels import is_label_type, plain_labels
+from mri.data.labels import is_label_type, plain_labels, wrong_labels
 from mri.data.parquet import (
     AGAIN,
     MAX_CLASSES,
@@ -25,22 +27,22 @@ from mri.data.parquet import (
     PHANTOM_KEY,
     REMEDY,
     arrow_batches,
-    names_split,
     no_nulls,
     open_parquet,
 )
 from mri.data.parts import (
-    LFS_REMEDY,
     Item,
     Part,
     Rows,
+    begun_split,
     digest,
     file_stamp,
     is_image_type,
-    is_pointer,
     item_of,
     items_of,
+    one_split,
     only_paths,
+    refuse_pointer,
     split_of,
 )
 
@@ -77,10 +79,7 @@ def check_schema(
         If a column is missing, stands twice or is of a wrong type, or the metadata are damaged.
     """
     if any(schema.names.count(name) != 1 for name in (image, label)):
-        raise DataError(
-            f"{place}: columns {schema.names}, expected one {image!r} and one {label!r}; name "
-            "them by image= and label="
-        )
+        raise _wrong_columns(place, schema.names, image, label)
     of, classes = schema.field(image).type, schema.field(label).type
     if not is_image_type(of):
         raise DataError(
@@ -88,9 +87,7 @@ def check_schema(
             "or binary; write the encoded JPEG or PNG bytes there"
         )
     if not is_label_type(classes):
-        raise DataError(
-            f"{place}: column {label!r} is {classes}, expected an integer class index or a name"
-        )
+        raise wrong_labels(place, label, classes)
     metadata = schema.metadata or {}
     try:
         features = json.loads(metadata.get(b"huggingface", "{}")).get("info", {})
@@ -104,66 +101,70 @@ def check_schema(
             f"{place}: class names {names!r:.200} in its metadata, expected a list of names"
         )
     longest = max(map(len, names), default=0)
-    if len(names) > MAX_CLASSES or longest > MAX_NAME or len(set(names)) < len(names):
+    if len(names) > MAX_CLASSES or longest > MAX_NAME:
         raise DataError(
             f"{place}: {len(names)} class names of up to {longest} characters in its metadata, "
-            f"expected at most {MAX_CLASSES} different ones of {MAX_NAME}"
+            f"expected at most {MAX_CLASSES} of {MAX_NAME}"
         )
     return tuple(names), PHANTOM_KEY in metadata
 
 
+def _wrong_columns(place: object, found: list[str], image: str, label: str) -> DataError:
+    return DataError(
+        f"{place}: columns {found}, expected one {image!r} and one {label!r}; name them by image= "
+        "and label="
+    )
+
+
 def from_parquet(file: Path, columns: Columns) -> list[Part]:
-    """Read one parquet file, one part for each value of a column `split` where there is one."""
+    """Read one parquet file."""
     image, label = columns.names()
-    if file.is_file() and is_pointer(file):
-        raise DataError(f"{file}: {LFS_REMEDY}")
-    with open_parquet(file) as (opened, _):
-        schema = opened.schema_arrow
+    with open_parquet(file) as opened:
+        schema = opened.file.schema_arrow
         names, synthetic = check_schema(file, schema, image, label)
         # Paths are read only where bytes may be missing.
-        whole = no_nulls(opened, f"{image}.bytes")
+        whole = no_nulls(opened.groups, f"{image}.bytes")
     wanted, homes = [f"{image}.bytes" if whole else image, label], [file.parent, Path()]
-    room = MAX_BATCH + 4 * file.stat().st_size
+    size = file.stat().st_size
+    changed = DataError(f"{file}: was changed while it was read; read it again")
 
     def same(found: pa.Schema) -> None:
         if check_schema(file, found, image, label) != (names, synthetic):
-            raise DataError(f"{file}: was changed while it was read; read it again")
+            raise changed
 
-    def read(size: int) -> Iterator[Rows]:
+    def read(most: int) -> Iterator[Rows]:
         items: list[Item] = []
         values: list[pa.Array] = []
         start = 0
-        for batch in arrow_batches(file, size, wanted, same):
+        for batch in arrow_batches(file, most, wanted, same):
             taken = 0
             while taken < batch.num_rows:
-                some = batch.slice(taken, size - len(items))
+                some = batch.slice(taken, most - len(items))
                 taken += some.num_rows
                 items += items_of(some.column(image), homes)
-                values.append(plain_labels(some.column(label)))
-                if len(items) == size:
+                values.append(plain_labels(file, some.column(label)))
+                if start + len(items) > len(labels):
+                    raise changed
+                if len(items) == most:
                     yield _rows(file, start, items, values)
-                    start, items, values = start + size, [], []
+                    start, items, values = start + most, [], []
+            room = MAX_BATCH + 4 * size
             if sum(of.nbytes for of in items if isinstance(of, np.ndarray)) > room:
                 raise DataError(
                     f"{file}, at or after row {start}: damaged parquet data ({len(items)} rows "
                     f"take more than {room} bytes; read fewer at a time); {AGAIN}"
                 )
-            if start + len(items) > len(labels):
-                raise DataError(f"{file}: was changed while it was read; read it again")
         if items:
             yield _rows(file, start, items, values)
 
     labels = _column(file, label)
     if not whole:
         only_paths(file, next((rows.items for rows in read(64)), []))
-    split = file_split(file)
-    part = Part(
-        str(file), labels, read, split, names, synthetic,
-        stamp=lambda: f"{file_stamp(file)} {wanted}", size=file.stat().st_size,
-    )  # fmt: skip
-    if split is None and _splits_rows(schema):
-        return by_column(part, _column(file, "split"))
-    return [part]
+    splits = one_split(begun_split(file.name), len(labels))
+    if "split" in schema.names and not any(splits):
+        splits = _splits(file, _column(file, "split"))
+    stamp = partial("{} {}".format, file_stamp(file), wanted)
+    return [Part(str(file), labels, read, splits, names, synthetic, stamp=stamp, size=size)]
 
 
 def _rows(file: Path, start: int, items: list[Item], labels: list[pa.Array]) -> Rows:
@@ -171,32 +172,64 @@ def _rows(file: Path, start: int, items: list[Item], labels: list[pa.Array]) -> 
     return Rows(str(file), numbers, items, pa.concat_arrays(labels))
 
 
-def _column(file: Path, name: str) -> pa.ChunkedArray:
-    """Return one column of labels of a parquet file."""
-    batches = [plain_labels(of.column(0)) for of in arrow_batches(file, _MANY, [name])]
-    return pa.chunked_array(batches, batches[0].type if batches else pa.int64())
+def _column(file: Path, name: str) -> pa.Array:
+    """Return one column of a parquet file, as plain labels."""
+    batches = [plain_labels(file, of.column(0)) for of in arrow_batches(file, _MANY, [name])]
+    return pa.concat_arrays(batches) if batches else pa.array([], pa.int64())
 
 
-def _splits_rows(schema: pa.Schema) -> bool:
-    return "split" in schema.names and is_label_type(schema.field("split").type)
-
-
-def by_column(part: Part, splits: pa.ChunkedArray) -> list[Part]:
-    """Divide a part by the values of its column `split`.
+def _splits(place: object, column: pa.Array) -> np.ndarray:
+    """Return the splits that a column `split` tells, str (n,).
 
     Raises
     ------
     DataError
         If a value is null or no usual name of a split: such rows would be in no part.
     """
-    values = plain_labels(splits).to_pylist()
+    if not is_label_type(column.type):
+        return one_split(None, len(column))
+    values = plain_labels(place, column).to_pylist()
     told = np.array([split_of(value) or "" for value in values], object)
     for i in np.flatnonzero(told == "")[:1]:
         raise DataError(
-            f"{part.place}, row {i}: column 'split' is {values[i]!r}, expected train, test or "
+            f"{place}, row {i}: column 'split' is {values[i]!r}, expected train, test or "
             "validation; drop the column if it means something else"
         )
-    return [replace(part, split=split, kept=told == split) for split in dict.fromkeys(told)]
+    return told
+
+
+def _table_part(
+    place: str,
+    labels: pa.Array | pa.ChunkedArray,
+    cells: Callable[[int, int], list[Item]],
+    splits: pa.Array | pa.ChunkedArray | None,
+    **about: Any,
+) -> list[Part]:
+    """Return a table as a part.
+
+    Parameters
+    ----------
+    place : str
+        For messages.
+    labels : pyarrow.Array or ChunkedArray
+    cells : callable
+        From the first row and that behind the last to the items between.
+    splits : pyarrow.Array or ChunkedArray, optional
+        The column `split`.
+    **about
+        `names`, `synthetic` and `stamp` of `Part`.
+    """
+    labels = plain_labels(place, labels)
+
+    def read(size: int) -> Iterator[Rows]:
+        for start in range(0, len(labels), size):
+            stop = min(start + size, len(labels))
+            numbers = np.arange(start, stop)
+            yield Rows(place, numbers, cells(start, stop), labels.slice(start, stop - start))
+
+    only_paths(place, cells(0, min(64, len(labels))))
+    told = one_split(None, len(labels)) if splits is None else _splits(place, splits)
+    return [Part(place, labels, read, told, **about)]
 
 
 def from_table(
@@ -207,27 +240,20 @@ def from_table(
     names, synthetic = check_schema(place, table.schema, image, label)
     homes = [Path(place).parent if os.sep in place else Path(), Path()]
 
-    def read(size: int) -> Iterator[Rows]:
-        start = 0
-        for batch in table.select([image, label]).to_batches(size):
-            numbers = np.arange(start, start + batch.num_rows)
-            yield Rows(place, numbers, items_of(batch.column(0), homes), batch.column(1))
-            start += batch.num_rows
+    def cells(start: int, stop: int) -> list[Item]:
+        return items_of(table[image].slice(start, stop - start).combine_chunks(), homes)
 
-    only_paths(place, next((rows.items for rows in read(64)), []))
-    part = Part(place, table[label], read, None, names, synthetic, stamp=stamp)
-    return by_column(part, table["split"]) if _splits_rows(table.schema) else [part]
+    splits = table["split"] if "split" in table.column_names else None
+    about = {"names": names, "synthetic": synthetic, "stamp": stamp}
+    return _table_part(place, table[label], cells, splits, **about)
 
 
 def from_saved(folder: Path, columns: Columns) -> list[Part]:
     """Read what `save_to_disk` of Hugging Face `datasets` wrote; that package is not needed."""
     if (folder / "dataset_dict.json").is_file():
         splits = _json(folder / "dataset_dict.json").get("splits", [])
-        return [
-            _with_split(part, str(split))
-            for split in splits
-            for part in from_saved(folder / str(split), columns)
-        ]
+        below = {str(split): folder / str(split) for split in splits}
+        return from_splits(below, partial(from_saved, columns=columns))
     files = [folder / str(of.get("filename")) for of in _json(folder / "state.json")["_data_files"]]
     about = json.dumps({"info": _json(folder / "dataset_info.json")})
     tables = [_arrow_table(file) for file in files]
@@ -246,8 +272,7 @@ def from_arrow(file: Path, columns: Columns) -> list[Part]:
 
 
 def _arrow_table(file: Path) -> pa.Table:
-    if file.is_file() and is_pointer(file):
-        raise DataError(f"{file}: {LFS_REMEDY}")
+    refuse_pointer(file)
     try:
         source = pa.memory_map(str(file))
         with suppress(pa.ArrowInvalid):
@@ -259,6 +284,7 @@ def _arrow_table(file: Path) -> pa.Table:
 
 
 def _json(file: Path) -> dict[str, Any]:
+    refuse_pointer(file)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(found, dict):
@@ -268,13 +294,9 @@ def _json(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: unreadable ({error}); save the data set again") from error
 
 
-def _with_split(part: Part, split: str) -> Part:
-    return replace(part, split=part.split or split_of(split) or split)
-
-
 def from_splits(of: Mapping[str, Any], opened: Callable[[Any], list[Part]]) -> list[Part]:
-    """Read a mapping from split to data set, as `DatasetDict` is one."""
-    return [_with_split(part, str(split)) for split in of for part in opened(of[split])]
+    """Read a mapping from split to data set, as `DatasetDict` is one: what it says, is so."""
+    return [part.as_split(split_of(key) or str(key)) for key in of for part in opened(of[key])]
 
 
 def from_dataset(dataset: Any, columns: Columns) -> list[Part]:
@@ -283,41 +305,25 @@ def from_dataset(dataset: Any, columns: Columns) -> list[Part]:
         raise DataError("a streaming data set has no rows to count; load it without streaming=True")
     image, label = columns.names()
     place = f"the data set ({len(dataset)} rows)"
-    missing = {image, label}.difference(dataset.column_names)
-    if missing:
-        raise DataError(
-            f"{place}: columns {dataset.column_names}, expected one {image!r} and one {label!r}; "
-            "name them by image= and label="
-        )
     arrow = dataset.with_format("arrow")
-    metadata = {b"huggingface": json.dumps({"info": {"features": _features(dataset, label)}})}
-    names, synthetic = check_schema(
-        place, arrow[:1].replace_schema_metadata(metadata).schema, image, label
-    )
-    labels = dataset.select_columns([label]).with_format("arrow")[:][label]
+    classes = getattr(dataset.features.get(label), "names", None)
+    features = {label: {"names": list(classes)}} if classes else {}
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}})}
+    schema = arrow[:1].replace_schema_metadata(metadata).schema
+    names, synthetic = check_schema(place, schema, image, label)
 
-    def read(size: int) -> Iterator[Rows]:
-        for start in range(0, len(dataset), size):
-            table = arrow[start : start + size].select([image, label]).combine_chunks()
-            (batch,) = table.to_batches() or [None]
-            if batch is not None:
-                numbers = np.arange(start, start + batch.num_rows)
-                yield Rows(place, numbers, items_of(batch.column(0), [Path()]), batch.column(1))
+    def column(name: str) -> pa.ChunkedArray:
+        return dataset.select_columns([name]).with_format("arrow")[:][name]
 
-    only_paths(place, next((rows.items for rows in read(64)), []))
+    def cells(start: int, stop: int) -> list[Item]:
+        return items_of(arrow[start:stop][image].combine_chunks(), [Path()])
+
     # The package keeps one of its own, of the data and all that was done to them.
     known = getattr(dataset, "_fingerprint", None)
     stamp = partial(str, known) if known else lambda: digest(*arrow[:][image].to_pylist())
-    part = Part(place, labels, read, None, names, synthetic, stamp=stamp)
-    if "split" in dataset.column_names:
-        splits = dataset.select_columns(["split"]).with_format("arrow")[:]["split"]
-        return by_column(part, splits) if is_label_type(splits.type) else [part]
-    return [part]
-
-
-def _features(dataset: Any, label: str) -> dict[str, Any]:
-    names = getattr(dataset.features[label], "names", None)
-    return {label: {"names": list(names)}} if names else {}
+    splits = column("split") if "split" in dataset.column_names else None
+    about = {"names": names, "synthetic": synthetic, "stamp": stamp}
+    return _table_part(place, column(label), cells, splits, **about)
 
 
 def from_frame(
@@ -326,44 +332,26 @@ def from_frame(
     """Read a pandas table of bytes, pixels, pictures or paths; paths are relative to `home`."""
     image, label = columns.names()
     if any(list(frame.columns).count(name) != 1 for name in (image, label)):
-        raise DataError(
-            f"{place}: columns {list(frame.columns)}, expected one {image!r} and one {label!r}; "
-            "name them by image= and label="
-        )
-    homes = [home or Path(), Path()]
-    labels = _series(place, label, frame[label])
-    cells = frame[image].array
+        raise _wrong_columns(place, list(frame.columns), image, label)
+    values = frame[image].array
 
-    def read(size: int) -> Iterator[Rows]:
-        for start in range(0, len(frame), size):
-            numbers = np.arange(start, min(start + size, len(frame)))
-            items: list[Item] = [item_of(cells[i], homes) for i in numbers]
-            yield Rows(place, numbers, items, labels.slice(start, len(items)))
+    def cells(start: int, stop: int) -> list[Item]:
+        return [item_of(values[i], [home or Path(), Path()]) for i in range(start, stop)]
 
-    only_paths(place, next((rows.items for rows in read(64)), []))
+    splits = _series(place, frame["split"]) if "split" in frame.columns else None
     stamp = partial(_frame_stamp, frame[[image, label]])
-    part = Part(place, pa.chunked_array([labels]), read, stamp=stamp)
-    if "split" in frame.columns:
-        return by_column(part, pa.chunked_array([_series(place, "split", frame["split"])]))
-    return [part]
+    return _table_part(place, _series(place, frame[label]), cells, splits, stamp=stamp)
 
 
-def _series(place: str, name: str, series: pd.Series) -> pa.Array:
-    """Return a column as integers or text; whole numbers that gaps made floats are integers."""
-    if series.dtype.kind == "f":
-        known = series.dropna()
-        if (known == np.rint(known)).all():
-            series = series.astype("Int64")
+def _series(place: str, series: pd.Series) -> pa.Array:
+    """Return a column of labels or splits."""
     try:
         found = pa.array(series, from_pandas=True)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise DataError(f"{place}: column {name!r} mixes types ({error})") from error
-    found = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+        raise DataError(f"{place}: column {series.name!r} mixes types ({error})") from error
     if not is_label_type(found.type):
-        raise DataError(
-            f"{place}: column {name!r} is {found.type}, expected an integer class index or a name"
-        )
-    return plain_labels(found)
+        raise wrong_labels(place, series.name, found.type)
+    return plain_labels(place, found)
 
 
 def _frame_stamp(frame: pd.DataFrame) -> str:
@@ -384,10 +372,16 @@ def from_csv(file: Path, columns: Columns) -> list[Part]:
     except (ValueError, OSError) as error:
         raise DataError(f"{file}: not a readable CSV file ({error})") from error
     parts = from_frame(frame, columns, str(file), file.parent)
-    return [_with_split(p, s) if (s := file_split(file)) else p for p in parts]
+    return [part.as_split(begun_split(file.name)) for part in parts]
 
 
-def file_split(file: Path) -> str | None:
-    """Return the split that a file's name begins with, None where it is none."""
-    splits = ("train", "test", "validation", "valid", "val")
-    return split_of(next((split for split in splits if names_split(file, split)), None))
+Reader = Callable[[Path, Columns], list[Part]]
+READERS: dict[str, Reader] = {
+    ".parquet": from_parquet,
+    ".pq": from_parquet,
+    ".csv": from_csv,
+    ".tsv": from_csv,
+    ".arrow": from_arrow,
+    ".feather": from_arrow,
+}
+"""How to read a file, by its ending in lower case."""

@@ -1,7 +1,7 @@
 """Volumes and DICOM files, unpacked no further than their headers may ask for.
 
-Both can be compressed: of a few bytes become gigabytes. Sizes are read first, and only so many
-bytes are unpacked as a volume or a slice of that size has.
+Both can be compressed, so a few bytes can become gigabytes. Sizes are read from the header first.
+Then no more bytes are unpacked than a volume or slice of that size has.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from mri.data.decode import MAX_SIDE, DataError, declared_size
 
 MAX_VOXELS, MAX_AXIS = 2**26, 1024
 """Voxels of a volume, and along one axis: 400 × 400 × 400 are below."""
+
+CONVERT = "convert it with dcm2niix and give the NIfTI file"
 
 _MAX_FILE = 2**29
 _MAX_HEADER = 4 * 2**20  # With the extensions that stand before the voxels.
@@ -144,8 +146,8 @@ def open_dicom(path: Path, content: bytes, pydicom: ModuleType) -> tuple[Any, np
     Raises
     ------
     DataError
-        If it holds more than one picture of up to `MAX_SIDE` pixels a side, or the picture costs
-        more than its pixels.
+        If it does not hold one picture of at most `MAX_SIDE` pixels a side, or the picture takes
+        far more bytes than its pixels.
     """
     if _DEFLATED in content:
         content = _inflated(path, content)
@@ -190,7 +192,7 @@ def _check_picture(path: Path, data: Any) -> None:
     if frames != 1 or samples != 1 or bits not in (8, 16, 32):
         raise DataError(
             f"{path}: {frames} frames of {samples} samples of {bits} bits, expected one gray slice"
-            + ("; convert it with dcm2niix and give the NIfTI file" if frames > 1 else "")
+            + (f"; {CONVERT}" if frames > 1 else "")
         )
     syntax, pixels = str(data.file_meta.TransferSyntaxUID), bytes(data.PixelData)
     if len(pixels) > 2**20 + 16 * rows * columns:

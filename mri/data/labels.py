@@ -7,6 +7,7 @@ told from the data is refused, or said in one warning.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,7 @@ from mri.data.parquet import CLASS_NAMES
 
 Names = Sequence[str] | Mapping[Any, str]
 
-_PUBLIC = {re.sub(r"[\s_-]", "", name).lower(): name for name in CLASS_NAMES}
-_NUMBER = re.compile(r"\s*-?\d{1,9}\s*")
+_NUMBER = re.compile(r"\s*-?\d{1,9}(\.0*)?\s*")
 _NAME_THEM = "pass class_names=: the names in label order, or a dict from label to name"
 
 
@@ -45,7 +45,7 @@ class Meaning:
 
     def check(self, labels: pa.Array) -> tuple[np.ndarray, dict[int, str]]:
         """Return the labels as int64, and row to cause for those that are null or of no class."""
-        encoded = plain_labels(labels).dictionary_encode()
+        encoded = labels.dictionary_encode()
         raw = encoded.dictionary.to_pylist()
         found = [self.values.get(_value(value, self.values)) for value in raw]
         rows = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
@@ -73,9 +73,14 @@ def remedy(cause: str) -> str:
 def name_key(name: str) -> str:
     """Return what two spellings of one name have in common.
 
+    Case, spaces, ``_`` and ``-`` do not count, nor how an accent is stored: file systems differ.
+
     >>> name_key("MildDemented") == name_key("mild-demented") == name_key("Mild_Demented")
     True
     """
+    if not name.isascii():
+        shown = (of for of in name if unicodedata.category(of) != "Cf")
+        name = unicodedata.normalize("NFKC", "".join(shown)).casefold()
     return re.sub(r"[\s_-]", "", name).lower()
 
 
@@ -98,7 +103,8 @@ def checked_names(place: object, names: Sequence[str]) -> tuple[str, ...]:
                 "'_' and '-' apart; rename or merge them"
             )
         seen[key] = name
-    return tuple(_PUBLIC[key] for key in seen) if seen.keys() <= _PUBLIC.keys() else tuple(names)
+    public = {name_key(name): name for name in CLASS_NAMES}
+    return tuple(public[key] for key in seen) if seen.keys() <= public.keys() else tuple(names)
 
 
 def places_of(names: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
@@ -121,7 +127,7 @@ def places_of(names: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
 
 def settle(
     place: object,
-    columns: Sequence[pa.ChunkedArray],
+    columns: Sequence[pa.Array],
     names: Sequence[str] | None,
     class_names: Names | None = None,
 ) -> Meaning:
@@ -131,8 +137,8 @@ def settle(
     ----------
     place : object
         Of messages.
-    columns : sequence of pyarrow.ChunkedArray
-        All labels: integers or strings.
+    columns : sequence of pyarrow.Array
+        All labels, as `plain_labels` returns them.
     names : sequence of str, optional
         As the data give them, in label order.
     class_names : sequence or mapping, optional
@@ -205,37 +211,62 @@ def _by_number(
     return Meaning(own, values, f"{place}: {said}" if said else "")
 
 
-def _distinct(place: object, columns: Sequence[pa.ChunkedArray]) -> list[Any]:
+def _distinct(place: object, columns: Sequence[pa.Array]) -> list[Any]:
     """Return the distinct labels of all columns, strings or integers."""
     found: set[Any] = set()
     for column in columns:
-        found |= set(pc.unique(plain_labels(column)).to_pylist())
+        found |= set(pc.unique(column).to_pylist())
     found.discard(None)
     texts = [value for value in found if isinstance(value, str)]
     if texts and len(texts) < len(found):
         raise DataError(f"{place}: labels are text in one part and numbers in another; rewrite one")
     # Text that is all numbers, as of folders 0 to 3, names nothing: it counts as numbers.
     if texts and all(_NUMBER.fullmatch(text) for text in texts):
-        return [int(text) for text in texts]
+        return [int(float(text)) for text in texts]
     return list(found)
 
 
-def plain_labels(labels: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Return labels as plain integers or strings, dictionaries and views spelt out."""
+def plain_labels(place: object, labels: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return labels as one array of integers or strings, dictionaries and views spelt out.
+
+    Raises
+    ------
+    DataError
+        If they are numbers with fractions.
+    """
+    if isinstance(labels, pa.ChunkedArray):
+        labels = labels.combine_chunks()
     kind = labels.type
     if pa.types.is_dictionary(kind):
         labels, kind = labels.cast(kind.value_type), kind.value_type
-    if pa.types.is_null(kind):
-        return labels.cast(pa.int64())
-    return labels if pa.types.is_integer(kind) else labels.cast(pa.string())
+    if pa.types.is_floating(kind):  # Gaps make floats of whole numbers.
+        values = labels.to_numpy(zero_copy_only=False).astype(float)
+        whole = (values == np.rint(values)) & (np.abs(values) < 2**53)
+        for value in values[~whole & ~np.isnan(values)][:1]:
+            raise DataError(
+                f"{place}: labels must be whole numbers or names. Received: {value}; write grades "
+                "such as 0.5 as text, and name them by class_names="
+            )
+        labels = pa.array(values, from_pandas=True)
+    number = pa.types.is_null(kind) or pa.types.is_floating(kind)
+    return labels.cast(pa.int64() if number else kind if pa.types.is_integer(kind) else pa.string())
 
 
 def is_label_type(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type can hold labels: integers or text."""
+    """Whether a column of this Arrow type can hold labels: whole numbers or text."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     text = (pa.string(), pa.large_string(), pa.string_view())
-    return pa.types.is_integer(kind) or pa.types.is_null(kind) or kind in text
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
+    return number or kind in text
+
+
+def wrong_labels(place: object, column: object, kind: pa.DataType) -> DataError:
+    """Return the error for a column of another type."""
+    return DataError(
+        f"{place}: column {column!r} is {kind}, expected an integer class index or a name; write "
+        "the names of the classes there"
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -247,5 +278,5 @@ def _value(value: Any, values: Mapping[Any, int]) -> Any:
     if not isinstance(value, str):
         return value
     if _NUMBER.fullmatch(value) and name_key(value) not in values:
-        return int(value)
+        return int(float(value))
     return name_key(value)

@@ -1,9 +1,9 @@
 """One slice out of a JPEG, PNG, parquet, NIfTI or DICOM file, laid out as in the data set.
 
-There the back of the head is up, the patient's right is taken to be on the left (no file says so),
-and heads are skull-stripped, registered to an atlas and so of one size. `check_slice` refuses what
-is not like that, by comparing it with the mean phantom, which was drawn in the same layout: nothing
-of a scan is stored for it.
+There the back of the head is up. The patient's right is taken to be on the left, though no file
+says so. Heads are skull-stripped and registered to an atlas, so they have one size. `check_slice`
+refuses other images: it compares them with the mean phantom, which has the same layout. No scan is
+stored for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from mri._files import read_regular
 from mri.data.decode import DataError, dict_to_image
-from mri.data.headers import open_dicom, open_volume
+from mri.data.headers import CONVERT, open_dicom, open_volume
 from mri.data.parts import load
 from mri.data.phantom import make_phantoms
 from mri.data.sources import Slices
@@ -79,15 +79,15 @@ def read_slice(
 ) -> OneSlice:
     """Read one slice and lay it out as those of the data set.
 
-    Volumes and DICOM are turned by what their headers say and scaled until the brain fills the box
-    that it fills in the data set; other images are taken as they are, resized to 128 × 128 pixels.
+    Volumes and DICOM are turned as their headers say. They are scaled until the brain has the size
+    that it has in the data set. Other images are only resized to 128 × 128 pixels.
 
     Parameters
     ----------
     path : path
-        A table (``.parquet``, ``.csv``, ``.arrow``), a volume of nibabel (``.nii``, ``.nii.gz``,
-        ``.mgz``, ``.mgh``, ``.hdr``), a DICOM file of one axial slice, a folder of one DICOM
-        series, or a JPEG or PNG image. Voxels that are no number count as background.
+        A table (``.parquet``, ``.csv``, ``.arrow``). A volume (``.nii``, ``.nii.gz``, ``.mgz``,
+        ``.mgh``, ``.hdr``), in which NaN counts as background. A DICOM file of one axial slice, or
+        a folder of one DICOM series. A JPEG or PNG image.
     row : int
         Of a table, from 0.
     plane : int, optional
@@ -360,7 +360,10 @@ def _dicom_plane(path: Path, content: bytes) -> tuple[np.ndarray, Any]:
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{path}: not a DICOM image with an orientation ({error})") from error
+        raise DataError(
+            f"{path}: not a DICOM image with an orientation ({error}). If it is an enhanced "
+            f"(multi-frame) one, {CONVERT}"
+        ) from error
     if image.ndim != 2 or not abs(np.cross(across, down)[2]) >= 0.8:
         raise DataError(f"{path}: expected one axial slice, found {image.shape}, {across}, {down}")
     if not np.isfinite(image).all():

@@ -1,24 +1,23 @@
-"""The parquet container: which files there are, and their rows as Arrow batches."""
+"""The parquet container: a file checked before Arrow reads it, and its rows as Arrow batches."""
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mri.data.decode import DataError
-from mri.data.footer import MAX_BATCH, FooterError, check_pages, read_groups
+from mri.data.footer import MAX_BATCH, FooterError, Group, check_pages, read_groups
 
 HUB_REPOSITORY = "Falah/Alzheimer_MRI"
-HUB_REVISION = "daac24f"
+HUB_REVISION = "daac24f9597236b45837d82f7eb9c9ad1f8c60c8"
 HUB_FILES = (
     "train-00000-of-00001-c08a401c53fe5312.parquet",
     "test-00000-of-00001-44110b9df98c5585.parquet",
@@ -59,63 +58,18 @@ _GIVE_BACK = 1024  # rows
 _MAX_ROWS, _LEAST_ROW = 20_000, 16
 _ROOM, _MOST_A_BYTE = 2**28, 1000
 
-Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
+class Opened(NamedTuple):
+    """A parquet file that is held open, its row groups, and how many rows to take at a time."""
 
-def parquet_files(source: Source, *, split: str | None = None) -> list[Path]:
-    """List the parquet files that `source` stands for, sorted by name.
-
-    Parameters
-    ----------
-    source, split
-        As in `read_scans`: ``split="train"`` finds ``train.parquet`` and the hub's
-        ``train-00000-of-00001-….parquet``.
-
-    Returns
-    -------
-    list of Path
-
-    Raises
-    ------
-    DataError
-        If there is no such file.
-
-    Examples
-    --------
-    >>> from tempfile import TemporaryDirectory
-    >>> from mri.data import write_phantom
-    >>> with TemporaryDirectory() as folder:
-    ...     [path.name for path in parquet_files(write_phantom(folder, subjects=4), split="test")]
-    ['test.parquet']
-    """
-    if not isinstance(source, str | os.PathLike):
-        files = [Path(name) for name in source]
-    elif Path(source).is_dir():
-        files = sorted(Path(source).glob("[!.]*.[pP][aA][rR][qQ][uU][eE][tT]"))
-    elif Path(source).exists():
-        files = [Path(source)]
-    else:
-        files = [Path(name) for name in sorted(glob.glob(os.fspath(source)))]
-    if split is not None:
-        files = [file for file in files if names_split(file, split)]
-    if not files:
-        wanted = f" whose name begins with {split!r}" if split else ""
-        raise DataError(f"{source}: no parquet file{wanted} found. {REMEDY}")
-    return files
-
-
-def names_split(file: Path, split: str) -> bool:
-    """Whether a file's name begins with that of a split, as the hub names them.
-
-    >>> names_split(Path("Train-0.parquet"), "train"), names_split(Path("testing.parquet"), "test")
-    (True, False)
-    """
-    return bool(re.match(rf"{re.escape(split)}(?![a-z])", file.name, re.IGNORECASE))
+    file: pq.ParquetFile
+    groups: list[Group]
+    rows: int
 
 
 @contextmanager
-def open_parquet(file: Path, columns: Sequence[str] = ()) -> Iterator[tuple[pq.ParquetFile, int]]:
-    """Open `file` once; give it and how many rows Arrow may take at a time, if `columns` are read.
+def open_parquet(file: Path, columns: Sequence[str] = ()) -> Iterator[Opened]:
+    """Open a file once; check its footer, and the pages of `columns` if these are to be read.
 
     Raises
     ------
@@ -147,7 +101,7 @@ def open_parquet(file: Path, columns: Sequence[str] = ()) -> Iterator[tuple[pq.P
                 except (FooterError, pa.ArrowException, OSError) as error:
                     raise DataError(f"{file}: damaged parquet data ({error}); {AGAIN}") from error
                 at_a_time = max(1, MAX_BATCH // max(1, longest_value))
-            yield opened, at_a_time
+            yield Opened(opened, groups, at_a_time)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file. {REMEDY}") from None
     except (FooterError, pa.ArrowException, OSError, UnicodeError) as error:
@@ -184,38 +138,33 @@ def arrow_batches(
     `same` is called with the schema and raises if it is not that expected.
     """
     start, pool = 0, pa.default_memory_pool()
-    with open_parquet(file, columns) as (opened, at_a_time):
+    with open_parquet(file, columns) as opened:
         if same is not None:
-            same(opened.schema_arrow)
-        size = max(1, min(rows, at_a_time))
+            same(opened.file.schema_arrow)
+        size = max(1, min(rows, opened.rows))
         try:
-            for batch in opened.iter_batches(size, columns=list(columns), use_threads=False):
+            for batch in opened.file.iter_batches(size, columns=list(columns), use_threads=False):
+                if batch.num_columns != len(columns):  # Two places of the footer name a column.
+                    raise FooterError(f"columns {batch.schema.names}, expected {list(columns)}")
                 yield batch
                 start += batch.num_rows
-                # What was read of a page is of no use any more, but kept for the next; to give it
-                # back takes as long as decoding five slices.
+                # Arrow keeps what it read of a page for the next one. To give it back takes as
+                # long as decoding five slices.
                 if start % _GIVE_BACK < batch.num_rows:
                     pool.release_unused()
         except (pa.ArrowException, OSError, FooterError) as error:
             raise DataError(
                 f"{file}, at or after row {start}: damaged parquet data ({error}); {AGAIN}"
             ) from error
-        declared = opened.metadata.num_rows
+        declared = sum(group.rows for group in opened.groups)
     if start != declared:
         raise DataError(f"{file}: declares {declared} rows, has {start}; {AGAIN}")
 
 
-def no_nulls(opened: pq.ParquetFile, column: str) -> bool:
-    """Whether the statistics of a file say that a column, in dotted form, has no nulls."""
-    about = opened.metadata
-    try:
-        for group in (about.row_group(i) for i in range(about.num_row_groups)):
-            chunks = [group.column(i) for i in range(group.num_columns)]
-            found = [of.statistics for of in chunks if of.path_in_schema == column]
-            if not all(of is not None and of.has_null_count and not of.null_count for of in found):
-                return False
-            if not found:
-                return False
-    except UnicodeError:  # A damaged name: reading the column will say so.
-        return False
-    return about.num_row_groups > 0
+def no_nulls(groups: Sequence[Group], column: str) -> bool:
+    """Whether the statistics of a file say that a column, in dotted form, has no nulls.
+
+    They are read here and not by Arrow, which ends the process if they contradict the schema.
+    """
+    nulls = [chunk.nulls for group in groups for chunk in group.chunks if chunk.path == column]
+    return len(nulls) == len(groups) > 0 and not any(nulls)

@@ -6,8 +6,10 @@ import ast
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +20,10 @@ from mri.data.decode import MAX_SIDE, DataError, column_views
 from mri.data.labels import name_key
 
 Item = np.ndarray | Path | str | None
-"""A slice before it is decoded: encoded bytes uint8 (k,), gray pixels uint8 (h, w), the path of a
-file, the reason why there is none, or nothing at all."""
+"""A slice before it is decoded: encoded bytes uint8 (k,), gray pixels uint8 (h, w) or a path.
+
+A text is the reason why there is no slice; None is a null.
+"""
 
 LFS = b"version https://git-lfs"
 LFS_REMEDY = "is a Git LFS pointer, not the file itself; run: git lfs pull"
@@ -36,12 +40,17 @@ _SPLITS = {
 
 
 class Rows(NamedTuple):
-    """Some rows: the file (or the files, one a row) and row numbers in it, slices and labels."""
+    """Some rows of a source.
+
+    `files` is the file of all, or one file a row; `numbers` are the rows in it, int (n,); `splits`
+    are those of `Part`.
+    """
 
     files: str | Sequence[str]
     numbers: np.ndarray
     items: list[Item]
     labels: pa.Array
+    splits: np.ndarray = np.empty(0, object)
 
     def place(self, i: int) -> tuple[str, int]:
         """Return file and row of the i-th of them."""
@@ -53,6 +62,12 @@ class Rows(NamedTuple):
         file, row = self.place(i)
         return f"{file}, row {row}" if isinstance(self.files, str) else file
 
+    def take(self, rows: np.ndarray) -> Rows:
+        """Return some of them; `rows` are their places here, int (m,)."""
+        files = self.files if isinstance(self.files, str) else [self.files[i] for i in rows]
+        items = [self.items[i] for i in rows]
+        return Rows(files, self.numbers[rows], items, self.labels.take(rows), self.splits[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -61,28 +76,28 @@ class Part:
     Attributes
     ----------
     place : str
-        Of messages.
-    labels : pyarrow.ChunkedArray
-        Those of all rows, integers or text.
+        For messages.
+    labels : pyarrow.Array
+        Labels of all rows, as `mri.data.labels.plain_labels` returns them.
     read : callable
-        From a number of rows to an iterator of `Rows` of at most as many.
-    split : str, optional
-        'train', 'test' or 'validation', where the source tells.
+        From a number of rows to an iterator of `Rows`, each of at most that many.
+    splits : ndarray of str, shape (n,)
+        'train', 'test' or 'validation' for each row, '' where the source does not tell.
     names : tuple of str, optional
-        Class names in label order, where the data give them.
+        Class names in label order, if the data give them.
     synthetic : bool
     kept : ndarray of bool, shape (n,), optional
-        The rows of this part, of those that `read` gives; by default all.
+        Which of the rows that `read` gives belong to this part; by default all.
     stamp : callable
         To a text that changes with the data, for caches.
     size : int
-        Bytes of a file that may repeat a picture for nothing; 0 of what cannot.
+        Bytes of the file, if a short file can repeat one picture many times; else 0.
     """
 
     place: str
-    labels: pa.ChunkedArray
+    labels: pa.Array
     read: Callable[[int], Iterator[Rows]]
-    split: str | None = None
+    splits: np.ndarray
     names: tuple[str, ...] | None = None
     synthetic: bool = False
     kept: np.ndarray | None = None
@@ -93,19 +108,37 @@ class Part:
         """Return the number of rows."""
         return len(self.labels) if self.kept is None else int(self.kept.sum())
 
+    @cached_property
+    def split_names(self) -> set[str]:
+        """The splits that its rows belong to, '' among them where the source does not tell."""
+        return set(self.splits.tolist())
+
     def rows(self, size: int) -> Iterator[Rows]:
         """Yield the rows of this part, up to `size` at a time."""
         at = 0
         for rows in self.read(size):
-            here = None if self.kept is None else self.kept[at : at + len(rows.items)]
-            at += len(rows.items)
-            if here is None:
+            here = slice(at, at + len(rows.items))
+            at = here.stop
+            rows = rows._replace(splits=self.splits[here])
+            if self.kept is None:
                 yield rows
-            elif here.any():
-                of = np.flatnonzero(here).tolist()
-                files = rows.files if isinstance(rows.files, str) else [rows.files[i] for i in of]
-                items = [rows.items[i] for i in of]
-                yield Rows(files, rows.numbers[here], items, rows.labels.filter(pa.array(here)))
+            elif self.kept[here].any():
+                yield rows.take(np.flatnonzero(self.kept[here]))
+
+    def of_split(self, split: str) -> Part | None:
+        """Return the rows of a split as a part, None where there are none."""
+        if split not in self.split_names:
+            return None
+        return replace(self, kept=None if len(self.split_names) == 1 else self.splits == split)
+
+    def as_split(self, split: str | None) -> Part:
+        """Return all rows as those of one split; None changes nothing."""
+        return self if split is None else replace(self, splits=one_split(split, len(self.splits)))
+
+
+def one_split(split: str | None, n: int) -> np.ndarray:
+    """Return one split as that of `n` rows, '' for None; takes no memory for each."""
+    return np.broadcast_to(np.array(split or "", object), n)
 
 
 def split_of(name: object) -> str | None:
@@ -117,16 +150,36 @@ def split_of(name: object) -> str | None:
     return _SPLITS.get(name_key(str(name)))
 
 
+def begun_split(name: str) -> str | None:
+    """Return the split that the name of a file or folder begins with, None where it is none.
+
+    >>> begun_split("Train-0.parquet"), begun_split("test_images"), begun_split("trained.csv")
+    ('train', 'test', None)
+    """
+    return split_of(re.split("[^a-z]", name.lower(), maxsplit=1)[0])
+
+
 def file_stamp(path: Path) -> str:
     """Return what tells whether a file has changed: name, size and time."""
     about = path.stat()
     return f"{path.resolve()} {about.st_size} {about.st_mtime_ns}"
 
 
-def is_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS leaves where the content was not fetched."""
-    with path.open("rb") as file:
-        return file.read(len(LFS)) == LFS
+def first_bytes(path: Path) -> bytes:
+    """Return the first bytes of a regular file, none of what cannot be read."""
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(len(LFS))
+    except OSError:
+        pass
+    return b""
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise DataError if a file is what Git LFS leaves where the content was not fetched."""
+    if first_bytes(path) == LFS:
+        raise DataError(f"{path}: {LFS_REMEDY}")
 
 
 def load(path: Path) -> np.ndarray | str:
@@ -143,9 +196,10 @@ def load(path: Path) -> np.ndarray | str:
 
 
 def gray(pixels: np.ndarray) -> np.ndarray | str:
-    """Return pixels (h, w), (h, w, 1) or RGB(A) (h, w, 3 or 4) as uint8 (h, w), or what is wrong.
+    """Return pixels as gray values uint8 (h, w), or what is wrong with them.
 
-    Colour is weighted as by the decoder (BT.601).
+    They may be gray, (h, w) or (h, w, 1), or RGB(A), (h, w, 3 or 4). Colour is weighted as by the
+    decoder (BT.601).
     """
     pixels = np.asarray(pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 1:

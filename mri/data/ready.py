@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mri.data.parquet import REMEDY
-from mri.data.sources import Slices, find_data
+from mri.data.sources import Slices, describe, find_data
 
 _NEEDED = 1 << 30
 """A generous number of bytes for models, executed notebooks and phantoms."""
@@ -45,10 +45,7 @@ def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
         If a given folder holds no slices, or files are present but unusable.
     """
     if found := find_data(folder):
-        slices = Slices(found)
-        parts = [part for split in ("train", "test") for part in slices.select(split)]
-        kind = "synthetic phantom" if parts[0].synthetic else "real"
-        return f"{found}: {sum(map(len, parts))} {kind} slices."
+        return describe(found, Slices(found).select(("train", "test")))
     path = Path("data")
     here = sorted(p.name for p in path.iterdir() if p.is_file()) if path.is_dir() else []
     here = [name for name in here if name != "README.md" and not name.startswith(".")]

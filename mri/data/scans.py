@@ -1,8 +1,9 @@
-"""Read MRI slices of any source into one array, and say precisely what is wrong if that fails.
+"""Read MRI slices of any source into one array, or say precisely what is wrong.
 
-The public Alzheimer MRI set stores one JPEG a row (`image: struct<bytes, path>`, `label: int64`);
-what else is read, `mri.data.sources` says. `read_scans` decodes whole sources on all cores, and
-`iter_batches` what is larger than memory. ``python -m mri download`` fetches the public files.
+The public Alzheimer MRI set stores one JPEG a row (`image: struct<bytes, path>`, `label: int64`).
+`mri.data.formats` lists the other formats. `read_scans` decodes a whole source on all cores. A
+source larger than memory is read with its `cache=`, or streamed by `iter_batches`. The public files
+come by ``python -m mri download``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +23,11 @@ import pandas as pd
 
 from mri._arguments import require
 from mri.data.decode import DataError, check_size, declared_pixels, decode_into, first_shape
+from mri.data.formats import Columns
 from mri.data.labels import Names, places_of, remedy
 from mri.data.parquet import check_room
 from mri.data.parts import Item, Part, Rows, load
-from mri.data.sources import Slices, Source
+from mri.data.sources import Slices, Source, Split, data_folder, describe
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,9 @@ class Scans:
         One row per rejected record: `file`, `row` (from 0 in that file), `cause`.
     synthetic : bool
         Whether the files are marked as phantoms rather than real slices.
+    splits : ndarray of str, shape (n,), optional
+        Which part each slice belongs to by its source: 'train', 'test', 'validation', or '' where
+        the source does not tell. None if the slices were not read from a source.
     """
 
     images: np.ndarray
@@ -50,6 +56,7 @@ class Scans:
     class_names: tuple[str, ...]
     rejected: pd.DataFrame
     synthetic: bool = False
+    splits: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of slices kept."""
@@ -58,8 +65,11 @@ class Scans:
     def __add__(self, other: Scans) -> Scans:
         """Return the slices of both, these first.
 
-        Class names are compared without case, spaces, '_' and '-'; where the other part has them
-        in another order, or lacks some, its labels become those of this one.
+        Memory-mapped slices stay in files: neighbours in one file are not copied, others are
+        copied into a temporary file.
+
+        Class names are compared without case, spaces, '_' and '-'. If the other part has them in
+        another order, or lacks some, its labels become those of this one.
 
         Raises
         ------
@@ -72,13 +82,38 @@ class Scans:
             raise ValueError(f"sizes differ: {self.images.shape[1:]}, {other.images.shape[1:]}")
         longer = max(self.class_names, other.class_names, key=len)
         names = self.class_names if len(self.class_names) == len(longer) else longer
-        labels = [part.labels_as(names) for part in (self, other)]
+        both = (self, other)
+        splits = [np.full(len(of), "") if of.splits is None else of.splits for of in both]
         return Scans(
-            np.concatenate([self.images, other.images]),
-            np.concatenate(labels),
+            _joined(self.images, other.images),
+            np.concatenate([of.labels_as(names) for of in both]),
             names,
-            pd.concat([self.rejected, other.rejected], ignore_index=True),
+            pd.concat([of.rejected for of in both], ignore_index=True),
             self.synthetic,
+            np.concatenate(splits),
+        )
+
+    def part(self, split: str) -> Scans:
+        """Return the slices of one split, without a copy where they stand together.
+
+        `rejected` goes with the part that comes first.
+
+        Raises
+        ------
+        ValueError
+            If there are none.
+        """
+        splits = np.full(len(self), "") if self.splits is None else self.splits
+        rows = np.flatnonzero(splits == split)
+        require(len(rows) > 0, f"split must be one of {sorted(set(splits.tolist()))}.", split=split)
+        together = rows[-1] - rows[0] == len(rows) - 1
+        where = slice(rows[0], rows[-1] + 1) if together else rows
+        return replace(
+            self,
+            images=self.images[where],
+            labels=self.labels[where],
+            rejected=self.rejected if rows[0] == 0 else self.rejected[:0],
+            splits=splits[where],
         )
 
     def labels_as(self, class_names: tuple[str, ...]) -> np.ndarray:
@@ -115,6 +150,26 @@ class Scans:
         return pd.DataFrame({"label": self.labels, "img_arr": list(self.images)})
 
 
+def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the images of both in a row; what is mapped from files takes no memory."""
+    mapped = [of for of in (first, second) if isinstance(of, np.memmap)]
+    if not mapped:
+        return np.concatenate([first, second])
+    shape = (len(first) + len(second), *first.shape[1:])
+    behind = first.ctypes.data + first.nbytes == second.ctypes.data
+    if behind and len(mapped) == 2 and first.base is second.base is not None:
+        return np.lib.stride_tricks.as_strided(first, shape, subok=True, writeable=False)
+    home = mapped[0].filename
+    with TemporaryFile(dir=None if home is None else Path(home).parent) as file:
+        whole = np.memmap(file, np.uint8, "w+", shape=shape)
+    for images, start in ((first, 0), (second, len(first))):
+        for at in range(0, len(images), _AT_A_TIME):
+            some = images[at : at + _AT_A_TIME]
+            whole[start + at :][: len(some)] = some
+    whole.flags.writeable = False
+    return whole
+
+
 # Rows for each thread: few enough for the cache, many enough that threads seldom wait.
 _AT_A_TIME = 256
 
@@ -127,15 +182,23 @@ class _Options(NamedTuple):
     threads: int | None
     level: int
 
+    def check(self) -> None:
+        """Raise ValueError if one of them is wrong."""
+        check_size(self.size)
+        known = self.on_error in ("raise", "skip")
+        require(known, "on_error must be 'raise' or 'skip'.", on_error=self.on_error)
+        valid = self.threads is None or self.threads >= 1
+        require(valid, "threads must be at least 1.", threads=self.threads)
+
 
 def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
     return np.empty(shape, np.uint8)
 
 
 def read_scans(
-    source: Source,
+    source: Source = None,
     *,
-    split: str | None = None,
+    split: Split = None,
     size: tuple[int, int] | None = None,
     on_error: str = "raise",
     threads: int | None = None,
@@ -153,10 +216,11 @@ def read_scans(
         CSV, or Arrow with bytes, pixels or paths of images. A folder of class folders of JPEG or
         PNG images, with or without ``train/`` and ``test/``. A folder of `save_to_disk`, a
         `datasets.Dataset` or `DatasetDict`, a pandas or Arrow table, or a mapping from split to
-        these.
-    split : str, optional
-        'train', 'test' or 'validation': of files those whose names begin with it, of folders those
-        of that name, of tables the rows that say so in a column `split`.
+        these. By default the data at hand: the folder that ``MRI_DATA`` names, else ``data``; one
+        line says which. Phantoms never take their place.
+    split : str or sequence of str, optional
+        'train', 'test' or 'validation'. The name of a file or folder begins with it, or a column
+        `split` of a table holds it. Several are read one after the other: ``("train", "test")``.
     size : tuple of int, optional
         Resize every slice to (h, w) pixels; needed where sizes are mixed.
     on_error : {'raise', 'skip'}
@@ -170,8 +234,8 @@ def read_scans(
         Where the data have none: names in label order, or a mapping from label to name. Where
         they have, the order to bring them into.
     cache : path, optional
-        A file to keep the decoded slices in. The array is then mapped from it, so that it need not
-        fit into memory, and a later call on the same data decodes nothing.
+        A file to keep the decoded slices in. The array is mapped from it, so it need not fit into
+        memory. A later call on the same data decodes nothing.
 
     Returns
     -------
@@ -182,9 +246,9 @@ def read_scans(
     Raises
     ------
     DataError
-        If a path is missing or holds no slices, a table has the wrong columns, sizes are mixed
-        without `size`, the meaning of the labels cannot be told, no row is usable or (with
-        ``on_error="raise"``) one is bad.
+        If a path is missing or holds no slices. If a table has the wrong columns. If sizes are
+        mixed without `size`. If the meaning of the labels cannot be told. If no row is usable or,
+        with ``on_error="raise"``, one is bad.
 
     Warns
     -----
@@ -199,17 +263,30 @@ def read_scans(
     ...     read_scans(write_phantom(folder, subjects=8, slices=5), split="train")
     Scans(32 synthetic phantom slices of 128 × 128, 0 rows rejected)
     """
-    _check_options(size, on_error, threads)
-    slices = Slices(source, image=image, label=label, class_names=class_names)
-    parts = slices.select(split)
-    slices.warn(parts, stacklevel=2)
     options = _Options(size, on_error, threads, 4 if cache is None else 6)
+    slices, parts = _opened(source, split, Columns(image, label), class_names, options)
     if cache is None:
         return _read(slices, parts, _in_memory, options)
     from mri.data.cache import cached
 
     stamp = f"{slices.stamp(parts)} {size} {on_error}"
     return cached(Path(cache), stamp, lambda new: _read(slices, parts, new, options))
+
+
+def _opened(
+    source: Source, split: Split, columns: Columns, names: Names | None, options: _Options
+) -> tuple[Slices, list[Part]]:
+    """Check the options, open a source and choose its parts; warn of what was assumed."""
+    options.check()
+    told = source
+    if source is None:
+        told, _ = data_folder()
+    slices = Slices(told, columns, class_names=names)
+    parts = slices.select(split)
+    if source is None:
+        print(describe(slices.place, parts))
+    slices.warn(parts, stacklevel=3)
+    return slices, parts
 
 
 def _read(
@@ -220,7 +297,7 @@ def _read(
 ) -> Scans:
     """Decode all rows into one array that `new` makes from its shape."""
     batches = _decoded(slices, parts, options, None, new=new)
-    images, labels, bad = zip(*batches, strict=True)
+    images, labels, splits, bad = zip(*batches, strict=True)
     rejected = pd.DataFrame(
         [row for rows in bad for row in rows], columns=["file", "row", "cause"]
     ).astype({"row": np.int64})
@@ -233,14 +310,15 @@ def _read(
         slices.class_names,
         rejected,
         parts[0].synthetic,
+        np.concatenate(splits).astype(str),
     )
 
 
 def iter_batches(
-    source: Source,
+    source: Source = None,
     *,
     batch_size: int = 256,
-    split: str | None = None,
+    split: Split = None,
     size: tuple[int, int] | None = None,
     on_error: str = "raise",
     threads: int | None = None,
@@ -272,20 +350,19 @@ def iter_batches(
     [8, 15, 15, 2]
     """
     require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
-    _check_options(size, on_error, threads)
-    slices = Slices(source, image=image, label=label, class_names=class_names)
-    parts = slices.select(split)
-    slices.warn(parts, stacklevel=2)
     options = _Options(size, on_error, threads, 3)
+    slices, parts = _opened(source, split, Columns(image, label), class_names, options)
     batches = _decoded(slices, parts, options, batch_size)
-    return ((images, labels) for images, labels, _ in batches if len(labels))
+    return ((of.images, of.labels) for of in batches if len(of.labels))
 
 
-def _check_options(size: tuple[int, int] | None, on_error: str, threads: int | None) -> None:
-    check_size(size)
-    known = on_error in ("raise", "skip")
-    require(known, "on_error must be 'raise' or 'skip'.", on_error=on_error)
-    require(threads is None or threads >= 1, "threads must be at least 1.", threads=threads)
+class _Batch(NamedTuple):
+    """Decoded rows, and file, row and cause of those that were rejected."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    splits: np.ndarray
+    rejected: list[tuple[str, int, str]]
 
 
 def _decoded(
@@ -295,8 +372,8 @@ def _decoded(
     batch_size: int | None,
     *,
     new: Callable[[tuple[int, ...]], np.ndarray] = _in_memory,
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[tuple[str, int, str]]]]:
-    """Yield (images, labels, rejected) of up to `batch_size` rows.
+) -> Iterator[_Batch]:
+    """Yield batches of up to `batch_size` rows.
 
     Without it, the images are consecutive views into one array of all slices, made by `new`.
     """
@@ -330,7 +407,7 @@ def _decoded(
                 out[: len(keep)] = out[keep]
             kept += len(keep)
             bad = [(*rows.place(i), causes[i]) for i in sorted(causes)]
-            yield out[: len(keep)], values[keep], bad
+            yield _Batch(out[: len(keep)], values[keep], rows.splits[keep], bad)
     if not kept:
         cause = f"the last: {bad[-1][2]}" if total else "the files are empty"
         raise DataError(f"{parts[-1].place}: no usable row among {total}; {cause}")

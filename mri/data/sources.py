@@ -1,6 +1,7 @@
 """What a source is, decided in one place: files, folders, tables and data sets, as `Part`s.
 
-A new format is one function in `mri.data.formats` and its line in `mri.data.folders` or in `_open`.
+A new format is one function in `mri.data.formats`. For a file, it stands in `READERS` there; for an
+object, `_open` below calls it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from mri._arguments import require
 from mri.data.decode import DataError
-from mri.data.folders import NoSlicesError, layout, reader
+from mri.data.folders import NoSlicesError, found_file, layout
 from mri.data.formats import Columns, from_dataset, from_frame, from_splits, from_table
 from mri.data.labels import Meaning, Names, places_of, settle
 from mri.data.parquet import REMEDY
@@ -26,6 +27,9 @@ from mri.data.parts import Part, digest, load, split_of
 
 Source = Any
 """A path, pattern or list of files, a table, a data set, or a mapping from split to these."""
+
+Split = str | Sequence[str] | None
+"""The name of a split, several in the order to read them, or None for all slices as they stand."""
 
 
 class Slices:
@@ -35,7 +39,7 @@ class Slices:
     ----------
     source
         As in `read_scans`.
-    image, label : str, optional
+    columns : Columns, optional
         Names of the columns.
     class_names : sequence of str or mapping, optional
         Names in label order, or from label to name.
@@ -43,7 +47,7 @@ class Slices:
     Attributes
     ----------
     place : str
-        Of messages.
+        For messages.
     parts : list of Part
     class_names : tuple of str
         In label order, for all parts: a class that one part lacks shifts nothing.
@@ -57,13 +61,12 @@ class Slices:
     def __init__(
         self,
         source: Source,
+        columns: Columns | None = None,
         *,
-        image: str | None = None,
-        label: str | None = None,
         class_names: Names | None = None,
     ) -> None:
-        self.parts = _open(source, Columns(image, label))
-        _refuse_copies(self.parts)
+        self._columns = columns or Columns()
+        self.parts = _open(source, self._columns)
         named = isinstance(source, str | os.PathLike)
         self.place = str(source) if named else self.parts[0].place
         self._meanings: dict[tuple[str, ...] | None, Meaning] = {}
@@ -72,36 +75,51 @@ class Slices:
             place = self.place if len(of) == len(self.parts) else of[0].place
             labels = [part.labels for part in of]
             self._meanings[names] = settle(place, labels, names, class_names)
-        self.class_names = self._meanings[self.parts[0].names].class_names
+        # One part may lack classes of another: the longest names, of these the first.
+        self.class_names = max((of.class_names for of in self._meanings.values()), key=len)
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits there are, 'train' first."""
-        found = {part.split for part in self.parts if part.split}
+        found = set().union(*(part.split_names for part in self.parts)) - {""}
         return sorted(found, key=lambda split: (split != "train", split))
 
-    def select(self, split: str | None) -> list[Part]:
-        """Return the parts of a split, all where it is None.
+    def select(self, split: Split) -> list[Part]:
+        """Return the parts of a split or of several in turn; of None all, as they stand.
 
         Raises
         ------
         DataError
             If there is no such part, or their classes or origins differ.
+        ValueError
+            If none is named, or one twice.
         """
-        found = self.parts if split is None else self._of_split(split)
+        wanted = [split] if isinstance(split, str) else list(split or ())
+        some = split is None or len(set(wanted)) == len(wanted) > 0
+        require(some, "split must name a part, or several different ones.", split=split)
+        found = [part for name in wanted for part in self._of_split(name)] or self.parts
+        first = next(p for p in self.parts if self._own(p).class_names == self.class_names)
         for part in found:
-            strange = places_of(self.meaning(part).class_names, self.class_names) is None
-            if strange or part.synthetic != found[0].synthetic:
-                first = found[0].names, found[0].synthetic
+            if places_of(self.class_names, self._own(part).class_names) is None:
+                told = [of.names or "no class names" for of in (part, first)]
                 raise DataError(
-                    f"{part.place}: class names and origin {part.names, part.synthetic} differ "
-                    f"from {first} of {found[0].place}; read the files separately"
+                    f"{part.place}: has {told[0]}, but {first.place} has {told[1]}; pass "
+                    "class_names= for both, or read them separately"
                 )
-        return _whole(found) if split is None else found
+            if part.synthetic != found[0].synthetic:
+                kinds = {True: "phantoms", False: "real slices"}
+                raise DataError(
+                    f"{part.place}: has {kinds[part.synthetic]}, but {found[0].place} has "
+                    f"{kinds[found[0].synthetic]}; read them separately"
+                )
+        return found
+
+    def _own(self, part: Part) -> Meaning:
+        return self._meanings[part.names]
 
     def _of_split(self, split: str) -> list[Part]:
         wanted = split_of(split) or split
-        found = [part for part in self.parts if part.split == wanted]
+        found = [of for part in self.parts if (of := part.of_split(wanted)) is not None]
         if not found:
             files = all(part.place.endswith(".parquet") for part in self.parts)
             what = f"parquet file whose name begins with {split!r}" if files else f"part {split!r}"
@@ -111,7 +129,7 @@ class Slices:
 
     def meaning(self, part: Part) -> Meaning:
         """Return what the labels of a part mean: label order is that of `class_names`."""
-        own = self._meanings[part.names]
+        own = self._own(part)
         at = places_of(self.class_names, own.class_names)
         if at is None or own.class_names == self.class_names:
             return own
@@ -126,27 +144,27 @@ class Slices:
 
     def stamp(self, parts: Sequence[Part]) -> str:
         """Return a text that changes with some parts and with the meaning of their labels."""
-        told = [f"{p.place} {p.split} {p.stamp()} {self.meaning(p)}" for p in parts]
-        return digest(*told)
-
-
-def _whole(parts: Sequence[Part]) -> list[Part]:
-    """Return parts that are rows of one table as one part, in the order of the table."""
-    whole: dict[int, Part] = {}
-    for part in parts:
-        if part.kept is None:
-            whole[id(part)] = part
-        else:
-            before = whole.get(id(part.read))
-            kept = part.kept if before is None else part.kept | before.kept
-            whole[id(part.read)] = replace(part, kept=kept, split=None)
-    return list(whole.values())
+        told = [f"{of.place} {of.stamp()} {self.meaning(of)}" for of in parts]
+        return digest(
+            *self._columns,
+            *told,
+            *("\n".join(of.splits) for of in parts),
+            *(of.kept for of in parts),
+        )
 
 
 def _open(source: Source, columns: Columns) -> list[Part]:
-    """Return the parts of a source of any kind."""
+    """Return the parts of a source of any kind.
+
+    Raises
+    ------
+    DataError
+        If there are none, or two copies of one.
+    """
     opened: list[Part]
     if isinstance(source, str | os.PathLike):
+        if not os.fspath(source).strip():
+            raise ValueError(f"source must not be an empty path. Received: source={source!r}")
         opened = [part for found in layout(Path(source)) for part in found.read(columns)]
     elif isinstance(source, pd.DataFrame):
         opened = from_frame(source, columns)
@@ -159,13 +177,13 @@ def _open(source: Source, columns: Columns) -> list[Part]:
             pd.DataFrame({k: pd.Series(list(v)) for k, v in source.items()}), columns
         )
     elif isinstance(source, Mapping):
-        opened = from_splits(source, partial(_open, columns=columns))
+        return from_splits(source, partial(_open, columns=columns)) or _open([], columns)
     elif hasattr(source, "to_arrow"):
         opened = _open(source.to_arrow(), columns)
     elif isinstance(source, Sequence) and all(isinstance(of, Mapping) for of in source) and source:
         opened = from_frame(pd.DataFrame(list(source)), columns)
     elif isinstance(source, Sequence) and all(isinstance(f, str | os.PathLike) for f in source):
-        opened = [part for file in source for part in reader(Path(file))(columns)]
+        opened = [part for file in source for part in found_file(Path(file)).read(columns)]
     else:
         raise ValueError(
             "source must be a path, a list of files, a table or a data set. Received: "
@@ -173,13 +191,14 @@ def _open(source: Source, columns: Columns) -> list[Part]:
         )
     if not opened:
         raise NoSlicesError(f"{source}: no parquet file found. {REMEDY}")
+    _refuse_copies(opened)
     return opened
 
 
 def _refuse_copies(parts: Sequence[Part]) -> None:
     """Raise DataError where one split stands there twice, or lacks one of its files."""
-    for split in sorted({part.split for part in parts if part.split}):
-        of = [part for part in parts if part.split == split]
+    for split in sorted(set().union(*(part.split_names for part in parts)) - {""}):
+        of = [part for part in parts if split in part.split_names]
         names = [Path(part.place).name for part in of]
         numbers = [re.search(r"-(\d{5,})-of-(\d{5,})", name) for name in names]
         shards = [tuple(map(int, found.groups())) for found in numbers if found]
@@ -251,8 +270,8 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
     Raises
     ------
     DataError
-        If a folder that is given holds no slices, or one of the two parts is there without the
-        other: phantoms in its stead would be a surprise.
+        If a given folder holds no slices, or only one of the two parts. Phantoms never take the
+        place of what was given.
 
     Examples
     --------
@@ -262,8 +281,7 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
     ...     find_data(write_phantom(folder, subjects=4)) is not None
     True
     """
-    given = folder if folder is not None else os.environ.get("MRI_DATA")
-    path = Path(given or "data")
+    path, given = data_folder(folder)
     try:
         found = layout(path)
     except NoSlicesError:
@@ -272,11 +290,16 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
         return None
     splits = {of.split for of in found if of.split}
     if not splits:
-        splits = {p.split for of in found for p in of.read(Columns()) if p.split}
+        splits = set().union(*(p.split_names for of in found for p in of.read(Columns()))) - {""}
     if {"train", "test"} <= splits:
         return path
     if len(here := sorted({"train", "test"} & splits)) == 1:
         (missing,) = {"train", "test"}.difference(here)
+        if path.is_file():
+            raise DataError(
+                f"{path}: only the {here[0]} part; give the folder that holds the {missing} part "
+                f"too, such as {path.parent}"
+            )
         name = next((of.path.name for of in found if of.split == here[0]), here[0])
         raise DataError(f"{path}: {name} is there, but no {missing} file beside it. {REMEDY}")
     some = ", ".join(of.path.name for of in found[:4])
@@ -285,6 +308,23 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
         "name the files or folders train and test, or add a column split. "
         "python -m mri audit takes them undivided"
     )
+
+
+def describe(place: object, parts: Sequence[Part]) -> str:
+    """Say in one line which slices will be used."""
+    kind = "synthetic phantom" if parts[0].synthetic else "real"
+    return f"{place}: {sum(map(len, parts))} {kind} slices."
+
+
+def data_folder(folder: str | os.PathLike[str] | None = None) -> tuple[Path, bool]:
+    """Return the folder of the data at hand, and whether somebody named it.
+
+    An empty ``MRI_DATA`` counts as none; an empty `folder` is an error.
+    """
+    if folder is not None and not os.fspath(folder).strip():
+        raise ValueError(f"folder must not be an empty path. Received: folder={folder!r}")
+    given = folder or os.environ.get("MRI_DATA")
+    return Path(given or "data"), bool(given)
 
 
 def first_record(source: Source, *, split: str | None = None) -> dict[str, Any]:

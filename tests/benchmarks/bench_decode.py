@@ -5,6 +5,7 @@ beforehand, at no cost.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,6 @@ import pyarrow.parquet as pq
 from harness import ROOT, STATUS, child, folder_of_slices, interleaved, main, optional, row, versus
 
 from mri.data.decode import dict_to_image
-from mri.data.parquet import parquet_files
 from mri.data.phantom import write_phantom
 from mri.data.scans import iter_batches, read_scans
 
@@ -71,7 +71,7 @@ def peak(file, first=None):
 
 
 def measure(quick: bool) -> list[dict]:
-    (file,) = parquet_files(folder_of_slices(), split="train")
+    (file,) = Path(folder_of_slices()).glob("train*.parquet")
     runs = {
         "read_scans": lambda: read_scans(file, threads=THREADS).images,
         "iter_batches": lambda: np.concatenate(

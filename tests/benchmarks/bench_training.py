@@ -9,12 +9,12 @@ import statistics
 import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 from harness import ROOT, clock, folder_of_slices, interleaved, main, optional, row, versus
 
-from mri.data.parquet import parquet_files
 from mri.data.scans import read_scans
 from mri.evaluation.comparison import compare
 from mri.models.builders import build_model
@@ -61,7 +61,7 @@ def torch_epoch(folder, scans, split):
 
     blobs = []
     for part in PARTS:
-        for file in parquet_files(folder, split=part):
+        for file in sorted(Path(folder).glob(f"{part}*.parquet")):
             column = pq.read_table(file, columns=["image"]).column("image")
             blobs += column.combine_chunks().field("bytes").to_pylist()
     return trainer(blobs, scans.labels, split.train, split.validation)

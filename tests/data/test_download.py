@@ -19,7 +19,7 @@ from mri.data.parquet import HUB_FILES, HUB_REPOSITORY, HUB_REVISION, REMEDY
 
 pytest.importorskip("huggingface_hub")
 
-COMMIT = HUB_REVISION + "0" * 33
+COMMIT = HUB_REVISION
 CONTENT = {name: name.encode() * 1000 for name in HUB_FILES}
 
 
@@ -29,16 +29,12 @@ class Hub:
     def __init__(self, folder):
         self.files = {f"{folder}{name}": content for name, content in CONTENT.items()}
         self.sha256 = {path: hashlib.sha256(c).hexdigest() for path, c in self.files.items()}
-        self.commits = ["f" * 40, COMMIT, "0" * 40]
         self.fetched, self.ranges = [], []
         self.cut = None  # Bytes after which the connection breaks.
 
     def answer(self, path, query):
         """Return (body, headers) or None."""
         api = f"/api/datasets/{HUB_REPOSITORY}"
-        if path == f"{api}/commits/main":
-            commit = {"authors": [], "date": "2023-07-04T10:00:00.000Z", "title": "", "message": ""}
-            return json.dumps([{"id": c, **commit} for c in self.commits]).encode(), {}
         if path == f"{api}/tree/{COMMIT}":
             entries = [{"type": "directory", "path": "data", "oid": "1" * 40}]
             entries += [{"type": "file", "path": "README.md", "size": 7, "oid": "2" * 40}]
@@ -176,10 +172,10 @@ def test_what_a_killed_download_left_is_removed_and_whole_files_stay(served, tmp
     assert listing(tmp_path) == sorted(HUB_FILES)
 
 
-def test_a_revision_that_is_not_in_the_history(served, tmp_path):
-    served.commits.remove(COMMIT)
-    message = f"download failed (LookupError: revision {HUB_REVISION} is not in the history"
-    with pytest.raises(DataError, match=re.escape(message)):
+def test_the_whole_hash_of_the_revision_is_pinned_and_asked_for(served, tmp_path, monkeypatch):
+    assert re.fullmatch("daac24f[0-9a-f]{33}", HUB_REVISION)
+    monkeypatch.setattr(served, "answer", lambda path, query: None)
+    with pytest.raises(DataError, match=f"(?s)download failed .*404.*{HUB_REVISION}.*Put train-"):
         download(tmp_path)
 
 

@@ -163,7 +163,7 @@ def a_class_name_of_a_megabyte(path):
     write(path, [PNG] * 9, names=["a", "b" * 1_000_000])
 
 
-@kind(".parquet", "4 class names .* different ones")
+@kind(".parquet", "class names '.*' and '.*' are the same name")
 def class_names_that_are_alike(path):
     write(path, [PNG] * 9, names=["a", "b", "a", "c"])
 
@@ -215,6 +215,13 @@ def fewer_rows_told_than_there(path):
 def a_group_that_hides_a_row(path):
     write(path, [PNG] * 12)
     change_footer(path, (bytes([0x16, 24]), bytes([0x16, 22])))
+
+
+@kind(".parquet", "columns of the types .*, its schema says")
+def a_column_of_another_type(path):
+    """Arrow ends the process where it looks at the statistics of such a column."""
+    write(path, [PNG] * 12)
+    change_footer(path, (b"\x15\x0c\x19", b"\x15\x0a\x19"))
 
 
 @kind(".parquet", "a footer of")

@@ -287,6 +287,23 @@ def test_more_frames_than_one_say_what_to_do(tmp_path, head):
         read_slice(tmp_path / "a.dcm")
 
 
+def test_an_enhanced_slice_says_what_to_do(tmp_path, head):
+    """Its orientation stands in a sequence for each frame, even if there is one frame."""
+    pydicom = pytest.importorskip("pydicom")
+    write_dicom(tmp_path / "a.dcm", np.rint(head[:, :, 31]), DICOMS["as usual"][1])
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    del data.ImageOrientationPatient
+    plane = pydicom.Dataset()
+    plane.ImageOrientationPatient = DICOMS["as usual"][1]
+    frame = pydicom.Dataset()
+    frame.PlaneOrientationSequence = [plane]
+    data.PerFrameFunctionalGroupsSequence, data.NumberOfFrames = [frame], 1
+    data.save_as(tmp_path / "a.dcm")
+    told = r"a\.dcm: not a DICOM image with an orientation .*enhanced .*, convert it with dcm2niix"
+    with pytest.raises(DataError, match=told):
+        read_slice(tmp_path / "a.dcm")
+
+
 def test_voxels_that_are_no_number_are_background_and_one_plane_is_a_slice(tmp_path, head):
     nibabel = pytest.importorskip("nibabel")
     nibabel.save(nibabel.Nifti1Image(head, np.eye(4)), tmp_path / "a.nii")

@@ -2,8 +2,11 @@
 
 import base64
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -15,6 +18,7 @@ import pytest
 
 from mri.data.decode import DataError
 from mri.data.parquet import CLASS_NAMES, SCHEMA
+from mri.data.phantom import write_phantom
 from mri.data.ready import describe_data
 from mri.data.scans import iter_batches, read_scans
 from mri.data.sources import find_data, first_record, row_place
@@ -562,6 +566,74 @@ def test_files_of_one_folder_in_another_order_are_read_by_name(tmp_path):
     assert len(read_scans(tmp_path)) == 5
 
 
+def test_a_part_with_more_classes_keeps_them():
+    """The third class of the test part would be a label without a name."""
+    both = {
+        "train": table_of([0, 1], ["well", "sick"]),
+        "test": table_of([0, 2, 1], ["sick", "mild", "well"]),
+    }
+    scans = read_scans(both)
+    assert scans.class_names == ("sick", "mild", "well")
+    assert scans.labels.tolist() == [2, 0, 0, 2, 1]
+    assert read_scans(both, split="train").labels.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (pa.array([0.0, 2.0, 1.0]), [0, 2, 1]),
+        (pd.Series([0, 1.0, 3], dtype=object), [0, 1, 3]),
+        (pd.Series([0, 3, 1], dtype="UInt8"), [0, 3, 1]),
+        (["0.0", " 3", "1."], [0, 3, 1]),
+        (["01", "00", "03"], [1, 0, 3]),
+        (pd.Categorical([3, 0, 1]), [3, 0, 1]),
+    ],
+)
+def test_whole_numbers_are_labels_however_they_are_stored(labels, found):
+    source = {"image": [png(pictures(1)[0])] * 3, "label": labels}
+    frame = pa.table(source) if isinstance(labels, pa.Array) else pd.DataFrame(source)
+    with pytest.warns(UserWarning, match="assumed: 0 = Mild_Demented, 1"):
+        assert read_scans(frame).labels.tolist() == found
+
+
+@pytest.mark.parametrize("labels", [[0, None, 2], [0.0, np.nan, 2.0], pd.array([0, None, 2])])
+def test_a_gap_among_numbers_is_one_row_without_a_label(labels):
+    frame = pd.DataFrame({"image": [png(pictures(1)[0])] * 3, "label": labels})
+    for source in (frame, pa.Table.from_pandas(frame)):
+        names = ("a", "b", "c")
+        with pytest.raises(DataError, match="row 1: the label is null"):
+            read_scans(source, class_names=names)
+        with pytest.warns(UserWarning, match="1 of 3 rows rejected"):
+            scans = read_scans(source, class_names=names, on_error="skip")
+        assert scans.labels.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([0.0, 0.5], "labels must be whole numbers or names. Received: 0.5; write grades"),
+        ([0.0, np.inf], "labels must be whole numbers or names. Received: inf"),
+        (
+            [True, False],
+            "column 'label' is bool, expected .*; write the names of the classes there",
+        ),
+        ([[0, 1], [1, 0]], r"column 'label' is list<.*>, expected an integer"),
+        ([0, "a"], "column 'label' mixes types"),
+        ([10, 20], r"labels 10 to 20 are not those of the 4 classes .*class_names="),
+    ],
+)
+def test_labels_whose_meaning_is_open_are_refused(labels, told):
+    labels = pd.Series(labels, dtype=object)
+    frame = pd.DataFrame({"image": [png(pictures(1)[0])] * 2, "label": labels})
+    with pytest.raises(DataError, match=f"the table: {told}"):
+        read_scans(frame, on_error="skip")
+
+
+def test_two_spellings_of_an_accent_are_one_name():
+    scans = read_scans(table_of(["De\u0301mence", "Démence", "sain\u200b", "Sain"]))
+    assert len(scans.class_names) == 2 and scans.labels.tolist() == [0, 0, 1, 1]
+
+
 # Where slices are found, and where not ------------------------------------------------------------
 
 
@@ -652,12 +724,105 @@ def test_pointers_of_git_lfs_are_named(tmp_path):
         read_scans(tmp_path)
 
 
+def test_a_part_that_cannot_be_read_is_not_left_out(tmp_path):
+    """A dead link, a pipe: without an error, only the other part would be read."""
+    parquet(tmp_path / "test.parquet")
+    train = tmp_path / "train.parquet"
+    train.symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"train\.parquet: no such file"):
+        read_scans(tmp_path)
+    for name in ("train.parquet", "train.csv"):
+        train.unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match=r"train\.\w+: it is no regular file"):
+            read_scans(tmp_path if "parquet" in name else tmp_path / name)
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:5\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["train.csv", "x.arrow", "dataset_dict.json", "state.json", "train/Mild/1.jpg"]
+)
+def test_every_kind_of_pointer_is_named(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(LFS)
+    source = tmp_path / name if name.endswith("arrow") else tmp_path
+    with pytest.raises(DataError, match=f"{exactly(tmp_path / name)}: is a Git LFS pointer"):
+        read_scans(source)
+
+
+def test_one_file_for_two_parts_says_which_folder_to_give(tmp_path):
+    parquet(tmp_path / "test.parquet")
+    file = parquet(tmp_path / "train.parquet", seed=1)
+    told = f"{file}: only the train part; give the folder that holds the test part too, such as "
+    with pytest.raises(DataError, match=exactly(told + str(tmp_path))):
+        find_data(file)
+
+
+@pytest.mark.parametrize("call", [find_data, describe_data, read_scans])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_name_is_not_the_folder_here(tmp_path, monkeypatch, call, empty):
+    monkeypatch.chdir(tmp_path)
+    parquet(tmp_path / "train.parquet")
+    parquet(tmp_path / "test.parquet", seed=1)
+    with pytest.raises(ValueError, match=r"must not be an empty path. Received: "):
+        call(empty)
+
+
+@pytest.mark.parametrize("below", ["train.parquet/part-0.parquet", "train_images/0.parquet"])
+def test_folders_that_begin_with_a_split(tmp_path, below):
+    parquet(tmp_path / below)
+    parquet(tmp_path / below.replace("train", "test"), seed=1)
+    np.testing.assert_array_equal(read_scans(tmp_path, split="train").images, pictures(3))
+
+
+def test_an_archive_in_a_folder_is_to_be_unpacked(tmp_path):
+    (tmp_path / "archive.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"found \['archive\.zip'\]\. Unpack archive\.zip"):
+        read_scans(tmp_path)
+
+
+def test_a_tree_far_below(tmp_path):
+    made = class_tree(tmp_path / "archive/Alzheimer_s Dataset/v 2/train")
+    class_tree(tmp_path / "archive/Alzheimer_s Dataset/v 2/test", seed=9)
+    same(read_scans(tmp_path, split="train"), made)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_may_not_be_read(tmp_path):
+    (tmp_path / "a").mkdir(mode=0)
+    with pytest.raises(DataError, match=r"a: cannot be read \(Permission denied\)"):
+        read_scans(tmp_path / "a")
+
+
+def test_without_a_source_the_data_at_hand_are_read_and_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MRI_DATA", raising=False)
+    write_phantom("data/phantom", subjects=4, slices=1)
+    for read in (read_scans, iter_batches):
+        with pytest.raises(
+            DataError, match=r"data: no slices in this folder, found .*phantom.*Put"
+        ):
+            read()
+    parquet(tmp_path / "data/all.parquet")
+    assert len(read_scans()) == 3
+    assert capsys.readouterr().out == "data: 3 real slices.\n"
+    parquet(tmp_path / "mine/train.parquet", n=5, seed=1)
+    monkeypatch.setenv("MRI_DATA", str(tmp_path / "mine"))
+    assert len(read_scans(split="train")) == 5
+    assert capsys.readouterr().out == f"{tmp_path / 'mine'}: 5 real slices.\n"
+    monkeypatch.setenv("MRI_DATA", str(tmp_path / "gone"))
+    with pytest.raises(DataError, match="gone: no parquet file found"):
+        read_scans()
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
         ("a.zip", "an archive; unpack it and give the folder"),
         ("a.png", "one picture without a label"),
-        ("a.txt", "not a readable parquet file"),
+        ("a.txt", "of no known kind, it begins with b'a,b.*expected one of .parquet, .pq, .csv"),
         ("a.csv", "columns .*expected one 'image' and one 'label'"),
     ],
 )
@@ -667,7 +832,7 @@ def test_a_file_of_another_kind_is_named(tmp_path, name, told):
         read_scans(tmp_path / name)
 
 
-@pytest.mark.parametrize("source", [7, None, [1, 2], ["a", 3]])
+@pytest.mark.parametrize("source", [7, [1, 2], ["a", 3]])
 def test_what_is_no_source(source):
     with pytest.raises(ValueError, match=r"source must be a path.*Received: source=\w+"):
         read_scans(source)
@@ -687,6 +852,59 @@ def test_the_first_record_of_a_folder_is_its_file(tmp_path):
     file = tmp_path / "MildDemented/0.png"
     assert record["image"] == {"bytes": file.read_bytes(), "path": str(file)}
     assert record["label"] == "MildDemented"
+
+
+# Splits ----
+
+
+def test_several_splits_are_read_in_turn_and_told_apart(tmp_path):
+    class_tree(tmp_path / "test", of=2, seed=9)
+    class_tree(tmp_path / "train")
+    whole = read_scans(tmp_path, split=("train", "test"))
+    assert whole.splits.tolist() == ["train"] * 12 + ["test"] * 8
+    both = [read_scans(tmp_path, split=split) for split in ("train", "test")]
+    assert (both[0] + both[1]).fingerprint() == whole.fingerprint()
+    assert (both[0] + both[1]).splits.tolist() == whole.splits.tolist()
+    for part, split in zip(both, ("train", "test"), strict=True):
+        assert whole.part(split).fingerprint() == part.fingerprint()
+        assert np.shares_memory(whole.part(split).images, whole.images)
+    for wrong in ((), ("train", "train")):
+        with pytest.raises(ValueError, match=r"split must name a part, or .*Received: split=\("):
+            read_scans(tmp_path, split=wrong)
+    with pytest.raises(
+        ValueError, match=r"split must be one of \['test', 'train'\]. Received: spl"
+    ):
+        whole.part("validation")
+
+
+def test_rows_divided_by_a_column_keep_their_order_and_split():
+    images = pictures(5)
+    sides = ["test", "train", "train", "test", "train"]
+    frame = pd.DataFrame({"image": list(images), "label": list("abaab"), "split": sides})
+    scans = read_scans(frame)
+    assert scans.splits.tolist() == sides
+    np.testing.assert_array_equal(scans.part("test").images, images[[0, 3]])
+    turned = read_scans(frame, split=("train", "test"))
+    np.testing.assert_array_equal(turned.images, images[[1, 2, 4, 0, 3]])
+
+
+def test_of_a_rejected_row_the_split_goes_too(tmp_path):
+    images = pictures(4)
+    cells = pd.Series([images[0], None, images[2], images[3]], dtype=object)
+    sides = ["test", "train", "test", "train"]
+    frame = pd.DataFrame({"image": cells, "label": list("abab"), "split": sides})
+    with pytest.warns(UserWarning, match="1 of 4"):
+        scans = read_scans(frame, on_error="skip", cache=tmp_path / "a.npy")
+    assert scans.splits.tolist() == ["test", "test", "train"]
+
+
+def test_a_mapping_says_what_its_files_are(tmp_path):
+    """Whatever these are called."""
+    parquet(tmp_path / "a/train.parquet")
+    parquet(tmp_path / "b/train.parquet", n=4, seed=1)
+    both = {"train": tmp_path / "a", "test": tmp_path / "b/train.parquet"}
+    assert len(read_scans(both, split="train")) == 3
+    assert len(read_scans(both, split="test")) == 4
 
 
 # The cache ----------------------------------------------------------------------------------------
@@ -727,3 +945,61 @@ def test_a_cache_of_other_data_or_options_is_made_anew(tmp_path):
     with pytest.raises(DataError, match=r"other\.npy: is there, but no cache of slices"):
         read_scans(tmp_path / "d", cache=other)
     assert other.read_bytes() == b"precious"
+
+
+MEMORY = """
+import numpy as np
+from mri.data.scans import read_scans
+
+def private():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("RssAnon"))
+
+read_scans({tree!r}, split="train", cache={cache!r} + "0", threads=1)
+before = private()
+whole = read_scans({tree!r}, split=("train", "test"), size=(512, 512), cache={cache!r}, threads=1)
+parts = [whole.part(split) for split in ("train", "test")]
+joined = [parts[0] + parts[1], parts[1] + parts[0], whole + whole]
+assert isinstance(joined[1].images, np.memmap) and not joined[1].images.flags.writeable
+assert [len(of) for of in joined] == [600, 600, 1200]
+assert joined[0].fingerprint() == whole.fingerprint()
+assert np.shares_memory(joined[0].images, whole.images)
+assert np.array_equal(joined[1].images[:200], parts[1].images)
+assert np.array_equal(joined[1].images[200:], parts[0].images)
+assert np.array_equal(joined[2].images[600:], whole.images)
+print(private() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is in /proc")
+def test_mapped_slices_are_put_together_without_memory(tmp_path):
+    """Three arrays of 150 to 300 MB in all, of which nothing is private memory."""
+    class_tree(tmp_path / "d/train", of=100)
+    class_tree(tmp_path / "d/test", of=50, seed=9)
+    script = MEMORY.format(tree=str(tmp_path / "d"), cache=str(tmp_path / "c.npy"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 40
+    assert sorted(of.name for of in tmp_path.iterdir() if "c.npy" in of.name) == [
+        "c.npy", "c.npy.json", "c.npy0", "c.npy0.json",
+    ]  # fmt: skip
+
+
+def test_a_cache_notices_another_column(tmp_path):
+    table = pa.table({"image": [png(x) for x in pictures(2)], "label": [0, 1], "sex": [1, 0]})
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)
+    for label, found in (("label", [0, 1]), ("sex", [1, 0])):
+        options = {"label": label, "class_names": ("a", "b"), "cache": tmp_path / "a.npy"}
+        assert read_scans(tmp_path / "a.arrow", **options).labels.tolist() == found
+
+
+def test_a_cache_notices_another_division(tmp_path):
+    frame = pd.DataFrame({"image": list(pictures(3)), "label": list("abc")})
+    for sides, labels in (("train train test", [0, 1]), ("train test train", [0, 2])):
+        divided = frame.assign(split=sides.split())
+        scans = read_scans(divided, split="train", cache=tmp_path / "a.npy")
+        assert scans.labels.tolist() == labels

@@ -351,8 +351,9 @@ def test_the_command_on_folders_writes_page_and_figures(tmp_path, capsys):
     page = (tmp_path / "a/r.html").read_text()
     assert page.index("Leaky: 100%") < page.index("<table")
     assert page.count("data:image/png;base64,") == 24
-    assert main(["audit", str(root / "train"), str(root / "test"), "--quiet"]) == 1
-    assert capsys.readouterr().err == ""
+    both = [str(root / side) for side in ("train", "test")]
+    assert main(["audit", *both, "--quiet", "--cache", str(tmp_path / "c.npy")]) == 1
+    assert capsys.readouterr().err == "" and (tmp_path / "c.npy").exists()
     assert main(["audit", str(root / "train"), "--quiet"]) == 0
     assert capsys.readouterr().out.startswith("Not divided: ")
     assert main(["audit", str(tmp_path / "gone")]) == 1

@@ -97,8 +97,7 @@ def fitting_ends(
             for i in part:
                 rows = members[others[i]]
                 rows = rows[:_ENDS] if side else rows[-_ENDS:]
-                even = own.even[own_end] @ own.even[rows].T
-                scores[i] = (even + np.abs(own.odd[own_end] @ own.odd[rows].T)).max()
+                scores[i] = own.between(own_end, rows).max()
         ranked = np.argsort(-scores, kind="stable")
         second = scores[ranked[1]] if len(ranked) > 1 else 0.0
         best[group] = int(others[ranked[0]]), float(scores[ranked[0]]), float(second)

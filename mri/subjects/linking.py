@@ -13,6 +13,7 @@ from mri.subjects.coverage import by_size, coverage, fitting_ends, two_levels
 from mri.subjects.heights import UNIT, along_the_tree, heights
 from mri.subjects.identity import (
     Patterns,
+    Points,
     altered_copies,
     mixtures,
     nearest,
@@ -65,8 +66,9 @@ class Neighbours:
         Rows of the slices that are altered copies of none.
     original : ndarray of int64, shape (n,)
         For every row the node it is a copy of, as a position in `nodes`.
-    own, points : Patterns of the nodes
-        As compared and as searched in.
+    own : Patterns of the nodes
+    points : (even, odd)
+        The same as searched in.
     columns, similarity : ndarray, shape (m, k)
         Positions in `nodes` of the nearest others, and their likeness.
     """
@@ -74,32 +76,22 @@ class Neighbours:
     nodes: np.ndarray
     original: np.ndarray
     own: Patterns
-    points: Patterns
+    points: Points
     columns: np.ndarray
     similarity: np.ndarray
 
 
-def distinct(patterns: Patterns, seed: int, sample: np.ndarray | None = None) -> Neighbours:
-    """Set altered copies aside, so that they shape neither the components nor the neighbours.
-
-    Parameters
-    ----------
-    patterns : Patterns
-    seed : int
-    sample : ndarray of int, optional
-        Rows to learn common anatomy from; by default all distinct ones.
-    """
+def distinct(patterns: Patterns, seed: int) -> Neighbours:
+    """Set altered copies aside, so that they shape neither the components nor the neighbours."""
     nodes = np.arange(len(patterns))
     original = nodes.copy()
-    for final in (False, False, False, False, True):
-        learn = nodes if sample is None else sample
-        own, points = without_common_anatomy(patterns, learn, seed)
-        own, points = own.take(nodes), points.take(nodes)
+    for last in (False, False, False, False, True):
+        own, points = without_common_anatomy(patterns, nodes, seed)
         columns = nearest(points, min(_NEIGHBOURS, len(nodes) - 1))
         similarity = own.likeness(np.arange(len(nodes)), columns)
         copies = altered_copies(columns, similarity)
         kept = np.flatnonzero(copies == np.arange(len(nodes)))
-        if final or len(kept) == len(nodes) or len(kept) < 3:
+        if last or len(kept) == len(nodes) or len(kept) < 3:
             break
         place = np.empty(len(nodes), np.int64)
         place[kept] = np.arange(len(kept))
@@ -197,7 +189,7 @@ def strangers_within(
         if len(rows) > _SEARCHED:
             continue
         near = np.abs(height[rows][:, None] - height[rows]) < 1.5
-        alike = own.among(rows)
+        alike = own.between(rows, rows)
         odd = (near & (alike < 0.5 * threshold)).any(1)
         if odd.mean() > 0.25 and len(rows) > _SMALL:
             return None

@@ -13,7 +13,7 @@ from scipy.spatial.distance import squareform
 from mri.data.phantom import make_phantoms
 from mri.data.scans import read_scans
 from mri.subjects.identity import folding_patterns, without_common_anatomy
-from mri.subjects.pose import upright
+from mri.subjects.pose import Pose
 from mri.subjects.recovery import (
     UnclearSubjectsError,
     order_slices,
@@ -57,10 +57,10 @@ def single_linkage(features):
 
 def features_of(images):
     """Likeness of all pairs as the linking sees it."""
-    canonical, posed = upright(images)
-    patterns = folding_patterns(canonical, posed)
-    own, _ = without_common_anatomy(patterns, np.arange(len(patterns)), 0)
-    return own.among(np.arange(len(own)))
+    pose, rows = Pose.learn(images), np.arange(len(images))
+    patterns = folding_patterns(pose.draw(images), pose.outline is not None)
+    own = without_common_anatomy(patterns, rows, 0)[0]
+    return own.between(rows, rows)
 
 
 # --- who is who ---

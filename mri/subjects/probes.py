@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -153,13 +152,6 @@ def linear_probe(pixels: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Pi
 def _shared(groups: np.ndarray, parts: Parts) -> float:
     seen = [np.isin(groups[test], groups[train]) for train, test in parts]
     return float(np.concatenate(seen).mean())
-
-
-def digests(images: np.ndarray) -> np.ndarray:
-    """Return a text for each slice, the same only for the same pixels, (n,)."""
-    return np.array(
-        [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
-    )
 
 
 def _scores(name: str, truth: list[np.ndarray], guess: list[np.ndarray]) -> dict[str, float]:

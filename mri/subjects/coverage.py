@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components, dijkstra
 
-from mri.subjects.heights import heights
+from mri.subjects.heights import UNIT, heights
 from mri.subjects.identity import Patterns
+from mri.subjects.neighbours import Tree
 
 _SHARE = 0.4  # Of the usual range: heights are told to some two slices of 32, half a head lacks 16.
 _TORN, _APART = 0.05, 0.3  # Cost of a cut: torn in all had up to 0.03, whole heads from 0.06.
 _ENDS, _LINK, _LEAD = 6, 0.33, 0.08
+_SEARCHED = 2000  # Larger groups are made of copies, or of nearly all slices.
+_SMALL, _FEW = 400, 6
+_FAR = 7.0  # In slices along a head.
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,3 +170,91 @@ def two_levels(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> np.
     ends = [(np.median(found.low[s]), np.median(found.high[s])) for s in (side, ~side)]
     shared = min(ends[0][1], ends[1][1]) - max(ends[0][0], ends[1][0])
     return side if shared < 0.25 * min(high - low for low, high in ends) else None
+
+
+def strangers_within(
+    own: Patterns, height: np.ndarray, tree: Tree, groups: np.ndarray, threshold: float
+) -> np.ndarray | None:
+    """Find links that join two heads: both sides cover the same heights and look different there.
+
+    Parameters
+    ----------
+    own : Patterns
+    height : ndarray of float64, shape (n,)
+        In slices.
+    tree : Tree
+        Links within groups.
+    groups : ndarray of int, shape (n,)
+    threshold : float
+        Correlation above which slices are linked.
+
+    Returns
+    -------
+    ndarray of int64
+        Places in `tree` of the links to cut; None where a group is too large to be one head.
+    """
+    cuts: list[int] = []
+    usual = coverage(height, groups)
+    # Two people share most of the heights; a shorter side may be one end of a head, misjudged.
+    reach = 0.5 * float(np.median(usual.high - usual.low))
+    order = np.argsort(groups, kind="stable")
+    starts = np.searchsorted(groups[order], np.arange(groups.max() + 2))
+    of_link = groups[tree.rows]
+    links = np.argsort(of_link, kind="stable")
+    link_starts = np.searchsorted(of_link[links], np.arange(groups.max() + 2))
+    for group in np.flatnonzero(np.diff(starts) >= 6):
+        rows = order[starts[group] : starts[group + 1]]
+        if len(rows) > _SEARCHED:
+            continue
+        near = np.abs(height[rows][:, None] - height[rows]) < 1.5
+        alike = own.between(rows, rows)
+        odd = (near & (alike < 0.5 * threshold)).any(1)
+        if odd.mean() > 0.25 and len(rows) > _SMALL:
+            return None
+        if odd.mean() > 0.25:
+            inside = links[link_starts[group] : link_starts[group + 1]]
+            cuts += _cuts(
+                rows, inside, tree, near, alike, height=height, threshold=threshold, reach=reach
+            )
+    return np.array(sorted(cuts), np.int64)
+
+
+def _cuts(
+    rows: np.ndarray,
+    inside: np.ndarray,
+    tree: Tree,
+    near: np.ndarray,
+    alike: np.ndarray,
+    *,
+    height: np.ndarray,
+    threshold: float,
+    reach: float,
+) -> list[int]:
+    """Cut one group's links, the weakest first, where the sides cannot be one head."""
+    place = {int(row): i for i, row in enumerate(rows)}
+    ends = np.array([[place[int(tree.rows[e])], place[int(tree.columns[e])]] for e in inside])
+    kept = np.ones(len(inside), bool)
+    n = len(rows)
+    length = np.sqrt(np.clip(1 - tree.similarity[inside], 1e-4, None)) / UNIT
+    steps = dijkstra(csr_matrix((length, (ends[:, 0], ends[:, 1])), (n, n)), directed=False)
+    # Heights are told to some two slices: what is that near along the chain may look different.
+    near = near & (steps > _FAR)
+    if (near & (alike < 0.5 * threshold)).any(1).mean() < 0.25:
+        return []
+    for i in np.argsort(tree.similarity[inside], kind="stable"):
+        left = kept.copy()
+        left[i] = False
+        graph = csr_matrix((np.ones(left.sum()), (ends[left, 0], ends[left, 1])), (n, n))
+        part = connected_components(graph, directed=False)[1]
+        one, other = (np.flatnonzero(part == part[end]) for end in ends[i])
+        small, large = sorted((one, other), key=len)
+        if len(small) < _FEW:
+            continue
+        if np.ptp(height[rows[small]]) < reach:
+            continue
+        beside = near[np.ix_(small, large)]
+        covered = beside.any(1)
+        likest = np.where(beside, alike[np.ix_(small, large)], -1).max(1)
+        if covered.mean() > 0.6 and np.median(likest[covered]) < 0.6 * threshold:
+            kept[i] = False
+    return [int(e) for e in inside[~kept]]

@@ -102,7 +102,8 @@ class Audit:
         if self.leaky:
             return (
                 f"Leaky: {self._copied:.1%} of the test slices are copies of a train slice, exact, "
-                "near, mirrored or turned. Figures on this test part measure memory; take them out."
+                "near, mirrored, turned or inverted. Figures on this test part measure memory; "
+                "take them out."
             )
         if why:
             return (
@@ -365,7 +366,7 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray | None) -> pd.DataF
     near = int((found[PUBLISHED][1] >= DUPLICATE).sum())
     turned = int((turned_copies(like, test, rest, DUPLICATE)[1] > 0).sum())
     told = f"{copies} identical, {near} with r ≥ {DUPLICATE}"
-    told += f", {turned} mirrored or turned" if turned else ""
+    told += f", {turned} mirrored, turned or inverted" if turned else ""
     size = "/".join(str(n) for n in sizes)
     unique = len(set(rows)) == len(rows)
     if groups is None:

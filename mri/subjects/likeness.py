@@ -187,7 +187,7 @@ def _best(
 def turned_copies(
     like: Likeness, rows: np.ndarray, pool: np.ndarray, least: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find slices that are mirrored or turned copies of others.
+    """Find slices that are mirrored, turned or inverted copies of others.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ def turned_copies(
     found : ndarray of int64, shape (m,)
         For each row the slice of the pool that it is a copy of, -1 where it is none.
     how : ndarray of int64, shape (m,)
-        Which of the seven ways (quarter turns, mirrored or not), from 1; 0 where it is none.
+        In which way, see `turn`, with 8 for a negative; 0 where it is none.
     """
     found, how = np.full(len(rows), -1), np.zeros(len(rows), np.int64)
     side = min(_TURNED_DETAIL, *like.detail)
@@ -213,18 +213,21 @@ def turned_copies(
     low = low / np.where(inside > 0, inside, 1)[:, None, None]
     outside = np.sqrt((1 - inside**2).clip(0))
     pooled = np.ascontiguousarray(low[pool].reshape(len(pool), -1))
-    for way in range(1, 8 if square else 4):
+    for way in range(8 if square else 4):
         turned = _turn_frequencies(low[rows], way).reshape(len(rows), -1)
         for start in range(0, len(rows), _BLOCK):
             block = np.arange(start, min(start + _BLOCK, len(rows)))
+            # A slice as it stands counts as a near duplicate elsewhere, unless it is a negative.
             alike = turned[block] @ pooled.T
+            alike = np.abs(alike, out=alike) if way else np.negative(alike, out=alike)
             best = alike.argmax(1)
             one, two = rows[block], pool[best]
             bound = alike[np.arange(len(block)), best] * inside[one] * inside[two]
             likely = (bound + outside[one] * outside[two] >= least) & (how[block] == 0)
             for i, j in zip(block[likely], two[likely], strict=True):
-                if _correlation(turn(like.images[rows[i]], way), like.images[j]) >= least:
-                    found[i], how[i] = j, way
+                exact = _correlation(turn(like.images[rows[i]], way), like.images[j])
+                if -exact >= least or (way and exact >= least):
+                    found[i], how[i] = j, way + 8 * (exact < 0)
     return found, how
 
 

@@ -6,112 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components, dijkstra, minimum_spanning_tree
 
-from mri.subjects.coverage import by_size, coverage, fitting_ends, two_levels
-from mri.subjects.heights import UNIT, along_the_tree, heights
-from mri.subjects.identity import (
-    Patterns,
-    Points,
-    altered_copies,
-    mixtures,
-    nearest,
-    without_common_anatomy,
-)
+from mri.subjects.coverage import by_size, coverage, fitting_ends, strangers_within, two_levels
+from mri.subjects.heights import along_the_tree, heights
+from mri.subjects.identity import Patterns
+from mri.subjects.neighbours import Neighbours, Tree, distinct, mixtures, nearest, spanning_tree
 
 CEILING = 0.45
 """Correlation that no two people reach: right answers had at most 0.41, wrong ones 0.72."""
 
 _FLOOR = 0.3  # Links as weak as strangers' best correlations say nothing.
-_NEIGHBOURS, _MOST = 40, 640
-_SEARCHED = 2000  # Larger groups are made of copies, or of nearly all slices.
-_SMALL, _FEW = 400, 6
-_TRUST = 0.8
-_APART = 7.0  # In slices along a head.
-
-
-@dataclass(frozen=True, eq=False)
-class Tree:
-    """Spanning tree (or forest) of the strongest links, ascending.
-
-    Attributes
-    ----------
-    rows, columns : ndarray of int32, shape (m,)
-    similarity : ndarray of float64, shape (m,)
-    """
-
-    rows: np.ndarray
-    columns: np.ndarray
-    similarity: np.ndarray
-
-    def above(self, threshold: float) -> Tree:
-        """Return the stronger links."""
-        kept = self.similarity > threshold
-        return Tree(self.rows[kept], self.columns[kept], self.similarity[kept])
-
-    def groups(self, n: int) -> np.ndarray:
-        """Return the number of the connected part of each of `n` slices."""
-        graph = csr_matrix((np.ones(len(self.rows)), (self.rows, self.columns)), (n, n))
-        return connected_components(graph, directed=False)[1]
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """Distinct slices and their nearest others.
-
-    Attributes
-    ----------
-    nodes : ndarray of int64, shape (m,)
-        Rows of the slices that are altered copies of none.
-    original : ndarray of int64, shape (n,)
-        For every row the node it is a copy of, as a position in `nodes`.
-    own : Patterns of the nodes
-    points : (even, odd)
-        The same as searched in.
-    columns, similarity : ndarray, shape (m, k)
-        Positions in `nodes` of the nearest others, and their likeness.
-    """
-
-    nodes: np.ndarray
-    original: np.ndarray
-    own: Patterns
-    points: Points
-    columns: np.ndarray
-    similarity: np.ndarray
-
-
-def distinct(patterns: Patterns, seed: int) -> Neighbours:
-    """Set altered copies aside, so that they shape neither the components nor the neighbours."""
-    nodes = np.arange(len(patterns))
-    original = nodes.copy()
-    for last in (False, False, False, False, True):
-        own, points = without_common_anatomy(patterns, nodes, seed)
-        columns = nearest(points, min(_NEIGHBOURS, len(nodes) - 1))
-        similarity = own.likeness(np.arange(len(nodes)), columns)
-        copies = altered_copies(columns, similarity)
-        kept = np.flatnonzero(copies == np.arange(len(nodes)))
-        if last or len(kept) == len(nodes) or len(kept) < 3:
-            break
-        place = np.empty(len(nodes), np.int64)
-        place[kept] = np.arange(len(kept))
-        original = place[copies[original]]
-        nodes = nodes[kept]
-    return Neighbours(nodes, original, own, points, columns, similarity)
-
-
-def spanning_tree(columns: np.ndarray, similarity: np.ndarray, kept: np.ndarray) -> Tree:
-    """Join nearest others to a tree of the strongest links, without the rows not `kept`."""
-    n = len(columns)
-    rows = np.repeat(np.arange(n), columns.shape[1])
-    use = kept[rows] & kept[columns.ravel()]
-    # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
-    graph = csr_matrix(
-        (2.0 - similarity.ravel()[use], (rows[use], columns.ravel()[use])), shape=(n, n)
-    )
-    tree = minimum_spanning_tree(graph).tocoo()
-    order = np.argsort(-tree.data, kind="stable")
-    return Tree(tree.row[order], tree.col[order], 2.0 - tree.data[order])
+_MOST = 640  # Neighbours that are looked at.
+_TRUST = 0.8  # In heights, from which they serve to check groups.
 
 
 def widest_gap(edges: np.ndarray) -> int:
@@ -152,94 +58,6 @@ def why_unclear(
     if count > slices / 2:
         return f"most slices would stand alone, wanted two a subject at least {answer}"
     return None
-
-
-def strangers_within(
-    own: Patterns, height: np.ndarray, tree: Tree, groups: np.ndarray, threshold: float
-) -> np.ndarray | None:
-    """Find links that join two heads: both sides cover the same heights and look different there.
-
-    Parameters
-    ----------
-    own : Patterns
-    height : ndarray of float64, shape (n,)
-        In slices.
-    tree : Tree
-        Links within groups.
-    groups : ndarray of int, shape (n,)
-    threshold : float
-        Correlation above which slices are linked.
-
-    Returns
-    -------
-    ndarray of int64
-        Places in `tree` of the links to cut; None where a group is too large to be one head.
-    """
-    cuts: list[int] = []
-    usual = coverage(height, groups)
-    # Two people share most of the heights; a shorter side may be one end of a head, misjudged.
-    reach = 0.5 * float(np.median(usual.high - usual.low))
-    order = np.argsort(groups, kind="stable")
-    starts = np.searchsorted(groups[order], np.arange(groups.max() + 2))
-    of_link = groups[tree.rows]
-    links = np.argsort(of_link, kind="stable")
-    link_starts = np.searchsorted(of_link[links], np.arange(groups.max() + 2))
-    for group in np.flatnonzero(np.diff(starts) >= 6):
-        rows = order[starts[group] : starts[group + 1]]
-        if len(rows) > _SEARCHED:
-            continue
-        near = np.abs(height[rows][:, None] - height[rows]) < 1.5
-        alike = own.between(rows, rows)
-        odd = (near & (alike < 0.5 * threshold)).any(1)
-        if odd.mean() > 0.25 and len(rows) > _SMALL:
-            return None
-        if odd.mean() > 0.25:
-            inside = links[link_starts[group] : link_starts[group + 1]]
-            cuts += _cuts(
-                rows, inside, tree, near, alike, height=height, threshold=threshold, reach=reach
-            )
-    return np.array(sorted(cuts), np.int64)
-
-
-def _cuts(
-    rows: np.ndarray,
-    inside: np.ndarray,
-    tree: Tree,
-    near: np.ndarray,
-    alike: np.ndarray,
-    *,
-    height: np.ndarray,
-    threshold: float,
-    reach: float,
-) -> list[int]:
-    """Cut one group's links, the weakest first, where the sides cannot be one head."""
-    place = {int(row): i for i, row in enumerate(rows)}
-    ends = np.array([[place[int(tree.rows[e])], place[int(tree.columns[e])]] for e in inside])
-    kept = np.ones(len(inside), bool)
-    n = len(rows)
-    length = np.sqrt(np.clip(1 - tree.similarity[inside], 1e-4, None)) / UNIT
-    steps = dijkstra(csr_matrix((length, (ends[:, 0], ends[:, 1])), (n, n)), directed=False)
-    # Heights are told to some two slices: what is that near along the chain may look different.
-    near = near & (steps > _APART)
-    if (near & (alike < 0.5 * threshold)).any(1).mean() < 0.25:
-        return []
-    for i in np.argsort(tree.similarity[inside], kind="stable"):
-        left = kept.copy()
-        left[i] = False
-        graph = csr_matrix((np.ones(left.sum()), (ends[left, 0], ends[left, 1])), (n, n))
-        part = connected_components(graph, directed=False)[1]
-        one, other = (np.flatnonzero(part == part[end]) for end in ends[i])
-        small, large = sorted((one, other), key=len)
-        if len(small) < _FEW:
-            continue
-        if np.ptp(height[rows[small]]) < reach:
-            continue
-        beside = near[np.ix_(small, large)]
-        covered = beside.any(1)
-        likest = np.where(beside, alike[np.ix_(small, large)], -1).max(1)
-        if covered.mean() > 0.6 and np.median(likest[covered]) < 0.6 * threshold:
-            kept[i] = False
-    return [int(e) for e in inside[~kept]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,7 @@ class Pose:
     @classmethod
     def learn(cls, images: np.ndarray) -> Pose:
         """Learn the mean heads from slices (n, h, w), a few for all."""
-        poses, radii, inside, small = _outlines(images)
+        poses, radii, inside, small, _ = _outlines(images)
         if inside.mean() <= 0.5:
             return cls(None, ())
         waves = _waves(radii / poses[:, 2:])
@@ -61,10 +61,10 @@ class Pose:
         return cls(outline, tuple(heads))
 
     def draw(self, images: np.ndarray) -> np.ndarray:
-        """Return slices (n, h, w) in canonical pose and their own gray values, (n, 64, 64)."""
+        """Return slices (n, h, w) in canonical pose, float32 (n, 64, 64), negatives below 0."""
         if self.outline is None:
             return resized(images, SIDE)
-        poses, radii, _, small = _outlines(images)
+        poses, radii, _, small, sign = _outlines(images)
         poses = np.column_stack([poses, _fit(_waves(radii / poses[:, 2:]), self.outline)[0]])
         for heads in self.heads:
             poses = _settled(_thumbs(small, poses), poses, heads)
@@ -77,7 +77,7 @@ class Pose:
             # Drawn at twice the resolution and halved, so that fine folds do not alias.
             _draw(image.astype(np.float32), tuple(pose), 2 * SIDE, drawn)
             cv2.resize(drawn, (SIDE, SIDE), dst=out, interpolation=cv2.INTER_AREA)
-        return canonical
+        return canonical * sign
 
 
 def resized(images: np.ndarray, longest: int, *, keep_shape: bool = False) -> np.ndarray:
@@ -93,18 +93,21 @@ def resized(images: np.ndarray, longest: int, *, keep_shape: bool = False) -> np
     ).astype(np.float32, copy=False)
 
 
-def _outlines(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _outlines(images: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return centre x, y and radius (n, 3), outlines (n, rays), which lie inside, small slices.
 
-    In pixels of the small slices. The radius is that of a disc of the same area.
+    In pixels of the small slices, which are bright on 0; last comes -1 for what was dark on bright.
+    The radius is that of a disc of the same area.
     """
     small = resized(images, SIDE, keep_shape=True)
     for image in small:
         cv2.GaussianBlur(image, (0, 0), 0.7, dst=image)
     edge = np.concatenate([small[:, 0], small[:, -1], small[:, :, 0], small[:, :, -1]], axis=1)
-    ground = np.median(edge, axis=1)[:, None, None]
-    smooth = np.stack([cv2.GaussianBlur(image, (0, 0), 1) for image in small])
-    small = np.abs(small - ground)
+    small -= np.median(edge, axis=1)[:, None, None]
+    # A negative, a head darker than its ground, is turned back.
+    sign = np.where(small.sum((1, 2)) < 0, np.float32(-1), np.float32(1))[:, None, None]
+    smooth = np.stack([cv2.GaussianBlur(image, (0, 0), 1) for image in small]) * sign
+    small = np.abs(small)
     flat = small[:, ::2, ::2].reshape(len(small), -1)
     bright = np.partition(flat, int(0.9 * flat.shape[1]), axis=1)[:, int(0.9 * flat.shape[1])]
     level = 0.2 * bright
@@ -124,7 +127,7 @@ def _outlines(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     ends_x, ends_y = x[:, None] + radii * cos, y[:, None] + radii * sin
     out = (ends_x < 1) | (ends_x > width - 2) | (ends_y < 1) | (ends_y > height - 2)
     inside = (out.mean(1) < 0.1) & (area > 0.05 * height * width)
-    return np.column_stack([x, y, np.sqrt(area)]), radii, inside, smooth
+    return np.column_stack([x, y, np.sqrt(area)]), radii, inside, smooth, sign
 
 
 def _crossings(

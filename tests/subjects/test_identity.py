@@ -185,6 +185,11 @@ def test_posed_copies_of_all_are_the_same_people(phantoms, rng):
     assert agreement(both, np.tile(phantoms.subjects, 2)) == 1
 
 
+def test_negatives_of_all_are_the_same_people(phantoms):
+    both = np.concatenate([phantoms.images, 255 - phantoms.images])
+    assert agreement(both, np.tile(phantoms.subjects, 2)) == 1
+
+
 def test_fifty_copies_of_one_person_change_nothing(phantoms):
     rows = np.r_[np.arange(192), np.repeat(np.flatnonzero(phantoms.subjects == 2), 50)]
     assert agreement(phantoms.images[rows], phantoms.subjects[rows]) == 1

@@ -23,35 +23,15 @@ _FAR = 7.0  # In slices along a head.
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """Which groups cover only part of the heights.
-
-    Attributes
-    ----------
-    partial : ndarray of bool, shape (g,)
-    low, high : ndarray of float64, shape (g,)
-        Lowest and highest slice of each group, in slices.
-    reach : float
-        Range of the complete groups, in slices.
-    """
+    """Which groups cover only part of the heights, and the ends of each, all of shape (g,)."""
 
     partial: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    reach: float
 
 
 def coverage(height: np.ndarray, groups: np.ndarray) -> Coverage:
-    """Compare the range of heights of each group with the range that most reach.
-
-    Parameters
-    ----------
-    height : ndarray of float64, shape (n,)
-    groups : ndarray of int, shape (n,)
-
-    Returns
-    -------
-    Coverage
-    """
+    """Compare the range of heights of each group with the range that most reach."""
     count = int(groups.max()) + 1
     low, high = np.full(count, np.inf), np.full(count, -np.inf)
     np.minimum.at(low, groups, height)
@@ -59,7 +39,7 @@ def coverage(height: np.ndarray, groups: np.ndarray) -> Coverage:
     bottom, top = np.quantile(low, 0.2), np.quantile(high, 0.8)
     slack = max(_SHARE * (top - bottom), 2.0)
     partial = (low > bottom + slack) | (high < top - slack)
-    return Coverage(partial, low, high, float(top - bottom))
+    return Coverage(partial, low, high)
 
 
 def by_size(groups: np.ndarray) -> np.ndarray:
@@ -73,13 +53,8 @@ def fitting_ends(
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """For each group that covers only part of a head, look for the one that continues it.
 
-    Returns
-    -------
-    joined : list of (int, int)
-        Pairs whose ends resemble each other more than those of strangers do, and more than any
-        other candidate: two parts of one head.
-    likely : list of (int, int)
-        For each other partial group the best candidate, if there is any.
+    Returns pairs whose ends resemble each other more than those of strangers do, and more than any
+    other candidate, which are two parts of one head; and the best candidate of each other one.
     """
     order = np.lexsort([height, groups])
     starts = np.searchsorted(groups[order], np.arange(len(found.low) + 1))
@@ -126,17 +101,8 @@ def two_levels(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> np.
     doi:10.1109/34.868688) is nearly free. Large ventricles name large ones too, so the heights of
     the two sets are then measured, each set with a height of its own.
 
-    Parameters
-    ----------
-    low : ndarray of float32, shape (n, d)
-    position : ndarray of float64, shape (n,)
-        Along the group, from either end.
-    groups : ndarray of int, shape (n,)
-
-    Returns
-    -------
-    ndarray of bool, shape (g,), or None
-        The set of each of the groups looked at (at most 120), if there are two.
+    From low detail (n, d) and places along the groups (n,). Returns the set of each of the groups
+    looked at (at most 120), or None where there are not two.
     """
     rng = np.random.default_rng(0)
     sizes = np.bincount(groups)
@@ -177,21 +143,7 @@ def strangers_within(
 ) -> np.ndarray | None:
     """Find links that join two heads: both sides cover the same heights and look different there.
 
-    Parameters
-    ----------
-    own : Patterns
-    height : ndarray of float64, shape (n,)
-        In slices.
-    tree : Tree
-        Links within groups.
-    groups : ndarray of int, shape (n,)
-    threshold : float
-        Correlation above which slices are linked.
-
-    Returns
-    -------
-    ndarray of int64
-        Places in `tree` of the links to cut; None where a group is too large to be one head.
+    Returns the places in `tree` of the links to cut, None where a group is too large for one head.
     """
     cuts: list[int] = []
     usual = coverage(height, groups)

@@ -34,17 +34,7 @@ def along_the_tree(
 ) -> np.ndarray:
     """Return each slice's distance from one end of its group's spanning tree, in slices.
 
-    Parameters
-    ----------
-    rows, columns : ndarray of int, shape (m,)
-        Links within groups, which form trees.
-    similarity : ndarray of float64, shape (m,)
-        Their correlations; an edge is the longer the weaker it is, 1 for next neighbours.
-    groups : ndarray of int, shape (n,)
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
+    A link within a group is the longer the weaker it is, 1 for next neighbours.
     """
     n = len(groups)
     length = np.sqrt(np.clip(1 - similarity, 1e-4, None)) / UNIT
@@ -76,7 +66,6 @@ def heights(
     Parameters
     ----------
     low : ndarray of float32, shape (n, d)
-        See `low_detail`.
     position : ndarray of float64, shape (n,)
         Along the group, from either end.
     groups : ndarray of int, shape (n,)

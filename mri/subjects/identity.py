@@ -162,21 +162,8 @@ def without_common_anatomy(
     above its best stranger. Components of the even and the odd halves are those of the slices
     together with their mirror images.
 
-    Parameters
-    ----------
-    patterns : Patterns
-        The mean of their even halves is taken out in place.
-    nodes : ndarray of int, shape (n,)
-        The slices wanted, and to learn the components from.
-    seed : int
-        Of the randomised decomposition.
-
-    Returns
-    -------
-    own : Patterns
-        The nodes' without the common components.
-    points : (even, odd), float32, each (n, about 64)
-        The same in the components that follow, to search in.
+    Learnt from the `nodes` (n,), whose patterns without them are returned, beside those in the
+    components that follow, to search in. The mean of all even halves is taken out in place.
     """
     sample = np.random.default_rng(seed).permutation(nodes)[:_SAMPLE]
     count = min(_COMMON, len(sample) // 25)

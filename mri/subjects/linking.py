@@ -23,15 +23,8 @@ _TRUST = 0.8  # In heights, from which they serve to check groups.
 def widest_gap(edges: np.ndarray) -> int:
     """Return the place of the widest gap that could lie between different and same people.
 
-    Parameters
-    ----------
-    edges : ndarray of float64, shape (m,)
-        Correlations of a spanning tree, ascending.
-
-    Returns
-    -------
-    int
-        The gap is from ``edges[place]`` to the next; of gaps within reason if there are any.
+    Of the ascending correlations (m,) of a spanning tree. The gap is from ``edges[place]`` to the
+    next; of gaps within reason if there are any.
     """
     gaps = np.diff(edges)
     middle = (edges[1:] + edges[:-1]) / 2
@@ -62,16 +55,9 @@ def why_unclear(
 
 @dataclass(frozen=True, eq=False)
 class People:
-    """Answer of `people`.
+    """Answer of `people`, as in `mri.subjects.Subjects`.
 
-    Attributes
-    ----------
-    groups : ndarray of int64, shape (n,)
-    threshold : float
-    same, different : ndarray of float64
-        See `mri.subjects.Subjects`.
-    doubts : list of (str, list of int)
-        What to warn of, and a row of each group concerned.
+    `doubts` says what to warn of, with a row of each group concerned.
     """
 
     groups: np.ndarray
@@ -91,20 +77,8 @@ def people(
 ) -> People | str:
     """Group slices by head, or say which condition failed.
 
-    Parameters
-    ----------
-    patterns : Patterns
-    low : ndarray of float32, shape (n, d)
-        See `mri.subjects.heights.low_detail`.
-    plain : callable
-        See `mri.subjects.identity.mixtures`.
-    min_margin : float
-        Smallest gap of correlations that counts as clear.
-    seed : int
-
-    Returns
-    -------
-    People or str
+    From patterns, low detail (n, 128) and, to find sums of slices, patterns as they stand in the
+    picture. `min_margin` is the smallest gap of correlations that counts as clear.
     """
     if len(patterns) < 3:
         return f"there are {len(patterns)} different slices, wanted at least 3"

@@ -21,24 +21,16 @@ _NEIGHBOURS, _BLOCK = 40, 256
 _UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
 _AT_A_TIME = 20_000  # Possible mixtures, whose patterns are held together.
 _INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
-_PROBED = 16  # Cells of the index that a slice is compared with.
+_IN_A_CELL, _PROBED = 100, 16  # Slices in a cell of the index, and cells compared with a slice.
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
     """Distinct slices and their nearest others.
 
-    Attributes
-    ----------
-    nodes : ndarray of int64, shape (m,)
-        Rows of the slices that are altered copies of none.
-    original : ndarray of int64, shape (n,)
-        For every row the node it is a copy of, as a position in `nodes`.
-    own : Patterns of the nodes
-    points : (even, odd)
-        The same as searched in.
-    columns, similarity : ndarray, shape (m, k)
-        Positions in `nodes` of the nearest others, and their likeness.
+    `nodes` (m,) are the rows of slices that are altered copies of none, and `original` (n,) says
+    for every row which node it is a copy of. The patterns of the nodes are `own`, those to search
+    in `points`. `columns` (m, k) are the nearest other nodes, `similarity` their likeness.
     """
 
     nodes: np.ndarray
@@ -116,7 +108,7 @@ def _by_index(halves: Points, neighbours: int) -> np.ndarray:
     points, wide = np.concatenate(halves, axis=1), halves[0].shape[1]
     n = len(points)
     faiss.omp_set_num_threads(os.cpu_count())
-    cells = round(2 * np.sqrt(n))
+    cells = min(n // _IN_A_CELL, 8192)
     index = faiss.IndexIVFFlat(
         faiss.IndexFlatIP(points.shape[1]), points.shape[1], cells, faiss.METRIC_INNER_PRODUCT
     )
@@ -179,20 +171,10 @@ def mixtures(
     """Find slices that are sums of two unlike ones, as interpolating oversamplers make them.
 
     Such a slice is explained almost wholly by two others that do not resemble each other, and what
-    the first leaves of it by the second; of a real slice a stranger explains nothing.
-
-    Parameters
-    ----------
-    own : Patterns
-    columns, similarity : ndarray, shape (n, k)
-        Nearest others and their likeness.
-    plain : callable
-        Patterns of given rows as they stand in the picture: sums were made before any pose.
-
-    Returns
-    -------
-    mixed, one, other : ndarray of int64, shape (m,)
-        Rows of the mixtures, of their larger part and of the smaller.
+    the first leaves of it by the second; of a real slice a stranger explains nothing. Of each
+    slice's nearest others (n, k) and their likeness; `plain` gives the patterns of rows as they
+    stand in the picture, since sums were made before any pose. Returns the rows of the mixtures, of
+    their larger part and of the smaller, each (m,).
     """
     ranked = np.argsort(-similarity, axis=1)[:, :16]
     rows, at = np.nonzero(np.take_along_axis(similarity, ranked, 1) > _UNLIKE)
@@ -219,13 +201,7 @@ def mixtures(
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """Spanning tree (or forest) of the strongest links, ascending.
-
-    Attributes
-    ----------
-    rows, columns : ndarray of int32, shape (m,)
-    similarity : ndarray of float64, shape (m,)
-    """
+    """Spanning tree (or forest) of the strongest links, by ascending likeness, each (m,)."""
 
     rows: np.ndarray
     columns: np.ndarray

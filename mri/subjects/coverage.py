@@ -6,46 +6,32 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components, dijkstra
 
-from mri.subjects.heights import heights
+from mri.subjects.heights import UNIT, heights
 from mri.subjects.identity import Patterns
+from mri.subjects.neighbours import Tree
 
 _SHARE = 0.4  # Of the usual range: heights are told to some two slices of 32, half a head lacks 16.
 _TORN, _APART = 0.05, 0.3  # Cost of a cut: torn in all had up to 0.03, whole heads from 0.06.
 _ENDS, _LINK, _LEAD = 6, 0.33, 0.08
+_SEARCHED = 2000  # Larger groups are made of copies, or of nearly all slices.
+_SMALL, _FEW = 400, 6
+_FAR = 7.0  # In slices along a head.
 
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """Which groups cover only part of the heights.
-
-    Attributes
-    ----------
-    partial : ndarray of bool, shape (g,)
-    low, high : ndarray of float64, shape (g,)
-        Lowest and highest slice of each group, in slices.
-    reach : float
-        Range of the complete groups, in slices.
-    """
+    """Which groups cover only part of the heights, and the ends of each, all of shape (g,)."""
 
     partial: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    reach: float
 
 
 def coverage(height: np.ndarray, groups: np.ndarray) -> Coverage:
-    """Compare the range of heights of each group with the range that most reach.
-
-    Parameters
-    ----------
-    height : ndarray of float64, shape (n,)
-    groups : ndarray of int, shape (n,)
-
-    Returns
-    -------
-    Coverage
-    """
+    """Compare the range of heights of each group with the range that most reach."""
     count = int(groups.max()) + 1
     low, high = np.full(count, np.inf), np.full(count, -np.inf)
     np.minimum.at(low, groups, height)
@@ -53,7 +39,7 @@ def coverage(height: np.ndarray, groups: np.ndarray) -> Coverage:
     bottom, top = np.quantile(low, 0.2), np.quantile(high, 0.8)
     slack = max(_SHARE * (top - bottom), 2.0)
     partial = (low > bottom + slack) | (high < top - slack)
-    return Coverage(partial, low, high, float(top - bottom))
+    return Coverage(partial, low, high)
 
 
 def by_size(groups: np.ndarray) -> np.ndarray:
@@ -67,13 +53,8 @@ def fitting_ends(
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """For each group that covers only part of a head, look for the one that continues it.
 
-    Returns
-    -------
-    joined : list of (int, int)
-        Pairs whose ends resemble each other more than those of strangers do, and more than any
-        other candidate: two parts of one head.
-    likely : list of (int, int)
-        For each other partial group the best candidate, if there is any.
+    Returns pairs whose ends resemble each other more than those of strangers do, and more than any
+    other candidate, which are two parts of one head; and the best candidate of each other one.
     """
     order = np.lexsort([height, groups])
     starts = np.searchsorted(groups[order], np.arange(len(found.low) + 1))
@@ -97,8 +78,7 @@ def fitting_ends(
             for i in part:
                 rows = members[others[i]]
                 rows = rows[:_ENDS] if side else rows[-_ENDS:]
-                even = own.even[own_end] @ own.even[rows].T
-                scores[i] = (even + np.abs(own.odd[own_end] @ own.odd[rows].T)).max()
+                scores[i] = own.between(own_end, rows).max()
         ranked = np.argsort(-scores, kind="stable")
         second = scores[ranked[1]] if len(ranked) > 1 else 0.0
         best[group] = int(others[ranked[0]]), float(scores[ranked[0]]), float(second)
@@ -121,17 +101,8 @@ def two_levels(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> np.
     doi:10.1109/34.868688) is nearly free. Large ventricles name large ones too, so the heights of
     the two sets are then measured, each set with a height of its own.
 
-    Parameters
-    ----------
-    low : ndarray of float32, shape (n, d)
-    position : ndarray of float64, shape (n,)
-        Along the group, from either end.
-    groups : ndarray of int, shape (n,)
-
-    Returns
-    -------
-    ndarray of bool, shape (g,), or None
-        The set of each of the groups looked at (at most 120), if there are two.
+    From low detail (n, d) and places along the groups (n,). Returns the set of each of the groups
+    looked at (at most 120), or None where there are not two.
     """
     rng = np.random.default_rng(0)
     sizes = np.bincount(groups)
@@ -165,3 +136,77 @@ def two_levels(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> np.
     ends = [(np.median(found.low[s]), np.median(found.high[s])) for s in (side, ~side)]
     shared = min(ends[0][1], ends[1][1]) - max(ends[0][0], ends[1][0])
     return side if shared < 0.25 * min(high - low for low, high in ends) else None
+
+
+def strangers_within(
+    own: Patterns, height: np.ndarray, tree: Tree, groups: np.ndarray, threshold: float
+) -> np.ndarray | None:
+    """Find links that join two heads: both sides cover the same heights and look different there.
+
+    Returns the places in `tree` of the links to cut, None where a group is too large for one head.
+    """
+    cuts: list[int] = []
+    usual = coverage(height, groups)
+    # Two people share most of the heights; a shorter side may be one end of a head, misjudged.
+    reach = 0.5 * float(np.median(usual.high - usual.low))
+    order = np.argsort(groups, kind="stable")
+    starts = np.searchsorted(groups[order], np.arange(groups.max() + 2))
+    of_link = groups[tree.rows]
+    links = np.argsort(of_link, kind="stable")
+    link_starts = np.searchsorted(of_link[links], np.arange(groups.max() + 2))
+    for group in np.flatnonzero(np.diff(starts) >= 6):
+        rows = order[starts[group] : starts[group + 1]]
+        if len(rows) > _SEARCHED:
+            continue
+        near = np.abs(height[rows][:, None] - height[rows]) < 1.5
+        alike = own.between(rows, rows)
+        odd = (near & (alike < 0.5 * threshold)).any(1)
+        if odd.mean() > 0.25 and len(rows) > _SMALL:
+            return None
+        if odd.mean() > 0.25:
+            inside = links[link_starts[group] : link_starts[group + 1]]
+            cuts += _cuts(
+                rows, inside, tree, near, alike, height=height, threshold=threshold, reach=reach
+            )
+    return np.array(sorted(cuts), np.int64)
+
+
+def _cuts(
+    rows: np.ndarray,
+    inside: np.ndarray,
+    tree: Tree,
+    near: np.ndarray,
+    alike: np.ndarray,
+    *,
+    height: np.ndarray,
+    threshold: float,
+    reach: float,
+) -> list[int]:
+    """Cut one group's links, the weakest first, where the sides cannot be one head."""
+    place = {int(row): i for i, row in enumerate(rows)}
+    ends = np.array([[place[int(tree.rows[e])], place[int(tree.columns[e])]] for e in inside])
+    kept = np.ones(len(inside), bool)
+    n = len(rows)
+    length = np.sqrt(np.clip(1 - tree.similarity[inside], 1e-4, None)) / UNIT
+    steps = dijkstra(csr_matrix((length, (ends[:, 0], ends[:, 1])), (n, n)), directed=False)
+    # Heights are told to some two slices: what is that near along the chain may look different.
+    near = near & (steps > _FAR)
+    if (near & (alike < 0.5 * threshold)).any(1).mean() < 0.25:
+        return []
+    for i in np.argsort(tree.similarity[inside], kind="stable"):
+        left = kept.copy()
+        left[i] = False
+        graph = csr_matrix((np.ones(left.sum()), (ends[left, 0], ends[left, 1])), (n, n))
+        part = connected_components(graph, directed=False)[1]
+        one, other = (np.flatnonzero(part == part[end]) for end in ends[i])
+        small, large = sorted((one, other), key=len)
+        if len(small) < _FEW:
+            continue
+        if np.ptp(height[rows[small]]) < reach:
+            continue
+        beside = near[np.ix_(small, large)]
+        covered = beside.any(1)
+        likest = np.where(beside, alike[np.ix_(small, large)], -1).max(1)
+        if covered.mean() > 0.6 and np.median(likest[covered]) < 0.6 * threshold:
+            kept[i] = False
+    return [int(e) for e in inside[~kept]]

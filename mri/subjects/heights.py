@@ -8,27 +8,23 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 from threadpoolctl import threadpool_limits
 
-_LOW, _PARTS, _BETWEEN = 16, 24, 0.2
+LOW = 128
+"""Numbers that low detail has."""
+
+_SIDE, _PARTS, _BETWEEN = 16, 24, 0.2
 UNIT = float(np.sqrt(1 - 0.88))
 """Length of a link between next neighbours, which correlate by some 0.88."""
 
 
 def low_detail(canonical: np.ndarray) -> np.ndarray:
-    """Return what slices of one height share: 16 × 16 pixels, made symmetric.
+    """Return what slices of one height share: 16 × 16 pixels, made symmetric, (n, 128).
 
-    Parameters
-    ----------
-    canonical : ndarray of float32, shape (n, 64, 64)
-        As `mri.subjects.pose.upright` returns them.
-
-    Returns
-    -------
-    ndarray of float32, shape (n, 128)
-        Of mean 0 and length 1 each: blind to brightness, contrast and mirroring.
+    Of canonical slices (n, 64, 64). Of mean 0 and length 1 each: blind to brightness, contrast and
+    mirroring.
     """
-    small = np.stack([cv2.resize(image, (_LOW, _LOW), interpolation=cv2.INTER_AREA)
+    small = np.stack([cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
                       for image in canonical])  # fmt: skip
-    low = (small + small[:, :, ::-1])[:, :, : _LOW // 2].reshape(len(small), -1)
+    low = (small + small[:, :, ::-1])[:, :, : _SIDE // 2].reshape(len(small), -1)
     low -= low.mean(1, keepdims=True)
     return low / np.maximum(np.linalg.norm(low, axis=1, keepdims=True), 1e-6)
 
@@ -38,17 +34,7 @@ def along_the_tree(
 ) -> np.ndarray:
     """Return each slice's distance from one end of its group's spanning tree, in slices.
 
-    Parameters
-    ----------
-    rows, columns : ndarray of int, shape (m,)
-        Links within groups, which form trees.
-    similarity : ndarray of float64, shape (m,)
-        Their correlations; an edge is the longer the weaker it is, 1 for next neighbours.
-    groups : ndarray of int, shape (n,)
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
+    A link within a group is the longer the weaker it is, 1 for next neighbours.
     """
     n = len(groups)
     length = np.sqrt(np.clip(1 - similarity, 1e-4, None)) / UNIT
@@ -80,7 +66,6 @@ def heights(
     Parameters
     ----------
     low : ndarray of float32, shape (n, d)
-        See `low_detail`.
     position : ndarray of float64, shape (n,)
         Along the group, from either end.
     groups : ndarray of int, shape (n,)

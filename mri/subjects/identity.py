@@ -15,11 +15,10 @@ from threadpoolctl import threadpool_limits
 
 from mri.subjects.pose import SIDE
 
-COPY = 0.97
-"""Correlation of patterns from which a slice counts as an altered copy of another."""
+Points = tuple[np.ndarray, np.ndarray]
+"""Even and odd halves in a few components."""
 
-_COMMON, _SEARCHED, _SAMPLE, _BLOCK = 24, 128, 4000, 256
-_UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
+_COMMON, _SEARCHED, _SAMPLE, _BLOCK = 24, 64, 4000, 256
 _REACH = 30  # Of the disc that is compared, in pixels of a canonical slice.
 
 
@@ -27,50 +26,80 @@ _REACH = 30  # Of the disc that is compared, in pixels of a canonical slice.
 class Patterns:
     """Folding patterns split at the midline: mirroring a slice only turns the sign of `odd`.
 
+    Their likeness is the larger of two correlations, with the other slice and with its mirror
+    image: ``even · even + |odd · odd|``. What all heads have in common is not taken out of the
+    patterns but subtracted from their products.
+
     Attributes
     ----------
-    even, odd : ndarray of float32, shape (n, p)
-        Half the sum and half the difference of the left half and the mirrored right half, scaled
-        so that ``even @ even.T + odd @ odd.T`` are correlations.
+    even, odd : ndarray of float32 or float16, shape (m, p)
+        Half the sum and half the difference of the left half and the mirrored right half.
+    rows : ndarray of int64, shape (n,)
+        Which of them these n slices are.
+    common_even, common_odd : ndarray of float32, shape (n, c)
+        Coordinates of what is subtracted.
+    scale : ndarray of float32, shape (n,)
+        Makes the products correlations.
     """
 
     even: np.ndarray
     odd: np.ndarray
+    rows: np.ndarray
+    common_even: np.ndarray
+    common_odd: np.ndarray
+    scale: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.even)
+        return len(self.rows)
 
     def take(self, rows: np.ndarray) -> Patterns:
-        """Return some of the patterns."""
-        return Patterns(self.even[rows], self.odd[rows])
+        """Return some of the slices; the patterns are shared."""
+        of_slices = (self.rows, self.common_even, self.common_odd, self.scale)
+        return Patterns(self.even, self.odd, *(part[rows] for part in of_slices))
 
-    def among(self, rows: np.ndarray) -> np.ndarray:
-        """Return the likeness (m, m) of all pairs of `rows`."""
-        even, odd = self.even[rows], self.odd[rows]
-        return even @ even.T + np.abs(odd @ odd.T)
+    def between(self, one: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return the likeness (k, m) of all pairs of k and m slices."""
+        a, b = self.rows[one], self.rows[others]
+        plain = _product(self.even, a, b) - self.common_even[one] @ self.common_even[others].T
+        turned = _product(self.odd, a, b) - self.common_odd[one] @ self.common_odd[others].T
+        return (plain + np.abs(turned)) * self.scale[one][:, None] * self.scale[others]
 
     def likeness(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Return the likeness of pairs: of the two correlations, plain and mirrored, the larger.
-
-        Parameters
-        ----------
-        rows, columns : ndarray of int, shapes (m,) and (m, k)
-
-        Returns
-        -------
-        ndarray of float64, shape (m, k)
-        """
+        """Return the likeness of slices (m,) with those of their row of `columns` (m, k)."""
         found = np.empty(columns.shape)
 
         def fill(start: int) -> None:
-            block = slice(start, start + 64)
-            one, others = rows[block], columns[block]
-            plain = np.matmul(self.even[others], self.even[one][:, :, None])[:, :, 0]
-            turned = np.matmul(self.odd[others], self.odd[one][:, :, None])[:, :, 0]
-            found[block] = plain + np.abs(turned)
+            # Slice by slice, what is compared stays in the processor's cache.
+            for i in range(start, min(start + _BLOCK, len(rows))):
+                found[i] = self.between(rows[i : i + 1], columns[i])[0]
 
-        in_threads(fill, range(0, len(rows), 64))
+        in_threads(fill, range(0, len(rows), _BLOCK))
         return found
+
+    def pairs(self, one: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return the likeness (m,) of slices (m,) with others (m,), one with one."""
+        found = np.empty(len(one))
+
+        def fill(start: int) -> None:
+            i, j = one[start : start + 64], others[start : start + 64]
+            a, b = self.rows[i], self.rows[j]
+            plain = _dots(self.even[a], self.even[b]) - _dots(
+                self.common_even[i], self.common_even[j]
+            )
+            turned = _dots(self.odd[a], self.odd[b]) - _dots(self.common_odd[i], self.common_odd[j])
+            found[start : start + 64] = (plain + np.abs(turned)) * self.scale[i] * self.scale[j]
+
+        in_threads(fill, range(0, len(one), 64))
+        return found
+
+
+def _dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,ij->i", a, b, dtype=np.float32)
+
+
+def _product(half: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    one, other = (half[of].astype(np.float32, copy=False) for of in (a, b))
+    return one @ other.T
 
 
 def in_threads(work: Callable[[int], None], starts: Iterable[int]) -> None:
@@ -80,19 +109,7 @@ def in_threads(work: Callable[[int], None], starts: Iterable[int]) -> None:
 
 
 def unequal(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the slices that equal no earlier one in every pixel.
-
-    Parameters
-    ----------
-    images : ndarray, shape (n, h, w)
-
-    Returns
-    -------
-    first : ndarray of int64, shape (m,)
-        Their rows, ascending.
-    which : ndarray of int64, shape (n,)
-        For each slice the position in `first` of the one it equals.
-    """
+    """Return the rows of slices that equal no earlier one, and for each slice its place in them."""
     known: dict[bytes, int] = {}
     which = np.empty(len(images), np.int64)
     for i, image in enumerate(images):
@@ -101,178 +118,87 @@ def unequal(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(which, return_index=True)[1], which
 
 
-def folding_patterns(canonical: np.ndarray, posed: bool) -> Patterns:
-    """High-pass canonical slices and split them at the midline.
+def empty_patterns(n: int, posed: bool) -> Patterns:
+    """Return room for the patterns of n slices; half as exact where they would not fit."""
+    wide = len(_compared(posed)[0])
+    kind = np.float32 if n <= 200_000 else np.float16
+    even, odd = (np.empty((n, wide), kind) for _ in range(2))
+    none = np.empty((n, 0), np.float32)
+    return Patterns(even, odd, np.arange(n), none, none, np.ones(n, np.float32))
 
-    Parameters
-    ----------
-    canonical : ndarray of float32, shape (n, 64, 64)
-    posed : bool
-        Whether what lies outside the head may be left out.
 
-    Returns
-    -------
-    Patterns
-        All zero for a slice without a pattern.
-    """
+def _compared(posed: bool) -> tuple[np.ndarray, ...]:
+    """Return which pixels of the left half are compared: what lies in the head, if it is known."""
     rows, columns = np.mgrid[:SIDE, : SIDE // 2] - (SIDE - 1) / 2
-    near = np.flatnonzero((rows**2 + columns**2 <= _REACH**2).ravel() | (not posed))
-    even = np.empty((len(canonical), len(near)), np.float32)
-    odd = np.empty_like(even)
-    for i, image in enumerate(canonical):
+    return np.nonzero((rows**2 + columns**2 <= _REACH**2) | (not posed))
+
+
+def folding_patterns(
+    canonical: np.ndarray, posed: bool, into: Patterns | None = None, start: int = 0
+) -> Patterns:
+    """High-pass canonical slices (n, 64, 64) and split them at the midline.
+
+    A slice without a pattern has zeros. Fills `into` from `start` on, or patterns of its own.
+    """
+    into = into or empty_patterns(len(canonical), posed)
+    near = _compared(posed)
+    for i, image in enumerate(canonical, start):
         sharp = image - cv2.GaussianBlur(image, (0, 0), 2)
-        left = sharp[:, : SIDE // 2].ravel()[near]
-        right = sharp[:, : SIDE // 2 - 1 : -1].ravel()[near]
-        even[i], odd[i] = left + right, left - right
-    even -= even.mean(1, keepdims=True)
-    return Patterns(*_scaled(even, odd))
-
-
-def _scaled(even: np.ndarray, odd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    norms = np.sqrt(np.einsum("ij,ij->i", even, even) + np.einsum("ij,ij->i", odd, odd))
-    scale = np.where(norms > 1e-3, 1 / np.maximum(norms, 1e-3), 0)[:, None].astype(np.float32)
-    even *= scale
-    odd *= scale
-    return even, odd
+        left, right = sharp[:, : SIDE // 2][near], sharp[:, : SIDE // 2 - 1 : -1][near]
+        even, odd = left + right, left - right
+        even -= even.mean()
+        norm = np.sqrt(even @ even + odd @ odd)
+        scale = 1 / norm if norm > 1e-3 else 0
+        into.even[i], into.odd[i] = even * scale, odd * scale
+    return into
 
 
 def without_common_anatomy(
-    patterns: Patterns, sample: np.ndarray, seed: int
-) -> tuple[Patterns, Patterns]:
-    """Remove the leading components, which tell where a slice lies, not whose it is.
+    patterns: Patterns, nodes: np.ndarray, seed: int
+) -> tuple[Patterns, Points]:
+    """Take out the leading components, which tell where a slice lies, not whose it is.
 
     They are what strangers' slices of one height share; without them a slice is twice as far
     above its best stranger. Components of the even and the odd halves are those of the slices
     together with their mirror images.
 
-    Parameters
-    ----------
-    patterns : Patterns
-    sample : ndarray of int
-        Rows to learn the components from.
-    seed : int
-        Of the randomised decomposition.
-
-    Returns
-    -------
-    own : Patterns
-        What is left.
-    points : Patterns
-        The same in the components that follow, to search in.
+    Learnt from the `nodes` (n,), whose patterns without them are returned, beside those in the
+    components that follow, to search in. The mean of all even halves is taken out in place.
     """
-    sample = np.random.default_rng(seed).permutation(sample)[:_SAMPLE]
-    common = min(_COMMON, len(sample) // 25)
-    halves, mean = (patterns.even, patterns.odd), patterns.even[sample].mean(0)
+    sample = np.random.default_rng(seed).permutation(nodes)[:_SAMPLE]
+    count = min(_COMMON, len(sample) // 25)
+    mean = patterns.even[sample].mean(0, dtype=np.float32).astype(patterns.even.dtype)
+    in_threads(
+        lambda start: np.subtract((part := patterns.even[start : start + 1024]), mean, out=part),
+        range(0, len(patterns.even), 1024),
+    )
     bases, strengths = [], []
-    for half, middle in zip(halves, (mean, np.float32(0)), strict=True):
-        part = half[sample] - middle
-        wanted = min(common + _SEARCHED // 2, *part.shape)
+    for half in (patterns.even, patterns.odd):
+        part = half[sample].astype(np.float32)
         # On a busy machine the threads of a small decomposition wait for each other, tenfold.
         with threadpool_limits(1):
-            _, strength, basis = randomized_svd(part, wanted, n_iter=3, random_state=seed)
-        bases.append(basis.astype(np.float32))
-        strengths.append(strength)
-    order = np.argsort(-np.concatenate(strengths), kind="stable")[:common]
-    leading = [int((order < len(strengths[0])).sum()), int((order >= len(strengths[0])).sum())]
-    own = Patterns(*(np.empty_like(half) for half in halves))
+            found = randomized_svd(
+                part, min(count + _SEARCHED, *part.shape), n_iter=3, random_state=seed
+            )
+        strengths.append(found[1])
+        bases.append(found[2].T.astype(np.float32))
+    order = np.argsort(-np.concatenate(strengths), kind="stable")[:count]
+    leading = int((order < len(strengths[0])).sum())
+    even, odd = (np.empty((len(nodes), basis.shape[1]), np.float32) for basis in bases)
+    energy = np.empty(len(nodes), np.float32)
 
     def fill(start: int) -> None:
         block = slice(start, start + 1024)
-        rest = [halves[0][block] - mean, halves[1][block].copy()]
-        for half, basis, count in zip(rest, bases, leading, strict=True):
-            half -= half @ basis[:count].T @ basis[:count]
-        own.even[block], own.odd[block] = _scaled(*rest)
+        energy[block] = 0
+        halves = ((patterns.even, even, leading), (patterns.odd, odd, count - leading))
+        for (half, found, common), basis in zip(halves, bases, strict=True):
+            part = half[nodes[block]].astype(np.float32, copy=False)
+            found[block] = part @ basis
+            energy[block] += np.einsum("ij,ij->i", part, part)
+            energy[block] -= (found[block, :common] ** 2).sum(1)
 
-    in_threads(fill, range(0, len(patterns), 1024))
-    points = (
-        half @ basis[count:].T
-        for half, basis, count in zip((own.even, own.odd), bases, leading, strict=True)
-    )
-    return own, Patterns(*points)
-
-
-def nearest(points: Patterns, neighbours: int) -> np.ndarray:
-    """Return the rows (n, neighbours) of each point's nearest others, in no order."""
-    n = len(points)
-    found = np.empty((n, neighbours), np.int64)
-
-    def fill(start: int) -> None:
-        block = slice(start, start + _BLOCK)
-        like = points.odd[block] @ points.odd.T
-        np.abs(like, out=like)
-        like += points.even[block] @ points.even.T
-        rows = np.arange(len(like))
-        like[rows, start + rows] = -np.inf
-        found[block] = np.argpartition(like, n - neighbours, axis=1)[:, n - neighbours :]
-
-    in_threads(fill, range(0, n, _BLOCK))
-    return found
-
-
-def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    """Return for each slice the row of the one it is an altered copy of, or its own.
-
-    A slice that is a copy of none takes all that are copies of it; chains are not followed, so
-    that neighbouring slices of a fine stack do not become one.
-
-    Parameters
-    ----------
-    columns, similarity : ndarray, shape (n, k)
-        Nearest others and their likeness.
-    """
-    original = np.arange(len(columns))
-    close = similarity >= COPY
-    taken = np.zeros(len(columns), bool)
-    for row in np.flatnonzero(close.any(1)):
-        if not taken[row]:
-            copies = columns[row, close[row]]
-            copies = copies[~taken[copies]]
-            original[copies] = row
-            taken[copies] = taken[row] = True
-    return original
-
-
-def mixtures(
-    own: Patterns,
-    columns: np.ndarray,
-    similarity: np.ndarray,
-    plain: Callable[[np.ndarray], Patterns],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find slices that are sums of two unlike ones, as interpolating oversamplers make them.
-
-    Such a slice is explained almost wholly by two others that do not resemble each other, and what
-    the first leaves of it by the second; of a real slice a stranger explains nothing.
-
-    Parameters
-    ----------
-    own : Patterns
-    columns, similarity : ndarray, shape (n, k)
-        Nearest others and their likeness.
-    plain : callable
-        Patterns of given rows as they stand in the picture: sums were made before any pose.
-
-    Returns
-    -------
-    mixed, one, other : ndarray of int64, shape (m,)
-        Rows of the mixtures, of their larger part and of the smaller.
-    """
-    ranked = np.argsort(-similarity, axis=1)[:, :16]
-    similarity = np.take_along_axis(similarity, ranked, 1)
-    columns = np.take_along_axis(columns, ranked, 1)
-    unlike = own.likeness(columns[:, 0], columns) < _UNLIKE
-    rows = np.flatnonzero((unlike & (similarity > _UNLIKE)).any(1))
-    if not len(rows):
-        return rows, rows, rows
-    columns, unlike = columns[rows], unlike[rows]
-    involved, place = np.unique(np.column_stack([rows, columns]), return_inverse=True)
-    place = place.reshape(len(rows), -1)
-    patterns = plain(involved)
-    to_best = patterns.likeness(place[:, 0], place[:, 1:2])
-    to_all = patterns.likeness(place[:, 0], place[:, 1:])
-    between = patterns.likeness(place[:, 1], place[:, 1:])
-    product = 2 * to_best * to_all * between
-    explained = (to_best**2 + to_all**2 - product) / np.maximum(1 - between**2, 1e-3)
-    added = (explained - to_best**2) / np.maximum(1 - to_best**2, 1e-3)
-    score = np.where(unlike & (added > 0.7), explained, 0)
-    fits, choice = score.max(1) > 0.985, score.argmax(1)
-    return rows[fits], columns[fits, 0], columns[fits, choice[fits]]
+    in_threads(fill, range(0, len(nodes), 1024))
+    scale = np.where(energy > 1e-6, 1 / np.sqrt(np.maximum(energy, 1e-6)), 0).astype(np.float32)
+    rest = (even[:, leading:] * scale[:, None], odd[:, count - leading :] * scale[:, None])
+    common = even[:, :leading].copy(), odd[:, : count - leading].copy()
+    return Patterns(patterns.even, patterns.odd, nodes, *common, scale), rest

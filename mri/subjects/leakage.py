@@ -11,6 +11,7 @@ import pandas as pd
 
 from mri._arguments import integers, require, row_numbers
 from mri.data.scans import Scans
+from mri.subjects.identity import unequal
 from mri.subjects.likeness import Likeness, Progress, View, columns, nearest, others, turned_copies
 from mri.subjects.probes import (
     APART,
@@ -22,11 +23,10 @@ from mri.subjects.probes import (
     TURNED,
     Parts,
     Probes,
-    digests,
     disagreement,
 )
 from mri.subjects.recovery import Subjects, UnclearSubjectsError, recover_subjects
-from mri.subjects.splits import PARTS, Split, subject_split
+from mri.subjects.splits import PARTS, Split, folds_of_people
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,8 @@ class Audit:
         if self.leaky:
             return (
                 f"Leaky: {self._copied:.1%} of the test slices are copies of a train slice, exact, "
-                "near, mirrored or turned. Figures on this test part measure memory; take them out."
+                "near, mirrored, turned or inverted. Figures on this test part measure memory; "
+                "take them out."
             )
         if why:
             return (
@@ -215,7 +216,7 @@ def audit(
     published = everything[: len(train)], everything[len(train) :]
     apart = [] if groups is None or test is None else _folds(scans.labels, groups, folds, seed)
     found = nearest(like, _views(published, apart, groups, len(scans)), told)
-    keys = digests(scans.images)
+    keys = unequal(scans.images)[1]
     names = ("all",) if test is None else ("train", "test")
     within = pd.DataFrame(
         {side: _within(keys[rows], found[f"within {side}"][1])
@@ -268,18 +269,13 @@ def _doubts(subjects: Subjects) -> tuple[str, ...]:
 
 def _folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Parts:
     """Return (train, test) of subject-wise folds; none where there are too few people for them."""
-    apart: Parts = []
     folds = min(folds, len(np.unique(groups)))
     if folds < 3:
         return []
-    everything = np.arange(len(labels))
     with warnings.catch_warnings():
         # Rare classes are named once, by the split that the caller makes.
         warnings.simplefilter("ignore", UserWarning)
-        for fold in range(folds):
-            rows = subject_split(labels, groups, fold=fold, folds=folds, seed=seed).test
-            apart.append((np.setdiff1d(everything, rows), rows))
-    return apart
+        return folds_of_people(labels, groups, folds, seed)
 
 
 def _views(
@@ -362,7 +358,7 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray | None) -> pd.DataF
     rows, test = np.concatenate(list(parts.values())), split.test
     rest = np.concatenate([split.train, split.validation])
     apart = [] if groups is None else _folds(scans.labels, groups, 5, 0)
-    like, keys = Likeness(scans.images), digests(scans.images)
+    like, keys = Likeness(scans.images), unequal(scans.images)[1]
     wanted = (PUBLISHED, f"{PUBLISHED}: pixels", f"{APART}: pixels")
     views = _views((rest, test), apart, groups, n)
     found = nearest(like, {name: view for name, view in views.items() if name in wanted})
@@ -370,7 +366,7 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray | None) -> pd.DataF
     near = int((found[PUBLISHED][1] >= DUPLICATE).sum())
     turned = int((turned_copies(like, test, rest, DUPLICATE)[1] > 0).sum())
     told = f"{copies} identical, {near} with r ≥ {DUPLICATE}"
-    told += f", {turned} mirrored or turned" if turned else ""
+    told += f", {turned} mirrored, turned or inverted" if turned else ""
     size = "/".join(str(n) for n in sizes)
     unique = len(set(rows)) == len(rows)
     if groups is None:

@@ -7,15 +7,18 @@ pixel by pixel. Mirroring and turning a slice only changes signs and places of f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 
+from mri.subjects.identity import in_threads
+
 _DETAIL = 48
 _CANDIDATES = 3, 8  # By correlation, and by distance, where strangers are nearly equally far.
-_BLOCK, _FEW = 256, 32
+_BLOCK, _FEW = 256, 2  # Of pixels only as many slices at once as the cache holds.
 _TURNED_DETAIL = 24
 
 Mask = Callable[[np.ndarray], np.ndarray]
@@ -47,7 +50,8 @@ class Likeness:
         )
         self.coarse = np.empty((n, self.detail[0] * self.detail[1]), np.float32)
         self.means, self.norms = np.empty(n), np.empty(n)
-        for start in range(0, n, _BLOCK):
+
+        def fill(start: int) -> None:
             block = slice(start, start + _BLOCK)
             pixels = images[block].astype(np.float32)
             self.means[block] = pixels.mean((1, 2), dtype=np.float64)
@@ -55,6 +59,8 @@ class Likeness:
             self.norms[block] = np.sqrt(np.einsum("nhw,nhw->n", pixels, pixels, dtype=np.float64))
             found = across @ pixels @ down.T
             self.coarse[block] = found.reshape(len(pixels), -1)
+
+        in_threads(fill, range(0, n, _BLOCK))
         # A slice of one gray value is like none.
         self.coarse[self.norms < 1e-3] = 0
         self.coarse /= np.where(self.norms < 1e-3, 1, self.norms).astype(np.float32)[:, None]
@@ -127,33 +133,29 @@ def nearest(
     }
     needed = np.flatnonzero(np.any([at >= 0 for at in asked.values()], axis=0))
     squares = like.norms**2 + like.images[0].size * like.means**2
-    for block, alike in _blocks(like, needed):
+    done = count(1)
+
+    def fill(start: int) -> None:
+        block = needed[start : start + _BLOCK]
+        alike = like.coarse[block] @ like.coarse.T
         for name, view in views.items():
             here = asked[name][block] >= 0
             if here.any():
-                rows = block[here]
-                score = alike[here] if not here.all() else alike.copy()
+                rows, score = block[here], alike[here]
                 if view.distance:
                     # Half the squared distance of the pixels, turned round, but for the row's own.
-                    score = score * like.norms[rows][:, None] * like.norms
-                    score += like.images[0].size * np.outer(like.means[rows], like.means)
+                    score *= (like.norms[rows][:, None] * like.norms).astype(np.float32)
+                    score = score + like.images[0].size * np.outer(like.means[rows], like.means)
                     score -= squares / 2
                 score[~view.allowed(rows)] = -np.inf
                 best, by = _best(like, rows, score, squares if view.distance else None)
                 at = asked[name][rows]
                 found[name][0][at], found[name][1][at] = best, by
         if progress:
-            progress(
-                "comparing all slices", float(np.searchsorted(needed, block[-1]) + 1) / len(needed)
-            )
+            progress("comparing all slices", min(1, next(done) * _BLOCK / len(needed)))
+
+    in_threads(fill, range(0, len(needed), _BLOCK))
     return found
-
-
-def _blocks(like: Likeness, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield some rows and their coarse correlations with all slices, float32 (len(rows), n)."""
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        yield block, like.coarse[block] @ like.coarse.T
 
 
 def _best(
@@ -162,9 +164,9 @@ def _best(
     """Return the exact best among the best candidates by a coarse score (m, n), and correlation."""
     m, n = score.shape
     order = np.arange(m)
-    count = min(_CANDIDATES[squares is not None], n)
-    picked, possible = np.empty((m, count), np.int64), np.empty((m, count), bool)
-    for k in range(count):
+    wanted = min(_CANDIDATES[squares is not None], n)
+    picked, possible = np.empty((m, wanted), np.int64), np.empty((m, wanted), bool)
+    for k in range(wanted):
         picked[:, k] = score.argmax(1)
         possible[:, k] = np.isfinite(score[order, picked[:, k]])
         score[order, picked[:, k]] = -np.inf
@@ -185,7 +187,7 @@ def _best(
 def turned_copies(
     like: Likeness, rows: np.ndarray, pool: np.ndarray, least: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find slices that are mirrored or turned copies of others.
+    """Find slices that are mirrored, turned or inverted copies of others.
 
     Parameters
     ----------
@@ -200,7 +202,7 @@ def turned_copies(
     found : ndarray of int64, shape (m,)
         For each row the slice of the pool that it is a copy of, -1 where it is none.
     how : ndarray of int64, shape (m,)
-        Which of the seven ways (quarter turns, mirrored or not), from 1; 0 where it is none.
+        In which way, see `turn`, with 8 for a negative; 0 where it is none.
     """
     found, how = np.full(len(rows), -1), np.zeros(len(rows), np.int64)
     side = min(_TURNED_DETAIL, *like.detail)
@@ -211,18 +213,21 @@ def turned_copies(
     low = low / np.where(inside > 0, inside, 1)[:, None, None]
     outside = np.sqrt((1 - inside**2).clip(0))
     pooled = np.ascontiguousarray(low[pool].reshape(len(pool), -1))
-    for way in range(1, 8 if square else 4):
+    for way in range(8 if square else 4):
         turned = _turn_frequencies(low[rows], way).reshape(len(rows), -1)
         for start in range(0, len(rows), _BLOCK):
             block = np.arange(start, min(start + _BLOCK, len(rows)))
+            # A slice as it stands counts as a near duplicate elsewhere, unless it is a negative.
             alike = turned[block] @ pooled.T
+            alike = np.abs(alike, out=alike) if way else np.negative(alike, out=alike)
             best = alike.argmax(1)
             one, two = rows[block], pool[best]
             bound = alike[np.arange(len(block)), best] * inside[one] * inside[two]
             likely = (bound + outside[one] * outside[two] >= least) & (how[block] == 0)
             for i, j in zip(block[likely], two[likely], strict=True):
-                if _correlation(turn(like.images[rows[i]], way), like.images[j]) >= least:
-                    found[i], how[i] = j, way
+                exact = _correlation(turn(like.images[rows[i]], way), like.images[j])
+                if -exact >= least or (way and exact >= least):
+                    found[i], how[i] = j, way + 8 * (exact < 0)
     return found, how
 
 

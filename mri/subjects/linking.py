@@ -6,134 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components, dijkstra, minimum_spanning_tree
 
-from mri.subjects.coverage import by_size, coverage, fitting_ends, two_levels
-from mri.subjects.heights import UNIT, along_the_tree, heights
-from mri.subjects.identity import (
-    Patterns,
-    altered_copies,
-    mixtures,
-    nearest,
-    without_common_anatomy,
-)
+from mri.subjects.coverage import by_size, coverage, fitting_ends, strangers_within, two_levels
+from mri.subjects.heights import along_the_tree, heights
+from mri.subjects.identity import Patterns
+from mri.subjects.neighbours import Neighbours, Tree, distinct, mixtures, nearest, spanning_tree
 
 CEILING = 0.45
 """Correlation that no two people reach: right answers had at most 0.41, wrong ones 0.72."""
 
 _FLOOR = 0.3  # Links as weak as strangers' best correlations say nothing.
-_NEIGHBOURS, _MOST = 40, 640
-_SEARCHED = 2000  # Larger groups are made of copies, or of nearly all slices.
-_SMALL, _FEW = 400, 6
-_TRUST = 0.8
-_APART = 7.0  # In slices along a head.
-
-
-@dataclass(frozen=True, eq=False)
-class Tree:
-    """Spanning tree (or forest) of the strongest links, ascending.
-
-    Attributes
-    ----------
-    rows, columns : ndarray of int32, shape (m,)
-    similarity : ndarray of float64, shape (m,)
-    """
-
-    rows: np.ndarray
-    columns: np.ndarray
-    similarity: np.ndarray
-
-    def above(self, threshold: float) -> Tree:
-        """Return the stronger links."""
-        kept = self.similarity > threshold
-        return Tree(self.rows[kept], self.columns[kept], self.similarity[kept])
-
-    def groups(self, n: int) -> np.ndarray:
-        """Return the number of the connected part of each of `n` slices."""
-        graph = csr_matrix((np.ones(len(self.rows)), (self.rows, self.columns)), (n, n))
-        return connected_components(graph, directed=False)[1]
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """Distinct slices and their nearest others.
-
-    Attributes
-    ----------
-    nodes : ndarray of int64, shape (m,)
-        Rows of the slices that are altered copies of none.
-    original : ndarray of int64, shape (n,)
-        For every row the node it is a copy of, as a position in `nodes`.
-    own, points : Patterns of the nodes
-        As compared and as searched in.
-    columns, similarity : ndarray, shape (m, k)
-        Positions in `nodes` of the nearest others, and their likeness.
-    """
-
-    nodes: np.ndarray
-    original: np.ndarray
-    own: Patterns
-    points: Patterns
-    columns: np.ndarray
-    similarity: np.ndarray
-
-
-def distinct(patterns: Patterns, seed: int, sample: np.ndarray | None = None) -> Neighbours:
-    """Set altered copies aside, so that they shape neither the components nor the neighbours.
-
-    Parameters
-    ----------
-    patterns : Patterns
-    seed : int
-    sample : ndarray of int, optional
-        Rows to learn common anatomy from; by default all distinct ones.
-    """
-    nodes = np.arange(len(patterns))
-    original = nodes.copy()
-    for final in (False, False, False, False, True):
-        learn = nodes if sample is None else sample
-        own, points = without_common_anatomy(patterns, learn, seed)
-        own, points = own.take(nodes), points.take(nodes)
-        columns = nearest(points, min(_NEIGHBOURS, len(nodes) - 1))
-        similarity = own.likeness(np.arange(len(nodes)), columns)
-        copies = altered_copies(columns, similarity)
-        kept = np.flatnonzero(copies == np.arange(len(nodes)))
-        if final or len(kept) == len(nodes) or len(kept) < 3:
-            break
-        place = np.empty(len(nodes), np.int64)
-        place[kept] = np.arange(len(kept))
-        original = place[copies[original]]
-        nodes = nodes[kept]
-    return Neighbours(nodes, original, own, points, columns, similarity)
-
-
-def spanning_tree(columns: np.ndarray, similarity: np.ndarray, kept: np.ndarray) -> Tree:
-    """Join nearest others to a tree of the strongest links, without the rows not `kept`."""
-    n = len(columns)
-    rows = np.repeat(np.arange(n), columns.shape[1])
-    use = kept[rows] & kept[columns.ravel()]
-    # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
-    graph = csr_matrix(
-        (2.0 - similarity.ravel()[use], (rows[use], columns.ravel()[use])), shape=(n, n)
-    )
-    tree = minimum_spanning_tree(graph).tocoo()
-    order = np.argsort(-tree.data, kind="stable")
-    return Tree(tree.row[order], tree.col[order], 2.0 - tree.data[order])
+_MOST = 640  # Neighbours that are looked at.
+_TRUST = 0.8  # In heights, from which they serve to check groups.
 
 
 def widest_gap(edges: np.ndarray) -> int:
     """Return the place of the widest gap that could lie between different and same people.
 
-    Parameters
-    ----------
-    edges : ndarray of float64, shape (m,)
-        Correlations of a spanning tree, ascending.
-
-    Returns
-    -------
-    int
-        The gap is from ``edges[place]`` to the next; of gaps within reason if there are any.
+    Of the ascending correlations (m,) of a spanning tree. The gap is from ``edges[place]`` to the
+    next; of gaps within reason if there are any.
     """
     gaps = np.diff(edges)
     middle = (edges[1:] + edges[:-1]) / 2
@@ -162,106 +53,11 @@ def why_unclear(
     return None
 
 
-def strangers_within(
-    own: Patterns, height: np.ndarray, tree: Tree, groups: np.ndarray, threshold: float
-) -> np.ndarray | None:
-    """Find links that join two heads: both sides cover the same heights and look different there.
-
-    Parameters
-    ----------
-    own : Patterns
-    height : ndarray of float64, shape (n,)
-        In slices.
-    tree : Tree
-        Links within groups.
-    groups : ndarray of int, shape (n,)
-    threshold : float
-        Correlation above which slices are linked.
-
-    Returns
-    -------
-    ndarray of int64
-        Places in `tree` of the links to cut; None where a group is too large to be one head.
-    """
-    cuts: list[int] = []
-    usual = coverage(height, groups)
-    # Two people share most of the heights; a shorter side may be one end of a head, misjudged.
-    reach = 0.5 * float(np.median(usual.high - usual.low))
-    order = np.argsort(groups, kind="stable")
-    starts = np.searchsorted(groups[order], np.arange(groups.max() + 2))
-    of_link = groups[tree.rows]
-    links = np.argsort(of_link, kind="stable")
-    link_starts = np.searchsorted(of_link[links], np.arange(groups.max() + 2))
-    for group in np.flatnonzero(np.diff(starts) >= 6):
-        rows = order[starts[group] : starts[group + 1]]
-        if len(rows) > _SEARCHED:
-            continue
-        near = np.abs(height[rows][:, None] - height[rows]) < 1.5
-        alike = own.among(rows)
-        odd = (near & (alike < 0.5 * threshold)).any(1)
-        if odd.mean() > 0.25 and len(rows) > _SMALL:
-            return None
-        if odd.mean() > 0.25:
-            inside = links[link_starts[group] : link_starts[group + 1]]
-            cuts += _cuts(
-                rows, inside, tree, near, alike, height=height, threshold=threshold, reach=reach
-            )
-    return np.array(sorted(cuts), np.int64)
-
-
-def _cuts(
-    rows: np.ndarray,
-    inside: np.ndarray,
-    tree: Tree,
-    near: np.ndarray,
-    alike: np.ndarray,
-    *,
-    height: np.ndarray,
-    threshold: float,
-    reach: float,
-) -> list[int]:
-    """Cut one group's links, the weakest first, where the sides cannot be one head."""
-    place = {int(row): i for i, row in enumerate(rows)}
-    ends = np.array([[place[int(tree.rows[e])], place[int(tree.columns[e])]] for e in inside])
-    kept = np.ones(len(inside), bool)
-    n = len(rows)
-    length = np.sqrt(np.clip(1 - tree.similarity[inside], 1e-4, None)) / UNIT
-    steps = dijkstra(csr_matrix((length, (ends[:, 0], ends[:, 1])), (n, n)), directed=False)
-    # Heights are told to some two slices: what is that near along the chain may look different.
-    near = near & (steps > _APART)
-    if (near & (alike < 0.5 * threshold)).any(1).mean() < 0.25:
-        return []
-    for i in np.argsort(tree.similarity[inside], kind="stable"):
-        left = kept.copy()
-        left[i] = False
-        graph = csr_matrix((np.ones(left.sum()), (ends[left, 0], ends[left, 1])), (n, n))
-        part = connected_components(graph, directed=False)[1]
-        one, other = (np.flatnonzero(part == part[end]) for end in ends[i])
-        small, large = sorted((one, other), key=len)
-        if len(small) < _FEW:
-            continue
-        if np.ptp(height[rows[small]]) < reach:
-            continue
-        beside = near[np.ix_(small, large)]
-        covered = beside.any(1)
-        likest = np.where(beside, alike[np.ix_(small, large)], -1).max(1)
-        if covered.mean() > 0.6 and np.median(likest[covered]) < 0.6 * threshold:
-            kept[i] = False
-    return [int(e) for e in inside[~kept]]
-
-
 @dataclass(frozen=True, eq=False)
 class People:
-    """Answer of `people`.
+    """Answer of `people`, as in `mri.subjects.Subjects`.
 
-    Attributes
-    ----------
-    groups : ndarray of int64, shape (n,)
-    threshold : float
-    same, different : ndarray of float64
-        See `mri.subjects.Subjects`.
-    doubts : list of (str, list of int)
-        What to warn of, and a row of each group concerned.
+    `doubts` says what to warn of, with a row of each group concerned.
     """
 
     groups: np.ndarray
@@ -281,20 +77,8 @@ def people(
 ) -> People | str:
     """Group slices by head, or say which condition failed.
 
-    Parameters
-    ----------
-    patterns : Patterns
-    low : ndarray of float32, shape (n, d)
-        See `mri.subjects.heights.low_detail`.
-    plain : callable
-        See `mri.subjects.identity.mixtures`.
-    min_margin : float
-        Smallest gap of correlations that counts as clear.
-    seed : int
-
-    Returns
-    -------
-    People or str
+    From patterns, low detail (n, 128) and, to find sums of slices, patterns as they stand in the
+    picture. `min_margin` is the smallest gap of correlations that counts as clear.
     """
     if len(patterns) < 3:
         return f"there are {len(patterns)} different slices, wanted at least 3"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ PUBLISHED, APART = "as published", "subjects kept apart"
 SHARED = "test slices whose subject stands in train"
 IDENTICAL = "pixel-identical slices across"
 NEAR = f"test slices with a near duplicate in train (r ≥ {DUPLICATE})"
-TURNED = f"test slices that are a mirrored or turned copy (r ≥ {DUPLICATE})"
+TURNED = f"test slices that are a mirrored, turned or inverted copy (r ≥ {DUPLICATE})"
 
 # By how much the nearest neighbour may do better as published before people are doubted.
 _SUSPICIOUS = 0.15
@@ -153,13 +152,6 @@ def linear_probe(pixels: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Pi
 def _shared(groups: np.ndarray, parts: Parts) -> float:
     seen = [np.isin(groups[test], groups[train]) for train, test in parts]
     return float(np.concatenate(seen).mean())
-
-
-def digests(images: np.ndarray) -> np.ndarray:
-    """Return a text for each slice, the same only for the same pixels, (n,)."""
-    return np.array(
-        [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in images]
-    )
 
 
 def _scores(name: str, truth: list[np.ndarray], guess: list[np.ndarray]) -> dict[str, float]:

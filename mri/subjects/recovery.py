@@ -9,10 +9,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from mri._arguments import integers, require
-from mri.subjects.heights import low_detail
-from mri.subjects.identity import Patterns, folding_patterns, unequal
+from mri.subjects.heights import LOW, low_detail
+from mri.subjects.identity import Patterns, empty_patterns, folding_patterns, in_threads, unequal
 from mri.subjects.linking import people
-from mri.subjects.pose import SIDE, resized, upright
+from mri.subjects.pose import LEARNT, SIDE, Pose, resized
+
+_BLOCK = 256
 
 
 class UnclearSubjectsError(ValueError):
@@ -132,15 +134,14 @@ def recover_subjects(
     # On a busy machine the libraries' own threads wait for each other; blocks have threads here.
     with threadpool_limits(1):
         first, which = unequal(images)
-        canonical, posed = upright(images[first])
-        patterns = folding_patterns(canonical, posed)
+        patterns, low = _described(images, first)
         some = np.logical_or(patterns.even.any(axis=1), patterns.odd.any(axis=1))
         _refuse_flat(~np.asarray(some)[which])
 
         def plain(rows: np.ndarray) -> Patterns:
             return folding_patterns(resized(images[first[rows]], SIDE), False)
 
-        found = people(patterns, low_detail(canonical), plain, min_margin=min_margin, seed=seed)
+        found = people(patterns, low, plain, min_margin=min_margin, seed=seed)
     if isinstance(found, str):
         raise UnclearSubjectsError(
             f"no clear gap between same and different subjects: {found}; slices may be missing "
@@ -155,6 +156,21 @@ def recover_subjects(
         warnings.warn(told[-1], stacklevel=2)
     mixed = _contradictory(final, labels)
     return Subjects(final, found.threshold, found.same, found.different, mixed, tuple(told))
+
+
+def _described(images: np.ndarray, rows: np.ndarray) -> tuple[Patterns, np.ndarray]:
+    """Return patterns and low detail of some slices, block by block."""
+    pose = Pose.learn(images[rows[:: max(1, len(rows) // LEARNT)]])
+    patterns = empty_patterns(len(rows), pose.outline is not None)
+    low = np.empty((len(rows), LOW), np.float32)
+
+    def fill(start: int) -> None:
+        canonical = pose.draw(images[rows[start : start + _BLOCK]])
+        folding_patterns(canonical, pose.outline is not None, patterns, start)
+        low[start : start + len(canonical)] = low_detail(canonical)
+
+    in_threads(fill, range(0, len(rows), _BLOCK))
+    return patterns, low
 
 
 def _refuse_flat(flat: np.ndarray) -> None:

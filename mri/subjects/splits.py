@@ -97,15 +97,12 @@ def subject_split(
         warnings.warn(f"fewer subjects than the {folds} folds ({listing})", stacklevel=2)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")
-        rest, test = _nth_fold(
-            StratifiedGroupKFold(folds, shuffle=True, random_state=seed), labels, groups, fold
-        )
+        rest, test = folds_of_people(labels, groups, folds, seed)[fold]
         left = len(np.unique(groups[rest]))
         require(left >= 2, f"Fold {fold} leaves too few subjects; use more folds.", left=left)
         most = int(np.unique_counts(labels[rest]).counts.max())
         parts = min(8, left, max(2, most))
-        inner = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-        train, validation = _nth_fold(inner, labels[rest], groups[rest], 0)
+        train, validation = folds_of_people(labels[rest], groups[rest], parts, seed)[0]
     split = Split("subject", rest[train], rest[validation], test, fold, folds, seed)
     check_disjoint(split, groups)
     return split
@@ -146,7 +143,7 @@ def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: i
     most = int(np.unique_counts(labels[rest]).counts.max(initial=0))
     require(most >= 10, "test must leave 10 rows of some class to train on.", most=most)
     inner = StratifiedKFold(10, shuffle=True, random_state=seed)
-    train, validation = _nth_fold(inner, labels[rest], None, 0)
+    train, validation = next(inner.split(labels[rest], labels[rest]))
     return Split("image", rest[train], rest[validation], np.sort(test), seed=seed)
 
 
@@ -169,10 +166,9 @@ def check_disjoint(split: Split, groups: np.ndarray) -> None:
             )
 
 
-def _nth_fold(
-    splitter: StratifiedKFold | StratifiedGroupKFold,
-    labels: np.ndarray,
-    groups: np.ndarray | None,
-    fold: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    return list(splitter.split(labels, labels, groups))[fold]
+def folds_of_people(
+    labels: np.ndarray, groups: np.ndarray, folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (rest, test) of folds that tear no person in two and hold the classes' shares."""
+    folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return list(folder.split(labels, labels, groups))

@@ -23,7 +23,10 @@ STATUS = """
 status = lambda key: int(open("/proc/self/status").read().split(key + ":")[1].split()[0]) * 1024
 """
 """For code run by `child`: bytes of VmRSS or VmHWM. (ru_maxrss begins with the parent's.)"""
-PEERS = ("torch", "datasets", "simplejpeg", "tf-keras-vis", "grad-cam")
+PEERS = (
+    *("torch", "datasets", "simplejpeg", "tf-keras-vis", "grad-cam"),
+    *("cleanvision", "imagededup", "imgclean", "vision-data-doctor"),
+)
 
 
 def interleaved(

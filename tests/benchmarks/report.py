@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RESULTS, TABLE = HERE / "results.json", HERE / "results.md"
-SECTIONS = ("start", "decode", "gradcam", "comparison", "growth", "training")
+SECTIONS = ("start", "decode", "gradcam", "comparison", "growth", "training", "peers")
 HEAD = """# Speed
 
 `make bench` measures each goal beside a peer, in turns in one run, and writes this page.
@@ -31,6 +31,8 @@ HEAD = """# Speed
 - **Training.** An epoch of `baseline` is the same arithmetic in Keras and in PyTorch, if the
   processor has no bfloat16. A short training comes from a smaller network on a shorter schedule:
   `fast`.
+- **Peers.** Duplicate finders with their own defaults, on the slices as published. Who is who is
+  what `recover_subjects` says, so its own row is no test of it. Times are of the processor.
 
 """
 

@@ -13,7 +13,7 @@ from mri.data.scans import read_scans
 from mri.subjects.heights import heights, low_detail
 from mri.subjects.identity import folding_patterns, unequal, without_common_anatomy
 from mri.subjects.linking import why_unclear, widest_gap
-from mri.subjects.pose import upright
+from mri.subjects.pose import Pose
 from mri.subjects.recovery import UnclearSubjectsError, order_slices, recover_subjects
 
 
@@ -63,6 +63,12 @@ def flawless(images, truth):
 # --- pose and patterns ---
 
 
+def upright(images):
+    """Slices in canonical pose, and whether they had outlines to go by."""
+    pose = Pose.learn(images)
+    return pose.draw(images), pose.outline is not None
+
+
 def test_a_posed_copy_lies_on_its_original(phantoms, rng):
     images = phantoms.images[:24]
     canonical, posed = upright(np.concatenate([images, any_pose(images, rng)]))
@@ -91,7 +97,7 @@ def test_patterns_are_correlations_of_what_a_blur_takes_away(rng):
     sharp = np.stack([image - gaussian_filter(image, 2, mode="mirror") for image in images])
     plain = np.corrcoef(sharp.reshape(6, -1))
     turned = np.corrcoef(sharp.reshape(6, -1), sharp[:, :, ::-1].reshape(6, -1))[:6, 6:]
-    found = folding_patterns(images, False).among(np.arange(6))
+    found = folding_patterns(images, False).between(np.arange(6), np.arange(6))
     np.testing.assert_allclose(found, np.maximum(plain, turned), atol=2e-4)
 
 
@@ -104,12 +110,25 @@ def test_patterns_ignore_brightness_and_contrast_and_leave_slices_as_they_were(p
     np.testing.assert_array_equal(images, before)
 
 
-def test_without_common_anatomy_lengths_stay_one(phantoms):
+def test_without_common_anatomy_is_a_correlation_of_what_is_left(phantoms):
     patterns = folding_patterns(*upright(phantoms.images))
-    own, points = without_common_anatomy(patterns, np.arange(len(patterns)), 0)
-    length = (own.even**2).sum(1) + (own.odd**2).sum(1)
-    np.testing.assert_allclose(length, 1, atol=1e-5)
-    assert ((points.even**2).sum(1) + (points.odd**2).sum(1) < length + 1e-5).all()
+    rows = np.arange(len(patterns))
+    before = np.concatenate([patterns.even, patterns.odd], axis=1).astype(float)
+    own, (even, odd) = without_common_anatomy(patterns, rows, 0)
+    found = own.between(rows, rows)
+    np.testing.assert_allclose(np.diag(found), 1, atol=1e-4)
+    np.testing.assert_allclose(own.pairs(rows, rows[::-1]), np.diag(found[:, ::-1]), atol=1e-5)
+    assert ((even**2).sum(1) + (odd**2).sum(1) < 1 + 1e-5).all()
+    # The same by taking leading components of slices and mirror images out, one after the other.
+    half = before.shape[1] // 2
+    even, odd = before[:, :half] - before[:, :half].mean(0), before[:, half:]
+    parts = [np.linalg.svd(part, full_matrices=False) for part in (even, odd)]
+    least = np.sort(np.concatenate([part[1] for part in parts]))[-(len(rows) // 25)]
+    left = [x @ (np.eye(half) - v[s >= least].T @ v[s >= least])
+            for x, (_, s, v) in zip((even, odd), parts, strict=True)]  # fmt: skip
+    norms = np.sqrt((left[0] ** 2).sum(1) + (left[1] ** 2).sum(1))
+    expected = left[0] @ left[0].T + np.abs(left[1] @ left[1].T)
+    np.testing.assert_allclose(found, expected / np.outer(norms, norms), atol=0.02)
 
 
 def test_equal_slices_are_counted_once(rng):
@@ -163,6 +182,11 @@ def test_mirrored_copies_of_all_are_the_same_people(phantoms):
 
 def test_posed_copies_of_all_are_the_same_people(phantoms, rng):
     both = np.concatenate([phantoms.images, any_pose(phantoms.images, rng)])
+    assert agreement(both, np.tile(phantoms.subjects, 2)) == 1
+
+
+def test_negatives_of_all_are_the_same_people(phantoms):
+    both = np.concatenate([phantoms.images, 255 - phantoms.images])
     assert agreement(both, np.tile(phantoms.subjects, 2)) == 1
 
 

@@ -248,6 +248,17 @@ def test_a_test_part_that_is_the_train_part_turned_is_leaky_whoever_people_are_t
     assert table.loc["L1.4 no duplicates across", "passes"] == "NO"
 
 
+def test_a_test_part_that_is_the_train_part_inverted_is_leaky_whoever_people_are_taken_for():
+    phantom = make_phantoms(12, 8, size=64, seed=4)
+    parts = [scans_of(of, phantom.labels) for of in (phantom.images, 255 - phantom.images)]
+    found = audit(*parts)
+    assert found.verdict.startswith("Leaky: 100% of the test slices show a subject of the train")
+    strangers = replace(found.subjects, groups=np.r_[phantom.subjects, phantom.subjects + 12])
+    found = audit(*parts, subjects=strangers)
+    assert found.table.loc[TURNED, "as published"] == 1 and found.leaky
+    assert "exact, near, mirrored, turned or inverted" in found.verdict
+
+
 def test_a_neighbour_far_better_as_published_is_no_clean_bill(parts):
     labels = np.concatenate([parts[0].labels, parts[1].labels])
     same, other = (np.flatnonzero(of)[0] for of in (labels == 0, labels != 0))

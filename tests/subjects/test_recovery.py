@@ -13,7 +13,7 @@ from scipy.spatial.distance import squareform
 from mri.data.phantom import make_phantoms
 from mri.data.scans import read_scans
 from mri.subjects.identity import folding_patterns, without_common_anatomy
-from mri.subjects.pose import upright
+from mri.subjects.pose import Pose
 from mri.subjects.recovery import (
     UnclearSubjectsError,
     order_slices,
@@ -57,10 +57,10 @@ def single_linkage(features):
 
 def features_of(images):
     """Likeness of all pairs as the linking sees it."""
-    canonical, posed = upright(images)
-    patterns = folding_patterns(canonical, posed)
-    own, _ = without_common_anatomy(patterns, np.arange(len(patterns)), 0)
-    return own.among(np.arange(len(own)))
+    pose, rows = Pose.learn(images), np.arange(len(images))
+    patterns = folding_patterns(pose.draw(images), pose.outline is not None)
+    own = without_common_anatomy(patterns, rows, 0)[0]
+    return own.between(rows, rows)
 
 
 # --- who is who ---
@@ -222,24 +222,48 @@ def test_labels_of_another_length_are_refused(phantoms):
         recover_subjects(images, np.zeros(3, int))
 
 
-@pytest.mark.stress
-def test_a_hundred_thousand_slices_in_any_order():
-    """Each person's slices turn slowly from one random pattern into another, as folds do."""
-    people, slices, side = 3125, 32, 64
-    rng, angles = np.random.default_rng(0), 0.15 * np.arange(32)
+def drawn_people(people, slices, side=64):
+    """Each person's slices change step by step, as folds do: next neighbours correlate by 0.9."""
+    rng = np.random.default_rng(0)
+
+    def pattern():
+        return cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 1)
+
     images = np.empty((people, slices, side, side), np.uint8)
     for person in images:
-        one, other = (
-            cv2.GaussianBlur(rng.standard_normal((side, side)).astype(np.float32), (0, 0), 1.5)
-            for _ in range(2)
-        )
-        turned = np.cos(angles)[:, None, None] * one + np.sin(angles)[:, None, None] * other
-        person[:] = (128 + 250 * turned).clip(0, 255)
-    order = rng.permutation(people * slices)
-    begin = time.perf_counter()
-    found = recover_subjects(images.reshape(-1, side, side)[order])
-    print(f"{len(order)} slices: {found}, {time.perf_counter() - begin:.0f} s")
-    assert same_partition(found.groups, order // slices)
+        one = pattern()
+        for image in person:
+            image[:] = (128 + 150 * one).clip(0, 255)
+            one = 0.9 * one + np.sqrt(1 - 0.9**2) * pattern()
+    return images.reshape(-1, side, side)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("people", [312, 937, 3125])
+def test_up_to_a_hundred_thousand_slices_in_any_order(people):
+    order = np.random.default_rng(1).permutation(people * 32)
+    images = drawn_people(people, 32)[order]
+    begin, busy = time.perf_counter(), time.process_time()
+    found = recover_subjects(images)
+    seconds = time.perf_counter() - begin, time.process_time() - busy
+    print(f"{len(order)} slices: {found}, {seconds[0]:.0f} s, {seconds[1]:.0f} s of processor time")
+    assert same_partition(found.groups, order // 32)
+
+
+def test_an_index_finds_the_same_people(monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr("mri.subjects.neighbours._INDEXED", 500)
+    order = np.random.default_rng(1).permutation(40 * 24)
+    found = recover_subjects(drawn_people(40, 24)[order])
+    assert same_partition(found.groups, order // 24)
+
+
+def test_without_an_index_one_line_says_so_and_all_pairs_are_compared(monkeypatch):
+    monkeypatch.setattr("mri.subjects.neighbours._INDEXED", 100)
+    monkeypatch.setattr("mri.subjects.neighbours.find_spec", lambda name: None)
+    with pytest.warns(RuntimeWarning, match="faiss is not installed: 240 slices .*faiss-cpu"):
+        found = recover_subjects(drawn_people(10, 24))
+    assert same_partition(found.groups, np.arange(240) // 24)
 
 
 @pytest.mark.real_data

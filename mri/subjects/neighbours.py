@@ -1,0 +1,232 @@
+"""Each slice's nearest others, copies and sums among them, and the tree of the strongest links."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+
+from mri.subjects.identity import Patterns, Points, in_threads, without_common_anatomy
+
+COPY = 0.97
+"""Correlation of patterns from which a slice counts as an altered copy of another."""
+
+_NEIGHBOURS, _BLOCK = 40, 256
+_UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
+_AT_A_TIME = 20_000  # Possible mixtures, whose patterns are held together.
+_INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
+_IN_A_CELL, _PROBED = 100, 16  # Slices in a cell of the index, and cells compared with a slice.
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Distinct slices and their nearest others.
+
+    `nodes` (m,) are the rows of slices that are altered copies of none, and `original` (n,) says
+    for every row which node it is a copy of. The patterns of the nodes are `own`, those to search
+    in `points`. `columns` (m, k) are the nearest other nodes, `similarity` their likeness.
+    """
+
+    nodes: np.ndarray
+    original: np.ndarray
+    own: Patterns
+    points: Points
+    columns: np.ndarray
+    similarity: np.ndarray
+
+
+def distinct(patterns: Patterns, seed: int) -> Neighbours:
+    """Set altered copies aside, so that they shape neither the components nor the neighbours."""
+    nodes = np.arange(len(patterns))
+    original = nodes.copy()
+    for last in (False, False, False, False, True):
+        own, points = without_common_anatomy(patterns, nodes, seed)
+        columns = nearest(points, min(_NEIGHBOURS, len(nodes) - 1))
+        similarity = own.likeness(np.arange(len(nodes)), columns)
+        copies = altered_copies(columns, similarity)
+        kept = np.flatnonzero(copies == np.arange(len(nodes)))
+        if last or len(kept) == len(nodes) or len(kept) < 3:
+            break
+        place = np.empty(len(nodes), np.int64)
+        place[kept] = np.arange(len(kept))
+        original = place[copies[original]]
+        nodes = nodes[kept]
+    return Neighbours(nodes, original, own, points, columns, similarity)
+
+
+def nearest(points: Points, neighbours: int) -> np.ndarray:
+    """Return the rows (n, neighbours) of each point's nearest others, in no order.
+
+    Of many points only those in the cells around it are looked at, if faiss is installed.
+    """
+    even, odd = points
+    n = len(even)
+    if n > _INDEXED:
+        if find_spec("faiss"):
+            return _by_index(points, neighbours)
+        warnings.warn(
+            f"faiss is not installed: {n:,} slices are compared pair by pair, which takes longer. "
+            "To change that: python -m pip install faiss-cpu",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    found = np.empty((n, neighbours), np.int64)
+
+    def fill(start: int) -> None:
+        block = slice(start, start + _BLOCK)
+        like = odd[block] @ odd.T
+        np.abs(like, out=like)
+        like += even[block] @ even.T
+        rows = np.arange(len(like))
+        like[rows, start + rows] = -np.inf
+        least = np.partition(like, n - neighbours, axis=1)[:, n - neighbours]
+        taken = like >= least[:, None]
+        for row in np.flatnonzero(taken.sum(1) > neighbours):
+            # Of equals some are too many.
+            taken[row] = False
+            taken[row, np.argsort(-like[row], kind="stable")[:neighbours]] = True
+        found[block] = np.nonzero(taken)[1].reshape(-1, neighbours)
+
+    in_threads(fill, range(0, n, _BLOCK))
+    return found
+
+
+def _by_index(halves: Points, neighbours: int) -> np.ndarray:
+    """Return nearly all of the nearest others, searched for themselves and for mirror images.
+
+    An inverted file: points are sorted into cells, and compared with those of the nearest cells
+    (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663), by faiss.
+    """
+    import faiss
+
+    points, wide = np.concatenate(halves, axis=1), halves[0].shape[1]
+    n = len(points)
+    faiss.omp_set_num_threads(os.cpu_count())
+    cells = min(n // _IN_A_CELL, 8192)
+    index = faiss.IndexIVFFlat(
+        faiss.IndexFlatIP(points.shape[1]), points.shape[1], cells, faiss.METRIC_INNER_PRODUCT
+    )
+    index.cp.niter, index.nprobe = 8, _PROBED
+    index.train(points[:: max(1, n // (40 * cells))])
+    index.add(points)
+    found = np.empty((n, neighbours), np.int64)
+    for start in range(0, n, 16384):
+        block = slice(start, start + 16384)
+        like, rows = index.search(points[block], neighbours + 1)
+        mirrored = points[block].copy()
+        mirrored[:, wide:] *= -1
+        turned, others = index.search(mirrored, neighbours + 1)
+        found[block] = _merged(
+            np.concatenate([like, turned], axis=1), np.concatenate([rows, others], axis=1), start, n
+        )
+    return found
+
+
+def _merged(like: np.ndarray, rows: np.ndarray, start: int, n: int) -> np.ndarray:
+    """Return the best half of the candidates, each once and none the row itself."""
+    order = np.lexsort([-like, rows])
+    like, rows = np.take_along_axis(like, order, 1), np.take_along_axis(rows, order, 1)
+    own = np.arange(start, start + len(rows))[:, None]
+    like[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf
+    like[(rows < 0) | (rows == own)] = -np.inf
+    neighbours = rows.shape[1] // 2 - 1
+    best = np.argpartition(like, -neighbours, axis=1)[:, -neighbours:]
+    missing = ~np.isfinite(np.take_along_axis(like, best, 1))
+    # Where cells hold too few, any other slice fills the row: it is judged by its likeness.
+    any_other = (own + 1 + np.arange(neighbours)) % n
+    return np.where(missing, any_other, np.take_along_axis(rows, best, 1))
+
+
+def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+    """Return for each slice the row of the one it is an altered copy of, or its own, int64 (n,).
+
+    Of each slice's nearest others (n, k) and their likeness. A slice that is a copy of none takes
+    all that are copies of it; chains are not followed, so that neighbouring slices of a fine stack
+    do not become one.
+    """
+    original = np.arange(len(columns))
+    close = similarity >= COPY
+    taken = np.zeros(len(columns), bool)
+    for row in np.flatnonzero(close.any(1)):
+        if not taken[row]:
+            copies = columns[row, close[row]]
+            copies = copies[~taken[copies]]
+            original[copies] = row
+            taken[copies] = taken[row] = True
+    return original
+
+
+def mixtures(
+    own: Patterns,
+    columns: np.ndarray,
+    similarity: np.ndarray,
+    plain: Callable[[np.ndarray], Patterns],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find slices that are sums of two unlike ones, as interpolating oversamplers make them.
+
+    Such a slice is explained almost wholly by two others that do not resemble each other, and what
+    the first leaves of it by the second; of a real slice a stranger explains nothing. Of each
+    slice's nearest others (n, k) and their likeness; `plain` gives the patterns of rows as they
+    stand in the picture, since sums were made before any pose. Returns the rows of the mixtures, of
+    their larger part and of the smaller, each (m,).
+    """
+    ranked = np.argsort(-similarity, axis=1)[:, :16]
+    rows, at = np.nonzero(np.take_along_axis(similarity, ranked, 1) > _UNLIKE)
+    one, other = columns[rows, ranked[rows, 0]], columns[rows, ranked[rows, at]]
+    unlike = own.pairs(one, other) < _UNLIKE
+    rows, one, other = rows[unlike], one[unlike], other[unlike]
+    score = np.zeros(len(rows))
+    for start in range(0, len(rows), _AT_A_TIME):
+        block = slice(start, start + _AT_A_TIME)
+        involved, place = np.unique([rows[block], one[block], other[block]], return_inverse=True)
+        of, first, second = place.reshape(3, -1)
+        patterns = plain(involved)
+        to_first, to_second = patterns.pairs(of, first), patterns.pairs(of, second)
+        between = patterns.pairs(first, second)
+        product = 2 * to_first * to_second * between
+        explained = (to_first**2 + to_second**2 - product) / np.maximum(1 - between**2, 1e-3)
+        added = (explained - to_first**2) / np.maximum(1 - to_first**2, 1e-3)
+        score[block] = np.where(added > 0.7, explained, 0)
+    best = np.lexsort([-score, rows])
+    best = best[np.unique(rows[best], return_index=True)[1]]
+    best = best[score[best] > 0.985]
+    return rows[best], one[best], other[best]
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """Spanning tree (or forest) of the strongest links, by ascending likeness, each (m,)."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    similarity: np.ndarray
+
+    def above(self, threshold: float) -> Tree:
+        """Return the stronger links."""
+        kept = self.similarity > threshold
+        return Tree(self.rows[kept], self.columns[kept], self.similarity[kept])
+
+    def groups(self, n: int) -> np.ndarray:
+        """Return the number of the connected part of each of `n` slices."""
+        graph = csr_matrix((np.ones(len(self.rows)), (self.rows, self.columns)), (n, n))
+        return connected_components(graph, directed=False)[1]
+
+
+def spanning_tree(columns: np.ndarray, similarity: np.ndarray, kept: np.ndarray) -> Tree:
+    """Join nearest others to a tree of the strongest links, without the rows not `kept`."""
+    n = len(columns)
+    rows = np.repeat(np.arange(n), columns.shape[1])
+    use = kept[rows] & kept[columns.ravel()]
+    # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
+    graph = csr_matrix(
+        (2.0 - similarity.ravel()[use], (rows[use], columns.ravel()[use])), shape=(n, n)
+    )
+    tree = minimum_spanning_tree(graph).tocoo()
+    order = np.argsort(-tree.data, kind="stable")
+    return Tree(tree.row[order], tree.col[order], 2.0 - tree.data[order])

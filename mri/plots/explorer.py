@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,9 +128,16 @@ class Explorer:
             title=title,
         )
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.scans.fingerprint()
+
     def known(self, network: str, row: int) -> str:
         """Return what a network may have seen of a slice and of its person."""
-        held_out = self.runs[network].card.get("test_rows")
+        card = self.runs[network].card
+        held_out = card.get("test_rows")
+        if "data" in card and card["data"] != self._fingerprint:
+            return "trained on other slices than these"
         if held_out is None:
             return "may have been trained on this slice"
         if row not in held_out:

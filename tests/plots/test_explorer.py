@@ -114,7 +114,9 @@ def test_the_picture_says_what_the_network_knows_and_whether_its_maps_were_check
         "unseen": {"test_rows": rows.tolist()},
         "person known": {"test_rows": person[:3].tolist()},
         "no card": {},
+        "others": {"test_rows": rows.tolist(), "data": "of others"},
     }
+    scans.fingerprint = lambda: "of these"
     known = {
         name: SimpleNamespace(model=runs["compact"].model, card={"temperature": 1.0} | card)
         for name, card in cards.items()
@@ -125,6 +127,7 @@ def test_the_picture_says_what_the_network_knows_and_whether_its_maps_were_check
     assert explorer.known("person known", person[0]).endswith("other slices of this person")
     assert explorer.known("person known", person[4]).endswith("this very slice")
     assert explorer.known("no card", person[0]) == "may have been trained on this slice"
+    assert explorer.known("others", person[0]) == "trained on other slices than these"
     assert explorer.checked("unseen", "hirescam") == "checks of such maps: fails"
     for network, method, layer in (
         ("unseen", "grad-cam", MARKED),

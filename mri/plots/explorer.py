@@ -18,6 +18,8 @@ from scipy.special import softmax
 from mri import plots
 from mri._arguments import integers, require, row_numbers
 from mri.data.scans import Scans
+from mri.evaluation.persons import INPUT, PersonModel
+from mri.models.files import ModelFile
 from mri.subjects.recovery import order_slices
 
 if TYPE_CHECKING:
@@ -97,6 +99,8 @@ class Explorer:
             As for `GradCAM`.
         """
         network = network or next(iter(self.runs))
+        if self.runs[network].card.get("input") == INPUT:
+            return self._whole(network, person)
         row, names = self.people[person][position], self.scans.class_names
         wanted = None if explained == PREDICTED else names.index(explained)
         found = self._cam(network, method, layer)(self.scans.images[[row]], wanted)
@@ -106,6 +110,14 @@ class Explorer:
         return plots.heatmap_grid(
             self.scans.images[[row]], found, self.scans.labels[[row]], shares, names, title=title
         )
+
+    def _whole(self, network: str, person: str) -> Figure:
+        """Return the exact map of a model of people, of all slices; no other choice matters."""
+        from mri.plots.glass_box import plot_person
+
+        model = PersonModel(ModelFile(self.runs[network].path))
+        answer = model.ask(self.scans.images[self.people[person]])
+        return plot_person(answer, title=f"person {person}, {network}, all slices together")
 
 
 def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows: np.ndarray) -> Any:

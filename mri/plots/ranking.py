@@ -47,7 +47,7 @@ def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = 
             ax.axhspan(row - 0.5, row + 0.5, color=BLUE, alpha=0.1, linewidth=0)
         for protocol, model in networks[name].items():
             mark, colour, shift = _MARKS[protocol]
-            value, low, high = comparison.evaluations[model].metrics["slice"][comparison.by]
+            value, low, high = comparison.evaluations[model].metrics[comparison.unit][comparison.by]
             ax.hlines(row + shift, low, high, color=colour, linewidth=1.6)
             ax.plot(value, row + shift, mark, color=colour, markersize=5)
     shown = [protocol for protocol in _MARKS if board[protocol].notna().any()]
@@ -62,7 +62,9 @@ def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = 
     ax.set_ylim(len(board) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
-    ax.set_xlabel(f"{metric_label(comparison.by)} per slice of the test part, 95% interval")
+    ax.set_xlabel(
+        f"{metric_label(comparison.by)} per {comparison.unit} of the test part, 95% interval"
+    )
     ax.set_title(title, pad=24)
     return ax
 
@@ -108,7 +110,9 @@ def cost(
     of, front = of.dropna(subset=[by]), comparison.pareto(by, protocol)
     x, y = of[by].astype(float), of[comparison.by]
     ax.plot(x[front], y[front], color=GREY, linewidth=1, drawstyle="steps-post")
-    bounds = [comparison.evaluations[name].metrics["slice"][comparison.by] for name in of.index]
+    bounds = [
+        comparison.evaluations[name].metrics[comparison.unit][comparison.by] for name in of.index
+    ]
     _, low, high = zip(*bounds, strict=True)
     ax.vlines(x, low, high, color=GREY, alpha=0.35, linewidth=1, zorder=1)
     ax.scatter(x, y, color=[BLUE if name in front else GREY for name in of.index], zorder=3)
@@ -120,7 +124,11 @@ def cost(
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.15, y=0.05)
     ax.grid()
-    ax.set(xlabel=_COSTS[by], ylabel=f"{metric_label(comparison.by)} per slice", title=title)
+    ax.set(
+        xlabel=_COSTS[by],
+        ylabel=f"{metric_label(comparison.by)} per {comparison.unit}",
+        title=title,
+    )
     # Many models have the same cost, so names beside the points would overlap.
     line = {"arrowstyle": "-", "linewidth": 0.4, "alpha": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
     for i, name in enumerate(y.sort_values(ascending=False, kind="stable").index):

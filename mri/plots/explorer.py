@@ -18,6 +18,8 @@ from scipy.special import softmax
 from mri import plots
 from mri._arguments import integers, require, row_numbers
 from mri.data.scans import Scans
+from mri.evaluation.persons import INPUT, PersonModel
+from mri.models.files import ModelFile
 from mri.subjects.recovery import order_slices
 
 if TYPE_CHECKING:
@@ -108,6 +110,8 @@ class Explorer:
             As for `plots.heatmap_grid`.
         """
         network = network or next(iter(self.runs))
+        if self.runs[network].card.get("input") == INPUT:
+            return self._whole(network, person)
         row, names = self.people[person][position], self.scans.class_names
         wanted = None if explained == PREDICTED else names.index(explained)
         found = self._cam(network, method, layer)(self.scans.images[[row]], wanted)
@@ -131,6 +135,15 @@ class Explorer:
     @cached_property
     def _fingerprint(self) -> str:
         return self.scans.fingerprint()
+
+    def _whole(self, network: str, person: str) -> Figure:
+        """Return the exact map of a model of people, of all slices; no other choice matters."""
+        from mri.plots.glass_box import plot_person
+
+        model = PersonModel(ModelFile(self.runs[network].path))
+        answer = model.ask(self.scans.images[self.people[person]])
+        known = self.known(network, self.people[person][0])
+        return plot_person(answer, title=f"person {person}, {network}, all slices; {known}")
 
     def known(self, network: str, row: int) -> str:
         """Return what a network may have seen of a slice and of its person."""

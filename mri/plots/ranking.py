@@ -47,7 +47,7 @@ def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = 
             ax.axhspan(row - 0.5, row + 0.5, color=BLUE, alpha=0.1, linewidth=0)
         for protocol, model in networks[name].items():
             mark, colour, shift = _MARKS[protocol]
-            value, low, high = comparison.evaluations[model].metrics["slice"][comparison.by]
+            value, low, high = comparison.evaluations[model].metrics[comparison.unit][comparison.by]
             ax.hlines(row + shift, low, high, color=colour, linewidth=1.6)
             ax.plot(value, row + shift, mark, color=colour, markersize=5)
     shown = [protocol for protocol in _MARKS if board[protocol].notna().any()]
@@ -62,7 +62,7 @@ def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = 
     ax.set_ylim(len(board) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
-    said = f"{metric_label(comparison.by)} per slice of the test part, 95% interval"
+    said = f"{metric_label(comparison.by)} per {comparison.unit} of the test part, 95% interval"
     leads = board["leading"].to_numpy()
     if leads.any() and not leads[: leads.sum()].all():
         # A reader would take the gap in the shading for a mistake.
@@ -125,7 +125,7 @@ def cost(
         ahead = name in front
         colour = BLUE if ahead else GREY
         ax.plot(value, row, "D" if ahead else "o", color=colour, markersize=6)
-        estimate = str(comparison.evaluations[name].metrics["slice"][comparison.by])
+        estimate = str(comparison.evaluations[name].metrics[comparison.unit][comparison.by])
         weight, place = "bold" if ahead else "normal", ax.get_yaxis_transform()
         options: dict[str, Any] = {"fontsize": 8, "fontweight": weight, "transform": place}
         ax.text(1.02, row, estimate, va="center", color=colour if ahead else BLACK, **options)
@@ -141,7 +141,8 @@ def cost(
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.1)
     ax.grid()
-    said = f"right: {metric_label(comparison.by).lower()} per slice; blue: none is better in both"
+    figure = f"{metric_label(comparison.by).lower()} per {comparison.unit}"
+    said = f"right: {figure}; blue: none is better in both"
     ax.set(xlabel=f"{_COSTS[by]}\n{said}", title=title)
     return ax
 

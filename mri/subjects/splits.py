@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -167,6 +169,21 @@ def check_disjoint(split: Split, groups: np.ndarray) -> None:
                 f"{len(shared)} of {len(sides[other])} subjects of the {other} part are also in "
                 f"the {one} part, for example subject {min(shared)}. Split with subject_split."
             )
+
+
+def split_facts(split: Split) -> dict[str, Any]:
+    """Return what a card says of a split, JSON-ready: how it was made, and a hash of its rows."""
+    rows = hashlib.sha256()
+    for part in PARTS:
+        rows.update(np.ascontiguousarray(getattr(split, part), np.int64).tobytes() + b"|")
+    return {
+        "protocol": split.protocol,
+        "fold": split.fold,
+        "folds": split.folds,
+        "seed": split.seed,
+        "slices": [len(getattr(split, part)) for part in PARTS],
+        "rows_sha256": rows.hexdigest(),
+    }
 
 
 def _nth_fold(

@@ -6,7 +6,7 @@ TESTS = $(BIN)/python -m pytest -n 2 --dist worksteal
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help run heatmap test test-all stress coverage mutants advisories lint lab bench baseline crossval \
-  zoo outputs report docs picture clean
+  zoo outputs report demo docs picture clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -15,11 +15,10 @@ help:  ## list the targets
 run: .venv/ready  ## execute both notebooks; models go to models/, executed copies to runs/
 	@$(BIN)/python -m mri check
 	@mkdir -p runs
-	@echo "main.ipynb trains networks: some 10 minutes on two cores, twice that without bfloat16."
-	@echo "models_compare.ipynb evaluates them: one minute."
+	@echo "main.ipynb trains two networks: up to 5 minutes on two cores. models_compare.ipynb: 1 minute."
 	@$(BIN)/python .ci/execute.py main.ipynb models_compare.ipynb
-	@echo "Done. Models with their cards are in models/; open, with make lab or make report:"
-	@ls runs/main.ipynb runs/models_compare.ipynb
+	@echo "Models with their cards are in models/, executed notebooks in runs/. Read them with make"
+	@echo "report, or open them with make lab."
 
 heatmap: .venv/ready  ## ask a network that comes with the repository about one slice
 	@$(BIN)/python -m mri predict
@@ -63,8 +62,8 @@ baseline: .venv/ready  ## train the benchmarks' baseline under both protocols (a
 	$(BIN)/python -m mri train baseline --protocol image
 	$(BIN)/python -m mri train baseline --protocol subject
 
-crossval: .venv/ready  ## all folds of tissue, compact and the shuffled control (about 10 minutes)
-	$(BIN)/python -m mri folds tissue compact --seeds 1
+crossval: .venv/ready  ## tables of all people, from kept logits (mri folds and mri people make these)
+	$(BIN)/python -m mri folds --table
 
 zoo: .venv/ready  ## train every network under both protocols (hours; a killed run goes on)
 	$(BIN)/python -m mri zoo
@@ -73,13 +72,16 @@ zoo: .venv/ready  ## train every network under both protocols (hours; a killed r
 report: .venv/ready  ## notebooks and model cards as pages for a browser, into runs/
 	$(BIN)/python -m mri report
 
+demo: .venv/ready  ## explore heatmaps and ask about a slice, in a browser (installs Voilà)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "voila~=0.5.13"
+	$(BIN)/python -m voila demo.ipynb $(VOILA)
+
 docs: .venv/ready  ## the functions as pages for a browser, into runs/docs/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pdoc
 	$(BIN)/python -m pdoc --docformat numpy --output-directory runs/docs \
 	  $(subst /,.,$(basename $(wildcard mri/[a-z]*.py mri/*/[a-z]*.py)))
 
-outputs: run  ## make the executed notebooks the committed ones, pictures in 256 colours
-	$(BIN)/python .ci/shrink.py runs/main.ipynb runs/models_compare.ipynb
+outputs: run  ## make the executed notebooks the committed ones
 	cp runs/main.ipynb runs/models_compare.ipynb .
 
 picture: .venv/ready  ## make the README's pictures anew, from models/zoo/ and main.ipynb

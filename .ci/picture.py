@@ -1,4 +1,4 @@
-"""Make the README's pictures: the ranking from cards and logits, the heatmaps from main.ipynb."""
+"""Make the README's pictures: the ranking from cards and logits, heatmaps from main.ipynb."""
 
 import base64
 from pathlib import Path
@@ -20,4 +20,5 @@ for cell in nbformat.read("main.ipynb", as_version=4).cells:
         pictures = [
             of.data["image/png"] for of in cell.outputs if "image/png" in of.get("data", {})
         ]
-        Path("models/gradcam.png").write_bytes(base64.b64decode(pictures[0]))
+        for picture in pictures[:1]:
+            Path("models/gradcam.png").write_bytes(base64.b64decode(picture))

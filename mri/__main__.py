@@ -156,37 +156,44 @@ def train(options: Options) -> int:
 
 
 def folds(options: Options) -> int:
-    """Train networks on all folds and keep the logits of every person."""
-    import pandas as pd
+    """Train networks on all folds and keep every person's logits, or write the tables of all."""
+    from mri.training import read_crossval, sweep, write_tables
 
-    from mri.training import sweep
-
+    output = Path(options.output)
+    if options.table:
+        known = [path for path in (output, output.with_name("people.parquet")) if path.is_file()]
+        if not known:
+            raise FileNotFoundError(f"{output}: no logits kept; run: python -m mri people")
+        found = read_crossval(*known)
+        print(for_terminal(found.ranking().conclusion()))
+        for path in write_tables(found, output.parent):
+            print(f"{path}: written")
+        return 0
+    if not options.names:
+        raise ValueError("Name the networks to train, or give --table.")
     scans, _, groups = protocols()
-    found = sweep(
-        options.names, scans, groups, options.output, folds=options.folds, seeds=options.seeds
-    )
-    with pd.option_context("display.width", 200, "display.max_columns", None):
-        print(f"{len(scans)} {scans.origin}, subjects, test parts of all folds\n{found.table()}")
-    print(f"{options.output}: logits of all")
+    found = sweep(options.names, scans, groups, output, folds=options.folds, seeds=options.seeds)
+    print(f"{len(scans)} {scans.origin}, subjects, test parts of all folds")
+    print(f"{found.table().to_string()}\n{output}: logits of all")
     return 0
 
 
 def people(options: Options) -> int:
-    """Judge all people by a glass box and by one number each, and draw the glass box's weights."""
-    from mri.plots.glass_box import plot_weights
-    from mri.training import bootstrap_weights, compare_people, severity_of, train_people
+    """Judge all people by what is no network, make the glass box and draw its pictures."""
+    from mri.plots.glass_box import glass_box_pictures
+    from mri.training import judge_people, save_glass_box, train_people
 
-    scans, _, groups = protocols()
-    table = compare_people(scans, groups, divisions=options.divisions, output=options.output)
-    print(table.to_string())
-    _, template, maps, labels = train_people(scans, groups)
-    weights, low, high = bootstrap_weights(maps, severity_of(labels, scans.class_names))
-    figure = plot_weights(weights, low, high, template.mean, people=len(labels))
-    if scans.synthetic:
-        figure.suptitle(f"{figure.get_suptitle()}\n{scans.origin}")
-    picture = options.output.with_name("glass_box.png")
-    figure.savefig(picture, dpi=80)
-    print(f"{options.output}.md, {picture}: written")
+    scans, splits, groups = protocols()
+    output = options.output
+    judge_people(scans, groups, output, divisions=options.divisions)
+    print(f"{output}: written")
+    split, home = splits["subject"], output.parent
+    fitted = train_people(scans, groups, split=split)
+    path = home / "zoo/glass_box-subject.keras"
+    save_glass_box(path, fitted, scans=scans, split=split)
+    print(f"{path}: written")
+    for picture in glass_box_pictures(path, scans, groups, home):
+        print(f"{picture}: written")
     return 0
 
 
@@ -235,17 +242,18 @@ def card(options: Options) -> int:
 
 
 def predict(options: Options) -> int:
-    """Ask a network about one slice and draw where it looked."""
+    """Ask a model about one slice, or the slices of a person, and draw where it looked."""
     from mri.data import find_data, row_place, write_phantom
     from mri.models.files import find_model
     from mri.predict import predict_slice
 
-    file, row = options.file, options.row
-    if file is None:
+    files, row = options.files, options.row
+    if not files:
         folder = find_data() or write_phantom("data/phantom")
         file, row = row_place(folder, split="test", row=row)
+        files = [file]
     found = predict_slice(
-        file,
+        files[0] if len(files) == 1 else files,
         model=options.model,
         row=row,
         plane=options.plane,
@@ -253,11 +261,11 @@ def predict(options: Options) -> int:
     )
     # Before the picture: a full disk loses no answer.
     print(found, flush=True)
-    place = found.slice.place.removeprefix(str(Path(file).parent))
+    place = found.slice.place.removeprefix(str(Path(files[0]).parent))
     stem = re.sub(r"\W+", "-", place, flags=re.ASCII).strip("-")[-60:]
     # Slices and models of the same name lie in other folders.
-    whole = repr((os.path.realpath(file), place, os.path.realpath(find_model(options.model))))
-    mark = hashlib.sha256(whole.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    places = *map(os.path.realpath, files), place, os.path.realpath(find_model(options.model))
+    mark = hashlib.sha256(repr(places).encode("utf-8", "surrogateescape")).hexdigest()[:8]
     name = re.sub(r"\W+", "-", found.model, flags=re.ASCII)[:60]
     picture = options.output / f"{stem}-{name}-{mark}.png"
     options.output.mkdir(parents=True, exist_ok=True)
@@ -301,13 +309,14 @@ def _parser() -> argparse.ArgumentParser:
     of.add_argument("--replace", action="store_true", help="lose another run of that name")
     of.add_argument("--tensorboard", metavar="DIR", type=Path, help="write the curves there")
     of = command(folds)
-    of.add_argument("names", metavar="NAME", nargs="+")
+    of.add_argument("names", metavar="NAME", nargs="*")
     of.add_argument("--seeds", type=int, default=1)
     of.add_argument("--folds", type=int, default=5)
     of.add_argument("--output", default="models/crossval.parquet")
+    of.add_argument("--table", action="store_true", help="train nothing, write the tables")
     of = command(people)
     of.add_argument("--divisions", type=int, default=10)
-    of.add_argument("--output", type=Path, default=Path("models/people"))
+    of.add_argument("--output", type=Path, default=Path("models/people.parquet"))
     of = command(zoo)
     of.add_argument("names", metavar="NAME", nargs="*", help="by default all")
     of.add_argument("--seeds", type=int, default=1)
@@ -357,11 +366,12 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     from mri.predict import DEFAULT_MODEL
 
     parser.add_argument(
-        "file",
+        "files",
         metavar="FILE",
-        nargs="?",
+        nargs="*",
         help="JPEG, PNG, parquet, NIfTI (nibabel) or DICOM (pydicom); by default the test file of "
-        "the slices that are there, or of phantoms",
+        "the slices that are there, or of phantoms; several are slices of one person, for a model "
+        "of people such as glass_box",
     )
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"by default {DEFAULT_MODEL}")
     parser.add_argument("--row", type=int, default=0, help="of a parquet file, from 0")

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 import unicodedata
+from collections.abc import Iterable
 from html.parser import HTMLParser
+from typing import TypeVar
 
 LONG = 2000
 """Characters that a message may have where nothing else is said."""
@@ -94,6 +97,23 @@ def for_code(text: object, limit: int = LONG) -> str:
     '`a\u02cbb¦c`'
     """
     return f"`{for_line(text, limit).replace('`', 'ˋ').replace('|', '¦')}`"
+
+
+_T = TypeVar("_T")
+
+
+def progress(steps: Iterable[_T], what: str, total: int | None = None) -> Iterable[_T]:
+    """Yield `steps` while a bar shows them, on a terminal or in a notebook; it leaves no trace.
+
+    >>> list(progress("ab", "letters"))
+    ['a', 'b']
+    """
+    from tqdm import tqdm
+
+    # A bar of widgets would stay in a saved notebook as it began, at zero.
+    shown = sys.stdout.isatty() or "ipykernel" in type(sys.stdout).__module__
+    options = {"total": total, "leave": False, "disable": not shown, "file": sys.stdout}
+    return tqdm(steps, desc=what, **options)
 
 
 def clean_html(page: str) -> str:

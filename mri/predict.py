@@ -1,8 +1,9 @@
-"""What a network says of one slice: ``python -m mri predict IMAGE``."""
+"""What a model says of one slice, or of a person: ``python -m mri predict IMAGE``."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +15,7 @@ from mri.data.decode import DataError
 from mri.data.labels import places_of
 from mri.data.one_slice import SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
+from mri.evaluation.persons import Answer, PersonModel, takes_person
 from mri.models.files import ModelFile, ModelFileError, find_model
 from mri.models.inputs import READ_AS
 
@@ -35,14 +37,19 @@ _MAP = (
     "The heatmap says where the network looked, not why, and only as far as its checks pass: no "
     "network that comes with the repository passes them all (README, May a heatmap be believed?)."
 )
+_EXACT = (
+    "The map is exact: what its places add sums to the severity. "
+    "This does not make the answer right."
+)
 
 
 class Prediction(NamedTuple):
     """What a network says of a slice.
 
     `probabilities` maps class names to shares of 1, calibrated by the temperature of the card;
-    `explanation` is of the class predicted, by HiResCAM, None where the network has no map to show;
-    `warnings` are to be read with them.
+    `explanation` is of the class predicted, by HiResCAM, None where the network has no map to show.
+    `person` is the answer of a model of whole people, whose map is exact; `slice` is then the first
+    of theirs. `warnings` are to be read with all of it.
     """
 
     slice: OneSlice
@@ -50,6 +57,7 @@ class Prediction(NamedTuple):
     probabilities: dict[str, float]
     explanation: Explanation | None
     warnings: tuple[str, ...]
+    person: Answer | None = None
 
     @property
     def answer(self) -> str:
@@ -68,14 +76,24 @@ class Prediction(NamedTuple):
         lines = [for_line(f"{self.slice.place}, by {self.model}:")]
         shares = [(for_line(name.replace("_", " "), 80), p) for name, p in self._by_share()]
         lines += [f"  {name:20s} {p:.3f}" for name, p in shares]
+        if self.person is not None:
+            lines.append(_severity(self.person))
         if self.truth is not None:
             lines.append(for_line(f"The file itself says: {self.truth.replace('_', ' ')}."))
         return "\n".join([*lines, *self.warnings])
 
     def draw(self) -> Figure:
-        """Return slice, heatmap and overlay side by side; the slice alone where there is no map."""
+        """Return slice, heatmap and overlay side by side; the slice alone where there is no map.
+
+        Of a person, what each place adds to the severity, slab by slab.
+        """
         from mri.plots.maps import heatmap_grid
 
+        if self.person is not None:
+            from mri.plots.glass_box import plot_person
+
+            title = f"{for_line(self.slice.place, 60)}, by {for_line(self.model, 60)}"
+            return plot_person(self.person, title=f"{title}; not a diagnostic device")
         if self.explanation is None:
             return _slice_alone(self)
         names = list(self.probabilities)
@@ -94,21 +112,26 @@ class Prediction(NamedTuple):
 
 
 def predict_slice(
-    source: str | os.PathLike[str] | np.ndarray,
+    source: str | os.PathLike[str] | np.ndarray | Sequence[str | os.PathLike[str]],
     *,
     model: str | os.PathLike[str] = DEFAULT_MODEL,
     row: int = 0,
     plane: int | None = None,
     check: bool = True,
 ) -> Prediction:
-    """Ask a trained network about one slice.
+    """Ask a trained model about one slice, or about a person.
+
+    A model whose card says that it takes a person gets all slices that are given. It answers for
+    one slice too, and warns of what it lacks.
 
     Parameters
     ----------
-    source : path or ndarray of uint8, shape (128, 128)
-        A file as for `mri.data.read_slice`, or pixels laid out as in the data set.
+    source : path, paths or ndarray of uint8, shape (128, 128) or (n, 128, 128)
+        A file as for `mri.data.read_slice`, or pixels laid out as in the data set. Several are the
+        slices of one person, in any order, for a model of people.
     model : str or path
-        Name of a file of ``models/``, else of ``models/zoo/``, or a path ending in ``.keras``.
+        Name of a file of ``models/``, else of ``models/zoo/``, or a path ending in ``.keras``; the
+        ending ``-subject`` may be left out.
     row : int
         Of a parquet file.
     plane : int, optional
@@ -123,7 +146,8 @@ def predict_slice(
     Raises
     ------
     DataError
-        If there is no such slice or model, or it is refused.
+        If there is no such slice or model, it is refused, or the model takes one slice and several
+        are given.
 
     Examples
     --------
@@ -134,28 +158,81 @@ def predict_slice(
     (1.0, (1, 128, 128))
     """
     file = ModelFile(find_model(model))
-    path, card = file.path, file.card
-    if isinstance(source, np.ndarray):
-        if source.shape != (SIZE, SIZE) or source.dtype != np.uint8:
-            raise DataError(
-                f"expected uint8 pixels ({SIZE}, {SIZE}). Received: {source.shape}, {source.dtype}"
-            )
-        found = OneSlice(source, None, "the slice")
-        if check and (problem := check_slice(source)):
-            raise DataError(f"{found.place}: {problem}")
-    else:
-        found = read_slice(source, row=row, plane=plane, check=check)
+    card = file.card or {}
+    slices = list(_slices(source, row=row, plane=plane, check=check))
     names = CLASS_NAMES
     if file.trained_here:
-        names = tuple((card or {}).get("class_names", CLASS_NAMES))
-    network = file.load((SIZE, SIZE), names)
-    logits, explanation, said = _asked(path, network, found.image, len(names))
-    temperature = (card or {}).get("temperature", 1.0)
-    shares = softmax(logits.astype(np.float64) / temperature)
+        names = tuple(card.get("class_names", CLASS_NAMES))
+    explanation, person = None, None
+    if takes_person(file):
+        person, said = _asked_person(file, slices)
+        logits = person.logits
+    elif len(slices) > 1:
+        raise DataError(
+            f"{file.path}: takes one slice. Received: {len(slices)}; choose a model of people, "
+            "such as --model glass_box"
+        )
+    else:
+        network = file.load((SIZE, SIZE), names)
+        logits, explanation, said = _asked(file.path, network, slices[0].image, len(names))
+    shares = softmax(logits.astype(np.float64) / card.get("temperature", 1.0))
     probabilities = dict(zip(names, shares.tolist(), strict=True))
-    known = (*_warnings(file, check, surest=shares.max()), *found.notes)
+    notes = [note for of in slices for note in of.notes]
+    known = (*_warnings(file, check, surest=shares.max()), *dict.fromkeys(notes))
     warnings = (*known, *said) if explanation is None else (*known, *said, _MAP)
-    return Prediction(found, path.stem, probabilities, explanation, warnings)
+    first = slices[0]
+    if len(slices) > 1:
+        first = first._replace(place=f"{first.place} and {len(slices) - 1} more")
+    return Prediction(first, file.path.stem, probabilities, explanation, warnings, person)
+
+
+def _slices(
+    source: str | os.PathLike[str] | np.ndarray | Sequence[str | os.PathLike[str]],
+    *,
+    row: int,
+    plane: int | None,
+    check: bool,
+) -> Iterator[OneSlice]:
+    """Yield the slices that are given, in their order."""
+    if not isinstance(source, np.ndarray):
+        paths = [source] if isinstance(source, str | os.PathLike) else source
+        if not len(paths):
+            raise DataError("no slice is given")
+        for path in paths:
+            yield read_slice(path, row=row, plane=plane, check=check)
+        return
+    if source.shape[-2:] != (SIZE, SIZE) or source.ndim > 3 or source.dtype != np.uint8:
+        raise DataError(
+            f"expected uint8 pixels ({SIZE}, {SIZE}), or (n, {SIZE}, {SIZE}) of a person. "
+            f"Received: {source.shape}, {source.dtype}"
+        )
+    images = source.reshape(-1, SIZE, SIZE)
+    for number, image in enumerate(images):
+        place = "the slice" if len(images) == 1 else f"slice {number}"
+        if check and (problem := check_slice(image)):
+            raise DataError(f"{place}: {problem}")
+        yield OneSlice(image, None, place)
+
+
+def _asked_person(file: ModelFile, slices: list[OneSlice]) -> tuple[Answer, list[str]]:
+    """Return the answer of a model of people, and what to say of it."""
+    try:
+        found = PersonModel(file).ask(np.stack([of.image for of in slices]))
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{slices[0].place}: no person can be made of it ({error})") from error
+    said = [f"Lacking: {of}." for of in found.warnings]
+    return found, [*said, _EXACT]
+
+
+def _severity(of: Answer) -> str:
+    added = of.contributions.astype(float)
+    return (
+        f"Severity {of.severity:.2f} (0 not demented, 1 very mild, 2 mild): average person "
+        f"{of.intercept:.2f}, {added[added > 0].sum():+.2f} speaks for dementia, "
+        f"{added[added < 0].sum():+.2f} against."
+    )
 
 
 def _asked(
@@ -225,10 +302,13 @@ def _warnings(file: ModelFile, checked: bool, surest: float) -> tuple[str, ...]:
             "knows; of a stranger it only guesses."
         )
     else:
-        share = card["validation"]["balanced_accuracy"]
+        share, what = (
+            card["validation"]["balanced_accuracy"],
+            "people" if takes_person(file) else "slices",
+        )
         said.append(
-            f"Of people it had not been trained on, by whom its best epoch was chosen, this model "
-            f"named {share:.0%} of the slices rightly (balanced over the classes; chance is 25%). "
+            f"Of the {what} by which its settings were chosen, on whom it was not trained, this "
+            f"model named {share:.0%} rightly (balanced over the classes; chance is 25%). "
             "A slice of the public set may be of a person whom it does know."
         )
     if not checked:

@@ -1,4 +1,4 @@
-"""The notebooks and model cards as pages for a browser: ``python -m mri report``.
+"""The notebooks as one page for a browser, with the cards behind it: ``python -m mri report``.
 
 Each page is one file with its pictures inside and asks nothing of the network.
 """
@@ -22,10 +22,12 @@ NOTEBOOKS = ("main", "models_compare")
 
 _STYLE = """
 body { font: 16px/1.5 sans-serif; color: #222; max-width: 52rem; margin: 0 auto; padding: 1rem }
-img { max-width: 100%; height: auto }
+img { max-width: 100%; height: auto; background: white }
 pre { overflow-x: auto; background: #f5f5f5; padding: .5rem; font-size: .8rem; line-height: 1.35 }
 table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .85rem }
 td, th { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #ddd }
+summary { cursor: pointer; color: #555; font-size: .85rem }
+figure { margin: 1rem 0 } figcaption { font-size: .85rem; color: #555 }
 p, li, code, h1, h2, h3 { overflow-wrap: anywhere }
 pre code { overflow-wrap: normal }
 .prompt, .anchor-link { display: none }
@@ -47,12 +49,14 @@ def write_report(
     notebooks: Sequence[str | Path] | None = None,
     models: Sequence[str | Path] = ("models", "models/zoo"),
 ) -> list[Path]:
-    """Render notebooks with the outputs they hold, and the cards of models, as HTML files.
+    """Render notebooks with the outputs they hold as one page, and what lies behind it.
 
     Parameters
     ----------
     folder : path
-        Where the pages go, ``index.html`` first.
+        Where the pages go: ``index.html`` with a key figure, contents and all notebooks,
+        ``models.html`` with the cards, and a page for each Markdown file of the first folder of
+        `models`, such as the checks of heatmaps.
     notebooks : sequence of path, optional
         By default both of the project: as executed in `folder`, else as committed.
     models : sequence of path
@@ -71,18 +75,56 @@ def write_report(
         executed = [output / f"{name}.ipynb" for name in NOTEBOOKS]
         notebooks = [path if path.is_file() else Path(path.name) for path in executed]
     books = {Path(path).stem: nbformat.read(path, as_version=4) for path in notebooks}
+    bodies = {name: _body(book, name) for name, book in books.items()}
     paths = [path for home in models for path in sorted(Path(home).glob("[!.]*.json"))]
-    books["models"] = _book("# Model cards", *filter(None, map(_card, paths)))
-    titles = {name: for_markdown(_title(book)) for name, book in books.items()}
-    lines = [f"- [{title}](<{quote(name)}.html>)" for name, title in titles.items()]
-    lines += ["", "**Not a diagnostic device.** The README says how the figures were made."]
-    books = {"index": _book("# Report", "\n".join(lines)), **books}
+    behind = {"models": _book("# Model cards", *filter(None, map(_card, paths)))}
+    for path in sorted(Path(models[0]).glob("[!R]*.md")) if models else []:
+        behind[path.stem] = _book(path.read_text(encoding="utf-8"))
+    links = [f"- [{for_markdown(_title(of))}](<{quote(name)}.html>)" for name, of in behind.items()]
+    head = [
+        "# Report",
+        *filter(None, [_key_figure(Path(models[0]) if models else Path())]),
+        "**Not a diagnostic device.** The README says how the figures were made.",
+        "## Contents",
+        *map(_contents, bodies.values()),
+        "Behind this page:\n\n" + "\n".join(links),
+    ]
+    bodies = {"index": "".join([_body(_book(*head), "top"), *bodies.values()])}
+    bodies |= {name: _body(book, name) for name, book in behind.items()}
+    titles = {"index": "Report"} | {name: _title(book) for name, book in behind.items()}
     pages = []
-    for name, book in books.items():
+    for name, body in bodies.items():
         pages.append(output / f"{name}.html")
         with replacing(pages[-1]) as temporary:
-            temporary.write_text(_render(book), encoding="utf-8")
+            temporary.write_text(_page(titles[name], body), encoding="utf-8")
     return pages
+
+
+def _key_figure(folder: Path) -> str:
+    """Return the picture of the main result, or nothing where it was not made."""
+    path = folder / "two_splits.png"
+    if not path.is_file():
+        return ""
+    said = "Every network on known and on unknown people"
+    data = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f'<figure><img alt="{said}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{said}; from the cards and logits of <code>models/zoo</code>.</figcaption>"
+        "</figure>"
+    )
+
+
+def _contents(body: str) -> str:
+    """Return the headings of a rendered notebook as a list of links."""
+    lines = []
+    for level, mark, told in _HEADING.findall(body):
+        name = for_markdown(html.unescape(re.sub("<[^>]+>", "", told)))
+        if level < "3":
+            lines.append(f"{'    ' * (int(level) - 1)}- [{name}](<#{mark}>)")
+    return "\n".join(lines)
+
+
+_HEADING = re.compile(r'<h(\d) id="([^"]*)">(.*?)<a class="anchor-link"')
 
 
 def _card(path: Path) -> str:
@@ -111,26 +153,50 @@ def _title(book: Any) -> str:
     return shorten(said[0].lstrip("# ")) if said else "Untitled"
 
 
-def _render(book: Any) -> str:
+def _body(book: Any, name: str) -> str:
+    """Return a notebook as HTML, its code and its logs folded, its marks preceded by `name`."""
     from nbconvert import HTMLExporter
-    from pygments.formatters import HtmlFormatter
 
     # Widgets are dead without a kernel: what stands in their place is what they showed last.
     book.metadata.pop("widgets", None)
-    for output in (output for cell in book.cells for output in cell.get("outputs", [])):
-        output.get("data", {}).pop(_WIDGET, None)
     for cell in book.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(_WIDGET, None)
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\$([^$\n]+)\$", _formula, cell.source)
+        elif "log" in cell.metadata.get("tags", []):
+            cell.outputs = _folded(cell.outputs)
     exporter = HTMLExporter(template_name="basic")
     exporter.display_data_priority = list(_SHOWN)
     body, _ = exporter.from_notebook_node(book)
+    body = _INPUT.sub(r"<details><summary>code</summary>\1</details>", body)
+    # Two notebooks have sections of one name.
+    return re.sub(r'(<h\d id=|class="anchor-link" href=)"(#?)', rf'\1"\2{quote(name)}-', body)
+
+
+_INPUT = re.compile(r'<div class="input">(.*?</pre></div>\n</div>\n</div>\n)</div>', re.DOTALL)
+
+
+def _folded(outputs: Sequence[Any]) -> list[Any]:
+    """Return what a cell has printed as one block that a reader may open."""
+    from nbformat.v4 import new_output
+
+    said = "".join(of.text for of in outputs if of.output_type == "stream")
+    shown = "\n".join(for_html(line) for line in said.splitlines())
+    block = f"<details><summary>log</summary><pre>{shown}</pre></details>"
+    kept = [of for of in outputs if of.output_type != "stream"]
+    return [new_output("display_data", {"text/html": block}), *kept]
+
+
+def _page(title: str, body: str) -> str:
+    from pygments.formatters import HtmlFormatter
+
     style = _STYLE + HtmlFormatter().get_style_defs(".highlight")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{for_html(_title(book))}</title>\n'
+        f'<link rel="icon" href="data:,">\n<title>{for_html(title)}</title>\n'
         f"<style>{style}</style>\n</head>\n<body>\n{clean_html(body)}\n</body>\n</html>\n"
     )
 

@@ -168,3 +168,40 @@ def test_the_drawing_says_what_is_known(image):
     assert "true:" not in text(found)
     known = found._replace(slice=found.slice._replace(label=2))
     assert "true: Non Demented" in text(known)
+
+
+@pytest.fixture(scope="module")
+def head():
+    phantoms = make_phantoms(4, 32, seed=11)
+    return phantoms.images[phantoms.subjects == 1]
+
+
+def test_a_person_is_asked_about_with_all_slices_and_with_one(head):
+    whole = predict_slice(head, model="glass_box")
+    assert whole.model == "glass_box-subject"
+    added = whole.person.contributions.astype(float)
+    assert whole.person.severity == pytest.approx(whole.person.intercept + added.sum(), abs=1e-5)
+    expected = np.exp(whole.person.logits) / np.exp(whole.person.logits).sum()
+    np.testing.assert_allclose(list(whole.probabilities.values()), expected, rtol=1e-4)
+    assert f"Severity {whole.person.severity:.2f}" in str(whole)
+    assert not [of for of in whole.warnings if "heights have no slice" in of]
+    one = predict_slice(head[12], model="glass_box")
+    said = [of for of in one.warnings if of.startswith("Lacking: ")]
+    assert any("of 32 heights have no slice" in of for of in said)
+    assert any("judged by 1 of 32 slices" in of for of in said)
+    text = " ".join(t.get_text() for t in one.draw().findobj(plt.Text))
+    assert "not a diagnostic device" in text
+
+
+def test_the_command_line_takes_the_slices_of_a_person(tmp_path, head, capsys):
+    files = [str(tmp_path / f"{number}.png") for number in range(len(head))]
+    for file, image in zip(files, head, strict=True):
+        cv2.imwrite(file, image)
+    given = ["predict", *files, "--model", "glass_box", "--output", str(tmp_path / "out")]
+    assert main(given) == 0
+    out = capsys.readouterr().out
+    assert "0.png and 31 more, by glass_box-subject:" in out
+    assert "The map is exact" in out
+    assert Path(out.splitlines()[-1].removeprefix("Picture: ")).is_file()
+    assert main(["predict", *files[:2], "--model", "tissue"]) == 1
+    assert "takes one slice. Received: 2" in capsys.readouterr().err

@@ -1,11 +1,15 @@
 """The report's pages need nothing but themselves, and fit a phone."""
 
 import base64
+import html
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
@@ -19,6 +23,10 @@ PIXEL = (
 )
 
 
+BEHIND = [f"{path.stem}.html" for path in sorted((ROOT / "models").glob("[!R]*.md"))]
+TITLED = {"image/png": {"alt": "What it shows"}}
+
+
 @pytest.fixture
 def pages(tmp_path):
     """Pages of a small notebook and of the committed cards."""
@@ -27,29 +35,61 @@ def pages(tmp_path):
         "text/plain": "<a widget>",
         "application/vnd.jupyter.widget-view+json": {"model_id": "x"},
     }
+    log = [new_output("stream", name="stdout", text=f"epoch {i} <{i}>\n") for i in range(3)]
     book = new_notebook(
         cells=[
             new_markdown_cell("# A title\n\nthe map is $\\sum_k w_k A^k$, and 5 $"),
-            new_code_cell("1 + 1", outputs=[new_output("display_data", shown)]),
+            new_markdown_cell("## A <b>part</b>"),
+            new_code_cell("1 + 1", outputs=[new_output("display_data", shown, metadata=TITLED)]),
+            new_code_cell("fit()", outputs=log, metadata={"tags": ["log"]}),
         ],
         metadata={"widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}}},
     )
     nbformat.write(book, tmp_path / "own.ipynb")
     found = write_report(
-        tmp_path / "out", notebooks=[tmp_path / "own.ipynb"], models=[ROOT / "models/zoo"]
+        tmp_path / "out",
+        notebooks=[tmp_path / "own.ipynb"],
+        models=[ROOT / "models", ROOT / "models/zoo"],
     )
-    assert [page.name for page in found] == ["index.html", "own.html", "models.html"]
+    assert [page.name for page in found] == ["index.html", "models.html", *BEHIND]
     return {page.stem: page.read_text(encoding="utf-8") for page in found}
 
 
-def test_a_notebook_is_one_file_with_its_pictures(pages):
-    assert "<title>A title</title>" in pages["own"]
-    assert f"data:image/png;base64,{PIXEL}" in pages["own"]
-    assert "widget" not in pages["own"]
-    assert 'alt="\\sum_k w_k A^k"' in pages["own"]
-    picture = re.search(r'class="formula".*?base64,([^"]+)"', pages["own"]).group(1)
+def test_a_notebook_is_in_the_one_page_with_its_pictures(pages):
+    page = pages["index"]
+    assert "<title>Report</title>" in page and "A title" in page
+    assert f"data:image/png;base64,{PIXEL}" in page
+    assert "widget" not in page
+    assert 'alt="\\sum_k w_k A^k"' in page
+    picture = re.search(r'class="formula".*?base64,([^"]+)"', page).group(1)
     assert base64.b64decode(picture).startswith(b"\x89PNG")
-    assert pages["own"].count('class="formula"') == 1, "and a lone dollar is one"
+    assert page.count('class="formula"') == 1, "and a lone dollar is one"
+
+
+def test_pictures_are_named_by_their_titles(pages):
+    assert '<img alt="What it shows" src="data:image/png' in pages["index"]
+    assert "No description has been provided" not in pages["index"]
+
+
+def test_the_key_figure_and_the_contents_come_first(pages):
+    page = pages["index"]
+    figure = base64.b64encode((ROOT / "models/two_splits.png").read_bytes()).decode()
+    places = [page.index(of) for of in (figure, "Contents<", "own-A-title", PIXEL)]
+    assert places == sorted(places)
+    targets = re.findall(r'<a href="#([^"]+)"', page)
+    marks = {unquote(html.unescape(of)) for of in re.findall(r'<h\d id="([^"]*)"', page)}
+    assert {unquote(html.unescape(of)) for of in targets} <= marks
+    assert {"own-A-title", "own-A-part"} <= marks
+
+
+def test_code_and_the_log_are_folded_and_the_log_is_one_block(pages):
+    page = pages["index"]
+    assert page.count("<summary>code</summary>") == 2
+    assert page.count("<summary>log</summary>") == 1
+    block = page.partition("<summary>log</summary>")[2].partition("</details>")[0]
+    assert [f"epoch {i} &lt;{i}&gt;" in block for i in range(3)] == [True] * 3
+    assert page.count("<details>") == page.count("</details>") == 3
+    assert page.count("<div") == page.count("</div>")
 
 
 def test_no_page_fetches_anything(pages):
@@ -64,7 +104,8 @@ def test_every_card_is_there_and_the_index_leads_to_all_pages(pages):
     assert len(cards) > 10
     assert pages["models"].count("Model card:") >= len(cards)
     assert all(card["sha256"][:16] in pages["models"] for card in cards)
-    assert re.findall(r'href="(\w+\.html)"', pages["index"]) == ["own.html", "models.html"]
+    assert re.findall(r'href="(\w+\.html)"', pages["index"]) == ["models.html", *BEHIND]
+    assert "heatmaps.html" in BEHIND
     assert "Not a diagnostic device" in pages["index"]
 
 
@@ -75,8 +116,8 @@ def test_the_executed_notebooks_go_before_the_committed_ones(tmp_path, monkeypat
     Path("runs").mkdir()
     nbformat.write(new_notebook(cells=[new_markdown_cell("# New")]), "runs/main.ipynb")
     write_report()
-    assert "<title>New</title>" in Path("runs/main.html").read_text()
-    assert "<title>Old</title>" in Path("runs/models_compare.html").read_text()
+    page = Path("runs/index.html").read_text(encoding="utf-8")
+    assert 'id="main-New"' in page and 'id="models_compare-Old"' in page
 
 
 # A frame is as narrow as it is told to be, which a browser's window is not.
@@ -105,7 +146,7 @@ def test_the_pages_in_a_browser(tmp_path):
     pages = write_report(
         tmp_path,
         notebooks=[ROOT / f"{name}.ipynb" for name in names],
-        models=[ROOT / "models/zoo"],
+        models=[ROOT / "models", ROOT / "models/zoo"],
     )
     found = {}
     for page in pages:
@@ -119,11 +160,32 @@ def test_the_pages_in_a_browser(tmp_path):
         found[page.stem] = json.loads(re.search(r'id="found">(.*?)</pre>', done.stdout).group(1))
     assert {name: of["width"] for name, of in found.items() if of["width"] > 390} == {}
     assert all(of["broken"] == 0 and of["text"] > 100 for of in found.values())
-    for name in names:
-        book = nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
-        outputs = [o for cell in book.cells for o in cell.get("outputs", [])]
-        drawn = sum("image/png" in o.get("data", {}) for o in outputs)
-        assert found[name]["pictures"] >= drawn > 5
+    books = [nbformat.read(ROOT / f"{name}.ipynb", as_version=4) for name in names]
+    outputs = [o for book in books for cell in book.cells for o in cell.get("outputs", [])]
+    drawn = sum("image/png" in o.get("data", {}) for o in outputs)
+    assert found["index"]["pictures"] > drawn
+
+
+def test_the_page_of_the_committed_notebooks_is_small(tmp_path):
+    page = write_report(tmp_path, notebooks=[ROOT / "main.ipynb", ROOT / "models_compare.ipynb"])[0]
+    assert page.stat().st_size < 2 * 2**20
+
+
+@pytest.mark.parametrize("encoding", ["cp1250", "ascii"])
+def test_the_command_in_a_czech_terminal_and_a_path_with_spaces(encoding, tmp_path):
+    """What is printed needs no character that the terminal lacks; pages are UTF-8 all the same."""
+    place = tmp_path / "složka s mezerou"
+    place.mkdir()
+    for name in ("main", "models_compare"):
+        cells = [new_markdown_cell(f"# Příliš žluťoučký: {name}")]
+        nbformat.write(new_notebook(cells=cells), place / f"{name}.ipynb")
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "LC_ALL": "cs_CZ.UTF-8"}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "mri", "report"]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "index.html" in done.stdout.decode(encoding)
+    assert "žluťoučký" in (place / "runs/index.html").read_text(encoding="utf-8")
 
 
 def test_a_strangers_card_is_text(tmp_path):

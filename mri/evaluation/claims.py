@@ -24,7 +24,7 @@ from mri.data.scans import Scans
 from mri.evaluation.logits import LogitsTable, run_rows
 from mri.models.cards import ModelFileError, check_rows
 from mri.models.files import ModelFile
-from mri.subjects.splits import image_split, subject_split
+from mri.subjects.splits import image_split, split_facts, subject_split
 
 VERIFIED = "verified"
 NO_SLICES = "claimed: no slices to verify it with"
@@ -105,7 +105,7 @@ class Claims:
             doubts.append("its division is not one that can be computed again")
         if not new and not _is_own(file):
             if file.path.is_file():
-                _predict_anew(file, kept, scans)
+                _predict_anew(file, kept, scans, groups)
             else:
                 doubts.append("its model file is absent")
         return f"claimed: {', '.join(doubts)}" if doubts else VERIFIED
@@ -136,17 +136,14 @@ class Claims:
                 )
         except ValueError:
             return None
-        digest = hashlib.sha256()
-        for part in (split.train, split.validation, split.test):
-            digest.update(np.ascontiguousarray(part, np.int64).tobytes() + b"|")
-        return digest.hexdigest(), split.test.astype(np.int64).tobytes()
+        return split_facts(split)["rows_sha256"], split.test.astype(np.int64).tobytes()
 
 
-def _predict_anew(file: ModelFile, kept: LogitsTable, scans: Scans) -> None:
+def _predict_anew(file: ModelFile, kept: LogitsTable, scans: Scans, groups: np.ndarray) -> None:
     """Raise DataError unless the network still says what was kept of a few rows."""
     # Which rows is nobody's to foresee; what is shown does not depend on it.
     at = np.random.default_rng().permutation(len(kept.rows))[:_SAMPLE]
-    found = run_rows(file, scans, kept.rows[at])
+    found = run_rows(file, scans, groups, kept.rows[at])
     apart = np.abs(softmax(found, axis=1) - softmax(kept.logits[at], axis=1)).max(1)
     if not (apart < _MOST_APART).all():
         raise DataError(

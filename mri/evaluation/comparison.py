@@ -12,10 +12,9 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from mri._arguments import integers
-from mri._text import for_code, for_line, for_markdown
+from mri._text import for_code, for_line, for_markdown, progress
 from mri.data.parquet import CLASS_NAMES
 from mri.data.scans import Scans
 from mri.evaluation.claims import NO_SLICES, OTHER_SLICES, VERIFIED, Claims
@@ -145,7 +144,7 @@ def _answers(
     """Return logits and claim of each file, the files that were run, and rows of the others."""
     kept, said, anew, refused = {}, {}, [], []
     claims = Claims(scans, groups)
-    for name, file in tqdm(files.items(), desc="models", disable=None, leave=False):
+    for name, file in progress(files.items(), "models", len(files)):
         try:
             found = find_logits(file, fingerprint)
             if new := found is None:

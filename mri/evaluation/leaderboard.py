@@ -47,6 +47,8 @@ class Comparison:
         The models that were run this time. The logits of all others were kept from before.
     claims : dict of str to str
         By model name: 'verified', or 'claimed' and why; see `mri.evaluation.claims`.
+    unit : {'slice', 'subject'}
+        What the figures of the ranking and the tests are of.
     """
 
     table: pd.DataFrame
@@ -57,6 +59,7 @@ class Comparison:
     files: dict[str, Path]
     evaluated: tuple[str, ...]
     claims: dict[str, str] = field(default_factory=dict)
+    unit: str = "slice"
 
     def leading(self, protocol: str = "subject") -> list[str]:
         """Return the best model of a protocol, and all not distinguishable from it.
@@ -82,7 +85,7 @@ class Comparison:
             row = table.loc[next(iter(models.values())), list(COSTS)].to_dict()
             row["leading"] = any(model in leading for model in models.values())
             for protocol, model in models.items():
-                estimate = self.evaluations[model].metrics["slice"][self.by]
+                estimate = self.evaluations[model].metrics[self.unit][self.by]
                 row[protocol] = estimate.value
                 row[f"{protocol}_interval"] = f"[{estimate.low:.3f}, {estimate.high:.3f}]"
             rows[name] = row
@@ -113,16 +116,16 @@ class Comparison:
         return names[~names.str.contains(SEED)].head(n).tolist()
 
     def recalls(self, protocol: str = "subject") -> pd.DataFrame:
-        """Return one row per model and one column per class: the recall per slice, and support.
+        """Return one row per model and one column per class: its recall, and support.
 
         Slices of one person are alike. See the notes of each evaluation on classes of few people.
         """
         rows = {}
         for name in self.best(protocol, len(self.table)):
             found = self.evaluations[name]
-            support = found.confusion().sum(1)
+            support = found.confusion(self.unit).sum(1)
             rows[name] = {
-                f"{of} (n = {n})": found.metrics["slice"][f"recall_{of}"].value
+                f"{of} (n = {n})": found.metrics[self.unit][f"recall_{of}"].value
                 for of, n in zip(found.class_names, support, strict=True)
             }
         return pd.DataFrame.from_dict(rows, orient="index")
@@ -133,7 +136,7 @@ class Comparison:
         Columns: position (in the test part), subject (by rank), label, and the class of each model.
         Slices on which both models are surest of their answers come first.
         """
-        one, two = (self.evaluations[name].sample() for name in (first, second))
+        one, two = (self.evaluations[name].sample(self.unit) for name in (first, second))
         if not np.array_equal(one.labels, two.labels):
             raise ValueError(f"{first!r} and {second!r} were measured on other slices")
         a, b = one.logits.argmax(1), two.logits.argmax(1)
@@ -163,7 +166,7 @@ class Comparison:
             if protocol not in self.p_values:
                 continue
             names, leading = list(self.p_values[protocol]), self.leading(protocol)
-            estimate = self.evaluations[names[0]].metrics["slice"][self.by]
+            estimate = self.evaluations[names[0]].metrics[self.unit][self.by]
             told.append(
                 f"{who}, {names[0]} is first of {len(names)} with a {metric} of {estimate}."
             )
@@ -217,7 +220,9 @@ class Comparison:
         said = ~self.table["note"].isin(["", "verified", f"verified; {INFLATED}"])
         refused = self.table.loc[said, ["model", "note"]].map(for_line)
         notes = "" if refused.empty else refused.to_html(index=False)
-        caption = f"{metric_label(self.by)} per slice; shaded: not distinguishable from the best"
+        caption = (
+            f"{metric_label(self.by)} per {self.unit}; shaded: not distinguishable from the best"
+        )
         return styled.set_caption(caption).to_html() + notes
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from mri.data.footer import FooterError, check_pages, read_groups
 from mri.data.parquet import MAX_NAME
 from mri.data.scans import Scans
 from mri.evaluation.doubts import doubts
+from mri.evaluation.persons import INPUT, PersonModel, takes_person
 from mri.models.cards import TABLE_SCHEMA, problem_of
 from mri.models.files import ModelFile, ModelFileError
 
@@ -104,7 +105,8 @@ class LogitsTable:
             if problem := problem_of(about, TABLE_SCHEMA) or _problem(table, about):
                 raise ValueError(problem)
             found = cls(table.to_pandas(ignore_metadata=True), about)
-            keys = [key for key in ("model", "fold", "seed", "part", "row") if key in found.frame]
+            keys = ["model", "division", "fold", "seed", "part", "row"]
+            keys = [key for key in keys if key in found.frame]
             if found.frame.duplicated(keys).any():
                 raise ValueError("rows that stand there twice")
         except _UNREADABLE as error:
@@ -133,7 +135,8 @@ def _read_table(path: Path) -> pa.Table:
 def _problem(table: pa.Table, about: dict[str, Any]) -> str | None:
     """Return what is wrong with the columns of a table of logits, None where nothing is."""
     logits = [f"logit_{name}" for name in about["class_names"]]
-    integers, numbers = ["row", "subject", "label", "fold", "seed"], logits
+    integers = ["row", "subject", "label", "division", "fold", "seed"]
+    numbers = logits
     if len(set(table.column_names)) < len(table.column_names) or not table.num_rows:
         return f"columns {table.column_names!s:.200}, {table.num_rows} rows"
     for name in [*integers[:3], *logits]:
@@ -217,23 +220,24 @@ def keep_logits(
         raise ModelFileError(f"{path}: no logits kept, and no slices to run it on")
     fingerprint = fingerprint or scans.fingerprint()
     test = file.held_out(scans, fingerprint)
-    model = file.load(scans.images.shape[1:], scans.class_names)
-    scorer = _scorer(path, model, scans)
-    logits = scorer(scans.images[test])
+    ask = _asked(file, scans, groups)
+    logits = ask.rows(test)
     if not np.isfinite(logits).all():
         raise ModelFileError(f"{path}: gives logits that are not finite")
+    times = [_milliseconds(partial(ask.rows, test[:1], 1))]
+    # A person has 32 slices or so, and is judged as a whole.
+    whole = takes_person(file)
+    times.append(2 * times[0] if whole else _milliseconds(partial(ask.rows, test[:64], 64)))
     about = {
         "version": VERSION,
         "sha256": file.sha256,
         "data": fingerprint,
         "class_names": list(scans.class_names),
         "origin": scans.origin,
-        "parameters": model.count_params(),
+        "parameters": ask.model.count_params(),
         "bytes": path.stat().st_size,
-        "milliseconds": [
-            _milliseconds(partial(scorer, scans.images[test[:n]], batch_size=n)) for n in (1, 64)
-        ],
-        "output": scorer.kind,
+        "milliseconds": times,
+        "output": ask.kind,
         "expects": _expected(file),
         "doubts": _doubts(file, scans.labels[test], logits, scans.class_names),
     }
@@ -245,10 +249,31 @@ def keep_logits(
     return kept
 
 
-def run_rows(file: ModelFile, scans: Scans, rows: np.ndarray) -> np.ndarray:
-    """Return the logits of the given rows, as they are kept: float (m, k)."""
+class _Asked(NamedTuple):
+    """A model, what it ends in, and its logits of rows, given them and a batch size."""
+
+    model: keras.Model
+    kind: str
+    rows: Callable[..., np.ndarray]
+
+
+def _asked(file: ModelFile, scans: Scans, groups: np.ndarray) -> _Asked:
+    """Return what answers for rows of `scans`: slice by slice, or person by person."""
+    if takes_person(file):
+        of = PersonModel(file)
+        return _Asked(of.model, INPUT, lambda rows, _=0: of.logits(scans, groups, rows))
     model = file.load(scans.images.shape[1:], scans.class_names)
-    return _scorer(file.path, model, scans)(scans.images[rows])
+    scorer = _scorer(file.path, model, scans)
+
+    def rows(rows: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        return scorer(scans.images[rows], batch_size=batch_size)
+
+    return _Asked(model, scorer.kind, rows)
+
+
+def run_rows(file: ModelFile, scans: Scans, groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the logits of the given rows, as they are kept: float (m, k)."""
+    return _asked(file, scans, groups).rows(rows)
 
 
 def find_logits(file: ModelFile, fingerprint: str | None = None) -> LogitsTable | None:

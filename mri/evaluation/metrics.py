@@ -293,6 +293,11 @@ def pooled_three(
     return np.where(labels == moderate, mild, labels), pooled
 
 
+def demented_odds(logits: np.ndarray, class_names: tuple[str, ...]) -> np.ndarray:
+    """Return the log odds of any dementia, float (n,), of logits (n, 4)."""
+    return -_log_odds(logits, class_names.index("Non_Demented"))
+
+
 def reliability_bins(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
     """Return the bins of the ECE, one row per bin: its edges, its count and two means.
 

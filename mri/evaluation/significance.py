@@ -17,7 +17,7 @@ from scipy.special import log_softmax
 
 from mri._arguments import require
 from mri.data.labels import places_of
-from mri.evaluation.metrics import Evaluation, pooled_three
+from mri.evaluation.metrics import Evaluation, Sample, pooled_three
 
 ADDITIVE = ("accuracy", "balanced_accuracy", "balanced_accuracy_3", "log_loss")
 """Metrics that are sums over people; the tests here need such metrics."""
@@ -116,7 +116,12 @@ def pairwise(
         same = at is not None and np.array_equal(np.array(at)[sample.labels], samples[0].labels)
         if not same or not np.array_equal(sample.units, samples[0].units):
             raise ValueError(f"{name!r} was measured on other slices than {names[0]!r}")
-    shares = np.stack([_shares(evaluations[name], unit, metric) for name in names])
+    shares = np.stack(
+        [
+            shares_of(of, metric, evaluations[name].class_names)
+            for name, of in zip(names, samples, strict=True)
+        ]
+    )
     pairs = list(combinations(range(len(names)), 2))
     differences = np.stack([shares[i] - shares[j] for i, j in pairs])
     p = holm(sign_flip(differences, draws=draws, seed=seed))
@@ -174,11 +179,83 @@ def sign_flip(differences: np.ndarray, *, draws: int = 100_000, seed: int = 0) -
     return p
 
 
-def _shares(evaluation: Evaluation, unit: str, metric: str) -> np.ndarray:
-    """Return the share of each person in the metric; the shares sum to its value."""
-    labels, logits, people = evaluation.sample(unit)
+def auc_difference(
+    first: np.ndarray, second: np.ndarray, ill: np.ndarray, *, draws: int = 5000, seed: int = 0
+) -> tuple[float, float, float, float]:
+    """Return the first's AUC less the second's, its 95% interval and a two-sided p-value.
+
+    People are drawn with replacement, ill and healthy apart, for both models alike (paired
+    bootstrap). The interval is the 2.5 and 97.5 percentiles.
+
+    Parameters
+    ----------
+    first, second : ndarray of float, shape (divisions, people)
+        Scores of the same people. The AUC is the mean over divisions.
+    ill : ndarray of bool, shape (people,)
+    draws, seed : int
+
+    Returns
+    -------
+    difference, low, high, p : float
+    """
+    require(draws >= 40, "draws must be at least 40.", draws=draws)
+    matrix = _wins(first, ill) - _wins(second, ill)
+    rng = np.random.default_rng(seed)
+    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in matrix.shape)
+    drawn = ((rows @ matrix) * columns).sum(1)
+    return (float(matrix.mean()), *_interval(drawn))
+
+
+def _wins(scores: np.ndarray, ill: np.ndarray) -> np.ndarray:
+    """Return how often each ill person scores above each healthy one: the mean is the AUC."""
+    scores, ill = np.asarray(scores, float), np.asarray(ill, bool)
+    fits = scores.ndim == 2 and scores.shape[1:] == ill.shape
+    require(fits, "scores must be (divisions, people).", shape=scores.shape)
+    require(
+        bool(ill.any() and not ill.all()), "Some must be ill, some healthy.", ill=int(ill.sum())
+    )
+    gap = scores[:, ill, None] - scores[:, None, ~ill]
+    return ((gap > 0) + 0.5 * (gap == 0)).mean(0)
+
+
+def share_difference(
+    differences: np.ndarray, strata: np.ndarray, *, draws: int = 5000, seed: int = 0
+) -> tuple[float, float, float, float]:
+    """Return the sum of people's differences, its 95% interval and a two-sided p-value.
+
+    The interval is of a bootstrap over the people of each stratum; the p-value is that of
+    `sign_flip`.
+
+    Parameters
+    ----------
+    differences : ndarray of float, shape (people,)
+        Of `shares_of` two models.
+    strata : ndarray of int, shape (people,)
+        Such as the diagnosis.
+    draws, seed : int
+    """
+    differences, strata = np.asarray(differences, float), np.asarray(strata)
+    rng, drawn = np.random.default_rng(seed), np.zeros(draws)
+    for stratum in np.unique(strata):
+        of = differences[strata == stratum]
+        drawn += rng.multinomial(len(of), np.full(len(of), 1 / len(of)), draws) @ of
+    low, high, _ = _interval(drawn)
+    p = float(sign_flip(differences[None], draws=4 * draws, seed=seed)[0])
+    return float(differences.sum()), low, high, p
+
+
+def _interval(drawn: np.ndarray) -> tuple[float, float, float]:
+    """Return the 2.5 and 97.5 percentiles of draws, and twice the smaller share beyond 0."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    side = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return float(low), float(high), min(1.0, 2 * (side + 1) / (len(drawn) + 1))
+
+
+def shares_of(sample: Sample, metric: str, class_names: tuple[str, ...]) -> np.ndarray:
+    """Return the share of each person in a metric of `ADDITIVE`; the shares sum to its value."""
+    labels, logits, people = sample
     if metric == "balanced_accuracy_3":
-        labels, logits = pooled_three(labels, logits, evaluation.class_names)
+        labels, logits = pooled_three(labels, logits, class_names)
     if metric == "log_loss":
         values = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
     else:

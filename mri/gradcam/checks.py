@@ -7,7 +7,7 @@ nothing if it does no better than noise, or than a spot in the middle of the bra
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import product
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from mri._arguments import integers, require
+from mri._text import progress
 from mri.evaluation.metrics import Estimate
 from mri.gradcam.measures import (
     brain_mask,
@@ -147,10 +148,11 @@ def check_heatmaps(
     plain = cam(images)
     kinds = {"found": plain.maps, **control_maps(plain.maps, brain, seed=seed)}
     case = _Case(cam, images, subjects, brain, plain, kinds, seed)
-    randomised, fallen = _random_weights(case)
-    removed, usable = _deletion_and_insertion(case)
-    rows = randomised | removed | _outside_the_brain(case)
-    rows |= _agreement(case, method) | _one_pixel_shift(case)
+    steps: list[Callable[[_Case], Any]] = [_random_weights, _deletion_and_insertion]
+    steps += [_outside_the_brain, _agreement, _one_pixel_shift]
+    found: list[Any] = [step(case) for step in progress(steps, "checks of heatmaps", len(steps))]
+    (randomised, fallen), (removed, usable), *others = found
+    rows = randomised | removed | others[0] | others[1] | others[2]
     reasons = [
         f"{name}: {row['verdict']}; {row['found']} must be {row['criterion']}."
         for name, row in rows.items()
@@ -271,7 +273,8 @@ def _outside_the_brain(case: _Case) -> Rows:
     return {"outside the brain": case.row("below half of random", figures, margins)}
 
 
-def _agreement(case: _Case, method: str) -> Rows:
+def _agreement(case: _Case) -> Rows:
+    method = case.cam.method
     other = "grad-cam" if method == "hirescam" else "hirescam"
     maps = case.cam.by(other)(case.images, case.plain.classes).maps
     figures = case.agreement([maps])

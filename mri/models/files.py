@@ -103,6 +103,7 @@ def describe(card: Mapping[str, Any]) -> str:
     figures = "; ".join(
         f"{plain(k.replace('_', ' '))} {v:.3f}" for k, v in card["validation"].items()
     )
+    kept = f"epoch {card['best_epoch'] + 1} of {recipe.get('epochs')} kept; " * ("epochs" in recipe)
     recommended = ", ".join(f"{plain(key)} {plain(value)}" for key, value in recipe.items())
     return "\n\n".join(
         [
@@ -111,7 +112,7 @@ def describe(card: Mapping[str, Any]) -> str:
             f"**Data.** {'Synthetic phantoms' if card['synthetic'] else 'Slices of OASIS-1'}, "
             f"fingerprint `{card['data'][:16]}`; {slices} slices{fold}.",
             f"**Training.** {card['parameters']} weights; {recommended}; seed {card['seed']}; "
-            f"epoch {card['best_epoch'] + 1} of {recipe['epochs']} kept; {card['seconds']} s. "
+            f"{kept}{card['seconds']} s. "
             + ", ".join(f"{plain(key)} {plain(value)}" for key, value in versions.items())
             + f". File SHA-256 `{card['sha256'][:16]}`.",
             f"**Figures.** On the validation part, by which the epoch was chosen: {figures}; "
@@ -420,8 +421,9 @@ def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -
     # The folders of the repository, wherever the command is run from.
     homes = [home / folder for home in (Path(), Path(__file__).parents[2]) for folder in folders]
     for home in homes:
-        if (path := home / f"{name}.keras").is_file():
-            return path
+        for stem in (name, f"{name}-subject"):
+            if (path := home / f"{stem}.keras").is_file():
+                return path
     known = sorted({path.stem for home in homes for path in home.glob("[!.]*.keras")})
     raise ModelFileError(f"no model {name!r} in {' or '.join(folders)}; there are {known}")
 

@@ -42,6 +42,8 @@ _TEXT = (".md", ".txt", ".csv", ".tsv", ".png", ".jpg", ".jpeg", ".svg", ".gif",
 
 def may_be_model(path: Path) -> bool:
     """Whether an entry of a folder of models has to be accounted for: not text or a picture."""
+    if path.suffix == ".npz" and path.with_suffix(".json").exists():
+        return False  # The template of a model of a person.
     if path.suffix != ".json":
         return path.suffix not in _TEXT
     if path.with_suffix(".keras").exists() or path.with_suffix(".parquet").exists():

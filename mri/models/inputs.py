@@ -27,6 +27,7 @@ READ_AS = {
     "log-softmax": "ends in log-softmax: read by the logits before it",
     "sigmoid": "ends in sigmoid: read by the logits before it",
     "probabilities": "gives probabilities whose logits are out of reach: read by their logarithms",
+    "person": "judges whole people: each slice has its person's answer",
 }
 """What a model may end in, and what a reader of its figures has to know of it."""
 

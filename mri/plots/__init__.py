@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = _face(
         "figures": "anatomy class_counts confusion metric_intervals reliability roc sample_grid "
         "similarity_histogram slice_pairs training_curves",
         "glass_box": "plot_person plot_weights slab_means",
+        "lessons": "bootstrap separation within_person",
         "maps": "heatmap_grid mean_maps overlay overlay_columns overlay_scale",
         "ranking": "cost leaderboard p_values side_by_side",
         "style": "COLOURS STYLE",

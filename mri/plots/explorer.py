@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +18,13 @@ from scipy.special import softmax
 from mri import plots
 from mri._arguments import integers, require, row_numbers
 from mri.data.scans import Scans
+from mri.evaluation.persons import INPUT, PersonModel
+from mri.models.files import ModelFile
 from mri.subjects.recovery import order_slices
 
 if TYPE_CHECKING:
     from mri.gradcam.cam import GradCAM
+    from mri.gradcam.checks import HeatmapCheck
     from mri.training.loop import Trained
 
 
@@ -36,7 +39,13 @@ class Explorer:
     """
 
     def __init__(
-        self, runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows: np.ndarray
+        self,
+        runs: Mapping[str, Trained],
+        scans: Scans,
+        groups: np.ndarray,
+        rows: np.ndarray,
+        *,
+        checks: Mapping[tuple[str, str], HeatmapCheck] | None = None,
     ) -> None:
         if not runs or not len(rows):
             raise ValueError(
@@ -48,7 +57,8 @@ class Explorer:
             require(trained, "runs must map names to what mri.train returns.", **{name: run})
         n = len(scans.labels)
         groups, rows = integers("groups", groups, n), row_numbers("rows", rows, n)
-        self.runs, self.scans = dict(runs), scans
+        self.runs, self.scans, self.groups = dict(runs), scans, groups
+        self.checks = dict(checks or {})
         self.people: dict[str, np.ndarray] = {}
         for subject in np.unique(groups[rows]):
             of = rows[groups[rows] == subject]
@@ -80,6 +90,7 @@ class Explorer:
         explained: str = PREDICTED,
         method: str = "hirescam",
         layer: str = MARKED,
+        opacity: float = 0.6,
     ) -> Figure:
         """Return the figure of one slice, its heatmap and the answer of the network.
 
@@ -95,21 +106,78 @@ class Explorer:
             A class name, or 'predicted class'.
         method, layer : str
             As for `GradCAM`.
+        opacity : float
+            As for `plots.heatmap_grid`.
         """
         network = network or next(iter(self.runs))
+        if self.runs[network].card.get("input") == INPUT:
+            return self._whole(network, person)
         row, names = self.people[person][position], self.scans.class_names
         wanted = None if explained == PREDICTED else names.index(explained)
         found = self._cam(network, method, layer)(self.scans.images[[row]], wanted)
-        shares = softmax(found.logits / self.runs[network].card["temperature"], axis=1)
+        temperature = self.runs[network].card["temperature"]
+        shares = softmax(found.logits / temperature, axis=1)
         count = len(self.people[person])
-        title = f"person {person}, slice {position + 1} of {count}, {network}, {method}"
+        title = f"person {person}, slice {position + 1} of {count}, {network}, {method}\n"
+        title += f"probabilities calibrated on validation slices (temperature {temperature:.2f})"
+        notes = (self.known(network, row), self.checked(network, method, layer))
         return plots.heatmap_grid(
-            self.scans.images[[row]], found, self.scans.labels[[row]], shares, names, title=title
+            self.scans.images[[row]],
+            found,
+            self.scans.labels[[row]],
+            shares,
+            names,
+            opacity=opacity,
+            notes=notes,
+            title=title,
         )
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.scans.fingerprint()
 
-def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows: np.ndarray) -> Any:
-    """Return controls for heatmaps: network, person, slice, class, method and layer.
+    def _whole(self, network: str, person: str) -> Figure:
+        """Return the exact map of a model of people, of all slices; no other choice matters."""
+        from mri.plots.glass_box import plot_person
+
+        model = PersonModel(ModelFile(self.runs[network].path))
+        answer = model.ask(self.scans.images[self.people[person]])
+        known = self.known(network, self.people[person][0])
+        return plot_person(answer, title=f"person {person}, {network}, all slices; {known}")
+
+    def known(self, network: str, row: int) -> str:
+        """Return what a network may have seen of a slice and of its person."""
+        card = self.runs[network].card
+        held_out = card.get("test_rows")
+        if "data" in card and card["data"] != self._fingerprint:
+            return "trained on other slices than these"
+        if held_out is None:
+            return "may have been trained on this slice"
+        if row not in held_out:
+            return "used in training: this very slice"
+        own = np.flatnonzero(self.groups == self.groups[row])
+        if set(own.tolist()) - set(held_out):
+            return "used in training: other slices of this person"
+        return "person not used in training"
+
+    def checked(self, network: str, method: str, layer: str = MARKED) -> str:
+        """Return the verdict on maps of this kind."""
+        check = self.checks.get((network, method)) if layer == MARKED else None
+        return f"checks of such maps: {check.verdict}" if check else "such maps were not checked"
+
+
+def explore(
+    runs: Mapping[str, Trained],
+    scans: Scans,
+    groups: np.ndarray,
+    rows: np.ndarray,
+    *,
+    checks: Mapping[tuple[str, str], HeatmapCheck] | None = None,
+) -> Any:
+    """Return controls for heatmaps: network, person, slice, class, method, layer and opacity.
+
+    The picture says whether the network was trained on the slice or its person, and whether maps
+    of this network and method pass their checks.
 
     If widgets cannot run, for example on a code host, the result shows a picture of the first
     choice. Without ipywidgets, the result is that figure.
@@ -123,6 +191,8 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
         Subject of each slice.
     rows : ndarray of int
         The slices to choose from, of whole subjects.
+    checks : mapping of (str, str) to HeatmapCheck, optional
+        By name of the network and method, from `mri.check_heatmaps`.
 
     Returns
     -------
@@ -142,7 +212,7 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
     >>> run = Trained(build_model("compact", input_shape=(64, 64, 1)), {"temperature": 1.0}, None)
     >>> shown = explore({"compact": run}, phantoms.scans, phantoms.subjects, np.arange(8))
     """
-    explorer = Explorer(runs, scans, groups, rows)
+    explorer = Explorer(runs, scans, groups, rows, checks=checks)
     first = next(iter(explorer.people))
     middle = len(explorer.people[first]) // 2
     try:
@@ -162,8 +232,9 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
         "explained": dropdown("explain", [PREDICTED, *scans.class_names]),
         "method": dropdown("method", sorted(METHODS, key="hirescam".__ne__)),
         "layer": dropdown("layer", explorer.layers(next(iter(runs)))),
+        "opacity": ipywidgets.FloatSlider(0.6, min=0, max=1, step=0.1, description="opacity"),
     }
-    picture = ipywidgets.Image(format="png")
+    picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
 
     class Controls(ipywidgets.VBox):
         def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
@@ -192,12 +263,12 @@ def explore(runs: Mapping[str, Trained], scans: Scans, groups: np.ndarray, rows:
     for name, control in chosen.items():
         control.observe(renew if name in ("network", "person") else update, "value")
     update()
-    rows_of = [list(chosen.values())[i : i + 3] for i in (0, 3)]
+    rows_of = [list(chosen.values())[i : i + 3] for i in (0, 3, 6)]
     return Controls([*(ipywidgets.HBox(of) for of in rows_of), picture])
 
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=100)
     plt.close(figure)
     return buffer.getvalue()

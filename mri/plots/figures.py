@@ -27,6 +27,7 @@ from mri.plots.style import (
     beside,
     class_colour,
     figure_title,
+    mark_ends,
     mark_epoch,
     panel,
     readable,
@@ -84,7 +85,7 @@ def sample_grid(
 ) -> Figure:
     """Draw random slices of uint8 `images` (n, h, w), one row per class, with its count."""
     rng, order = np.random.default_rng(seed), severity_order(class_names)
-    size = (1.25 * per_class + 1.2, 1.3 * len(order) + 0.4)
+    size = (1.6 * per_class + 1.2, 1.65 * len(order) + 0.4)
     fig, axes = plt.subplots(len(order), per_class, figsize=size, squeeze=False)
     for row, c in zip(axes, order, strict=True):
         found = np.flatnonzero(labels == c)
@@ -95,6 +96,7 @@ def sample_grid(
             bare(ax)
             if i < len(chosen):
                 show_image(ax, images[chosen[i]])
+        mark_ends(row[0])
     fig.suptitle(title)
     return fig
 
@@ -147,7 +149,7 @@ def training_curves(
                 ax.plot(epochs, values, color=colour, marker="o", markersize=2.5, label=name)
         ax.set_ylim(bottom=0 if quantity == "loss" else None)
         if best_epoch is not None:
-            mark_epoch(ax, best_epoch, f"best: {best_epoch}")
+            mark_epoch(ax, best_epoch, f"kept: {best_epoch}")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.set(xlabel="epoch", ylabel=quantity)
         ax.grid(axis="y")

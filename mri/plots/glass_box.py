@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,11 +13,18 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
 
 from mri._arguments import require
-from mri.data.tone_map import SLAB, STEP
+from mri.data.scans import Scans
+from mri.data.tone_map import HEIGHTS, SLAB, STEP
+from mri.evaluation.persons import Answer, PersonModel
+from mri.models.files import ModelFile, load_model
+from mri.models.inputs import SLICE
+from mri.plots.maps import overlay, overlay_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
+
+SLABS = HEIGHTS // SLAB
 
 _COLOURS = "RdBu_r"  # Blue against, red for: told apart by the colour-blind too.
 _OUTSIDE = 12  # Mean gray value below which hardly anyone has brain or fluid.
@@ -23,10 +32,10 @@ _FAINT = 0.35  # Of the opacity, where the sign is not certain.
 
 
 def slab_means(images: np.ndarray) -> np.ndarray:
-    """Return the mean of every four slices, float64 (n / 4, h, w), as the model sees them."""
+    """Return the mean of every four of 32 slices, float64 (8, h, w), as the model sees them."""
     images = np.asarray(images, float)
-    fits = images.ndim == 3 and len(images) % SLAB == 0 and len(images) > 0
-    require(fits, f"images must be (n, h, w), n a multiple of {SLAB}.", shape=images.shape)
+    fits = images.ndim == 3 and len(images) == HEIGHTS
+    require(fits, f"images must be ({HEIGHTS}, h, w).", shape=images.shape)
     return images.reshape(-1, SLAB, *images.shape[1:]).mean(1)
 
 
@@ -61,58 +70,178 @@ def plot_weights(
     certain = (low > 0) | (high < 0)
     notes = f"{people} people; outlined: 95% bootstrap interval over people excludes 0"
     label = "weight of gray matter's tone: blue, speaks against dementia here; red, for it"
-    return _draw(weights, slab_means(brain), certain, f"{title}\n{notes}", label)
+    slabs = slab_means(brain)
+    figure = _figure(weights, slabs)
+    _draw(weights, slabs, certain, f"{title}\n{notes}", label, figure=figure)
+    return figure
 
 
 def plot_person(
-    contributions: np.ndarray, images: np.ndarray, *, severity: float, intercept: float, title: str
+    answer: Answer,
+    *,
+    title: str,
+    beside: tuple[str, np.ndarray, np.ndarray] | None = None,
 ) -> Figure:
     """Draw what each place of one head adds to its severity, slab by slab.
 
     Parameters
     ----------
-    contributions : ndarray of float, shape (8, r, c)
-        From `GlassBox.contributions`: with `intercept` they add up to `severity`.
-    images : ndarray of float, shape (32, 4 r, 4 c)
-        `Person.images`.
-    severity, intercept : float
-        Of this person and of the average one.
+    answer : Answer
+        From `mri.evaluation.persons.PersonModel.ask`.
     title : str
         Who, and from which split.
+    beside : tuple, optional
+        Another model's view of the same head: its title, slices (32, h, w) in order, and heatmaps
+        of them (32, h, w), 0 to 1. Slabs show the mean of four.
 
     Returns
     -------
     Figure
     """
-    contributions = np.asarray(contributions, float)
-    total = contributions.sum()
-    notes = f"average person {intercept:.2f}, this head {total:+.2f}, severity {severity:.2f}"
-    everywhere = np.ones(contributions.shape, bool)
-    label = "adds to severity: blue, lowers it; red, raises it"
-    return _draw(contributions, slab_means(images), everywhere, f"{title}\n{notes}", label)
+    parts = np.asarray(answer.contributions, float)
+    notes = (
+        f"average person {answer.intercept:.2f}, this head {parts.sum():+.2f}, "
+        f"severity {answer.severity:.2f} (0 not demented, 1 very mild, 2 mild)"
+    )
+    slabs = slab_means(answer.person.images)
+    label = "adds to severity: blue, speaks against dementia in this head; red, for it"
+    sure, heading = np.ones(parts.shape, bool), f"{title}\n{notes}"
+    figure = _figure(parts, slabs, 8 if beside is None else 16.5)
+    if beside is None:
+        _draw(parts, slabs, sure, heading, label, figure=figure)
+        return figure
+    upper, lower = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    _draw(parts, slabs, sure, heading, label, figure=upper)
+    name, slices, maps = beside
+    axes = lower.subplots(2, SLABS // 2)
+    for number, (ax, slab, heat) in enumerate(
+        zip(axes.flat, slab_means(slices), slab_means(maps), strict=True)
+    ):
+        ax.imshow(overlay(slab, heat))
+        ax.set_title(_slices_of(number), fontsize=10)
+        ax.axis("off")
+    lower.suptitle(name)
+    bar = lower.colorbar(overlay_scale(), ax=axes, location="bottom", shrink=0.5, aspect=40)
+    bar.set_label("heatmap, mean of four slices, each relative to its own largest value")
+    return figure
 
 
-def _draw(
-    values: np.ndarray, brain: np.ndarray, certain: np.ndarray, title: str, label: str
-) -> Figure:
+def glass_box_pictures(
+    path: str | os.PathLike[str],
+    scans: Scans,
+    groups: np.ndarray,
+    folder: str | os.PathLike[str],
+    *,
+    network: str = "compact-subject",
+) -> list[Path]:
+    """Write ``glass_box.png``, weights fitted to everybody, and ``glass_box_person.png``.
+
+    The second shows one person whom neither model has seen: of those with mild dementia the one of
+    the middle severity. Beside the glass box's map is the heatmap of a network.
+
+    Parameters
+    ----------
+    path : path
+        A glass box that `mri.training.save_glass_box` has written, with a test part.
+    scans, groups
+        What it was made of.
+    folder : path
+    network : str
+        Name or file of a model that takes slices of 128 × 128.
+
+    Returns
+    -------
+    list of Path
+    """
+    from mri.training import bootstrap_weights, severity_of, train_people
+
+    fitted = train_people(scans, groups)
+    severity = severity_of(fitted.labels, scans.class_names)
+    weights, low, high = bootstrap_weights(fitted.maps, severity)
+    about = "" if not scans.synthetic else f", {scans.origin}"
+    everybody = plot_weights(
+        weights,
+        low,
+        high,
+        fitted.template.mean,
+        people=len(severity),
+        title=f"What gray matter counts where{about}",
+    )
+    model = PersonModel(ModelFile(path))
+    who, answer = _middle_person(model, scans, groups)
+    slices = scans.images[groups == who][np.argsort(answer.person.heights)]
+    person = plot_person(
+        answer,
+        title=f"Glass box: a person of the test part with mild dementia{about}",
+        beside=_heatmaps(network, slices) if slices.shape[1:] == SLICE else None,
+    )
+    found = []
+    for name, figure in (("glass_box", everybody), ("glass_box_person", person)):
+        found.append(Path(folder, f"{name}.png"))
+        figure.savefig(found[-1], dpi=80)
+        plt.close(figure)
+    return found
+
+
+def _middle_person(model: PersonModel, scans: Scans, groups: np.ndarray) -> tuple[int, Answer]:
+    test = model.file.held_out(scans)
+    mild = scans.labels[test] == scans.class_names.index("Mild_Demented")
+    chosen = np.unique(groups[test[mild]]).tolist()
+    require(len(chosen) > 0, "Somebody in the test part must have mild dementia.", people=0)
+    asked = {who: model.ask(scans.images[groups == who]) for who in chosen}
+    ordered = sorted(asked, key=lambda who: asked[who].severity)
+    who = ordered[len(ordered) // 2]
+    return who, asked[who]
+
+
+def _heatmaps(network: str, slices: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
+    from mri.gradcam.cam import GradCAM
+
+    found = GradCAM(load_model(network), method="hirescam")(slices)
+    odds = found.logits.mean(0)
+    answer = "its own answer for each slice"
+    title = (
+        f"{network}, HiResCAM of {answer}: this map fails its checks, so it is no evidence\n"
+        f"mean logits {', '.join(f'{value:+.1f}' for value in odds)}"
+    )
+    return title, slices, found.maps
+
+
+def _slices_of(number: int) -> str:
+    first = number * SLAB + 1
+    return f"slices {first} to {first + SLAB - 1}"
+
+
+def _figure(values: np.ndarray, brain: np.ndarray, height: float = 8) -> Figure:
+    """Return an empty figure for maps that fit the brain."""
     fits = values.ndim == 3 and len(values) == len(brain)
     fits = fits and brain.shape[1:] == (STEP * values.shape[1], STEP * values.shape[2])
     require(fits, "A slab needs a map of a quarter of its size.", maps=values.shape)
+    return plt.figure(figsize=(13.5, height), layout="constrained")
+
+
+def _draw(
+    values: np.ndarray,
+    brain: np.ndarray,
+    certain: np.ndarray,
+    title: str,
+    label: str,
+    *,
+    figure: Figure | SubFigure,
+) -> None:
     # The few largest must not make all others pale.
     most = float(np.quantile(np.abs(values), 0.998)) or 1.0
     norm = TwoSlopeNorm(0, -most, most)
-    figure, axes = plt.subplots(2, -(-len(values) // 2), figsize=(13.5, 8), layout="constrained")
+    axes = figure.subplots(2, -(-len(values) // 2))
     slabs = zip(axes.flat, values, brain, certain, strict=True)
     for number, (ax, value, slab, sure) in enumerate(slabs):
         _slab(ax, value, slab, sure, norm)
-        first = number * SLAB + 1
-        ax.set_title(f"slices {first} to {first + SLAB - 1}", fontsize=10)
+        ax.set_title(_slices_of(number), fontsize=10)
     figure.suptitle(title)
     bar = figure.colorbar(
         ScalarMappable(norm, _COLOURS), ax=axes, location="bottom", shrink=0.5, aspect=40
     )
     bar.set_label(label)
-    return figure
 
 
 def _slab(

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mri.plots.style import STYLE, bare, beside, readable, severity_order, show_image
+from mri.plots.style import (
+    STYLE,
+    bare,
+    class_colour,
+    mark_ends,
+    readable,
+    severity_order,
+    show_image,
+)
 
 if TYPE_CHECKING:
     from mri.gradcam.cam import Explanation
@@ -49,45 +58,70 @@ def heatmap_grid(
     probabilities: np.ndarray,
     class_names: Sequence[str],
     *,
+    opacity: float = 0.6,
+    notes: Sequence[str] = (),
     title: str = "",
 ) -> Figure:
-    """Draw one row per slice: slice, heatmap, overlay, and predicted and explained class.
+    """Draw one row per slice: slice, heatmap over it, and bars of the class probabilities.
 
     `images` are uint8 (n, h, w), `labels` (n,) or None if unknown, `probabilities` (n, k).
+    `opacity`, 0 to 1, is that of the map where it is strongest. `notes` stand in the pictures.
     """
-    n, names = len(images), [readable(name) for name in class_names]
-    size = (6.8, 1.48 * n + 0.95)
-    fig, axes = plt.subplots(n, 3, figsize=size, squeeze=False, layout="compressed")
-    for row, image, heatmap, label, shares, c, zero in zip(
-        axes,
-        images,
-        explanation.maps,
-        [None] * n if labels is None else labels,
-        probabilities,
-        explanation.classes,
-        explanation.zero,
-        strict=True,
-    ):
-        show_image(row[0], image)
-        drawn = show_image(row[1], heatmap, cmap="magma", vmax=1)
-        show_image(row[2], overlay(image, heatmap))
-        if zero:
-            frame = {"transform": row[1].transAxes, "ha": "center", "va": "center"}
-            row[1].text(0.5, 0.5, "no evidence", color="white", **frame)
-        guess = np.argmax(shares)
-        lines = [f"predicted: {names[guess]}, {shares[guess]:.0%}"]
-        if label is not None:
-            right = "✓ correct" if guess == label else "✗ wrong"
-            lines = [f"true: {names[label]}", *lines, right]
-        if c != guess:
-            lines.append(f"explained: {names[c]}, {shares[c]:.0%}")
-        beside(row[2], "\n".join(lines), (1, 0.5), xycoords="axes fraction", linespacing=1.5)
-    for ax, name in zip(axes[0], ("slice", "heatmap", "overlay"), strict=True):
+    n = len(images)
+    size = (10.4, 3.95 * n + 1.1)
+    fig, axes = plt.subplots(n, 3, figsize=size, squeeze=False, width_ratios=(1, 1, 0.58))
+    for i, (left, middle, right) in enumerate(axes):
+        show_image(left, images[i])
+        mark_ends(left)
+        _show_map(middle, images[i], explanation, i, opacity=opacity)
+        for line, note in enumerate(notes):
+            frame = {"facecolor": "black", "edgecolor": "none", "alpha": 0.7, "pad": 1.5}
+            place: dict[str, Any] = {"transform": middle.transAxes, "fontsize": 8, "bbox": frame}
+            middle.text(0.02, 0.97 - 0.06 * line, note, color="#FFD966", va="top", **place)
+        label = None if labels is None else int(labels[i])
+        _bars(right, probabilities[i], class_names, int(explanation.classes[i]), label)
+    for ax, name in zip(axes[0], ("slice", "heatmap over it"), strict=False):
         ax.set_title(name, loc="center")
-    label = "evidence, share of\nthe map's maximum"
-    fig.colorbar(drawn, ax=axes[:, 1], location="bottom", aspect=12, pad=0.01, label=label)
+    _scale_below(fig, axes[:, :2], overlay_scale(alpha=opacity), _EVIDENCE)
     fig.suptitle(title)
     return fig
+
+
+_EVIDENCE = "evidence, share of the map's maximum"
+
+
+def _scale_below(fig: Figure, axes: np.ndarray, scale: mpl.cm.ScalarMappable, label: str) -> None:
+    fig.colorbar(scale, ax=axes, location="bottom", aspect=40, pad=0.01, shrink=0.5, label=label)
+
+
+def _show_map(
+    ax: Axes, image: np.ndarray, explanation: Explanation, i: int, *, opacity: float = 0.6
+) -> None:
+    """Draw a map over its slice, or say that it is empty."""
+    show_image(ax, overlay(image, explanation.maps[i], alpha=opacity))
+    if explanation.zero[i]:
+        frame: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "center"}
+        ax.text(0.5, 0.5, "no evidence", color="white", **frame)
+
+
+def _bars(
+    ax: Axes, shares: np.ndarray, class_names: Sequence[str], explained: int, label: int | None
+) -> None:
+    """Draw the probability of each class; say which is true, which is given and explained."""
+    order, guess = severity_order(class_names), int(np.argmax(shares))
+    colours = [class_colour(class_names, c) for c in order]
+    ax.barh(range(len(order)), shares[order], color=colours, height=0.45)
+    for row, c in enumerate(order):
+        mark = "  (explained)" if c == explained != guess else ""
+        text = f"{readable(class_names[c])}: {shares[c]:.0%}{mark}"
+        weight = "bold" if c == guess else "normal"
+        ax.text(0, row - 0.27, text, va="bottom", fontsize=9, fontweight=weight)
+    ax.set(xlim=(0, 1), ylim=(len(order) - 0.5, -0.75), yticks=[], xlabel="probability")
+    ax.spines["left"].set_visible(False)
+    ax.set_box_aspect(1.4)
+    if label is not None:
+        right = "✓ correct" if guess == label else "✗ wrong"
+        ax.set_title(f"true: {readable(class_names[label])}\n{right}", fontsize=9)
 
 
 @mpl.rc_context(STYLE)
@@ -100,36 +134,35 @@ def overlay_columns(
     bare: bool = False,
     title: str = "",
 ) -> Figure:
-    """Draw one row per slice: the slice, then map and prediction of each method or model.
+    """Draw per slice: the slice, then map and prediction of each method or model, three a row.
 
     `images` are uint8 (n, h, w), `labels` (n,); the explanations, by name, are of these images.
     Maps lie over the slice. Use `bare` to draw them alone if the marked pixels are very bright.
     """
     n, k = len(images), len(explanations)
-    size = (1.75 * (k + 1) + 0.9, 2.0 * n + 0.7)
-    fig, axes = plt.subplots(n, k + 1, figsize=size, squeeze=False, layout="compressed")
-    for i, (row, image) in enumerate(zip(axes, images, strict=True)):
-        show_image(row[0], image)
-        row[0].set_xlabel(f"true: {readable(class_names[labels[i]])}", fontsize=7)
-        for ax, explanation in zip(row[1:], explanations.values(), strict=True):
-            heatmap = explanation.maps[i]
+    wide, deep = min(k + 1, 3), -(-(k + 1) // 3)
+    size = (3.65 * wide + 0.5, 4.05 * n * deep + 0.6)
+    fig, axes = plt.subplots(n * deep, wide, figsize=size, squeeze=False, layout="compressed")
+    for i, (cells, image) in enumerate(zip(axes.reshape(n, -1), images, strict=True)):
+        show_image(cells[0], image)
+        mark_ends(cells[0])
+        cells[0].set_title("slice", loc="center", fontsize=9.5)
+        cells[0].set_xlabel(f"true: {readable(class_names[labels[i]])}", fontsize=9)
+        for ax, (name, explanation) in zip(cells[1:], explanations.items(), strict=False):
+            ax.set_title(name, loc="center", fontsize=9.5)
             if bare:
-                show_image(ax, heatmap, cmap="magma", vmax=1)
+                show_image(ax, explanation.maps[i], cmap="magma", vmax=1)
             else:
-                show_image(ax, overlay(image, heatmap))
-            if explanation.zero[i]:
-                frame = {"transform": ax.transAxes, "ha": "center", "va": "center"}
-                ax.text(0.5, 0.5, "no evidence", color="white", fontsize=7, **frame)
+                _show_map(ax, image, explanation, i)
             said, asked = explanation.logits[i].argmax(), explanation.classes[i]
             text = f"{'✓' if said == labels[i] else '✗'} {readable(class_names[said])}"
             if asked != said:
                 text += f"\nexplained: {readable(class_names[asked])}"
-            ax.set_xlabel(text, fontsize=7)
-    for ax, name in zip(axes[0], ("slice", *explanations), strict=True):
-        ax.set_title(name, loc="center", fontsize=8.5)
+            ax.set_xlabel(text, fontsize=9)
+        for ax in cells[k + 1 :]:
+            ax.set_axis_off()
     plain = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), "magma")
-    label = "evidence, share of the map's maximum"
-    fig.colorbar(plain if bare else overlay_scale(), ax=axes, aspect=30, pad=0.02, label=label)
+    _scale_below(fig, axes, plain if bare else overlay_scale(), _EVIDENCE)
     fig.suptitle(title)
     return fig
 
@@ -143,10 +176,11 @@ def mean_maps(
     *,
     title: str = "",
 ) -> Figure:
-    """Draw the mean heatmap of each true class over the mean slice: correct above, wrong below.
+    """Draw the mean heatmap of each true class over the mean slice, one column a class.
 
-    `explanation` and `labels` (n,) belong to the same aligned slices, and `background` is their
-    mean as uint8 (h, w). A panel without slices stays empty.
+    The upper row has the correct answers, the lower the wrong ones. `explanation` and `labels` (n,)
+    belong to the same aligned slices, and `background` is their mean as uint8 (h, w). A panel
+    without slices stays empty.
     """
     order = [c for c in severity_order(class_names) if (labels == c).any()]
     right = explanation.logits.argmax(1) == labels
@@ -156,18 +190,17 @@ def mean_maps(
             rows = chosen & (labels == c)
             means[i, j] = rows.sum(), explanation.maps[rows].mean(0) if rows.any() else None
     peak = max(float(mean.max()) for _, mean in means.values() if mean is not None) or 1.0
-    fig, axes = plt.subplots(
-        2, len(order), figsize=(1.9 * len(order) + 1.2, 4.7), squeeze=False, layout="compressed"
-    )
+    size = (3.6 * len(order) + 0.6, 8.6)
+    fig, axes = plt.subplots(2, len(order), figsize=size, squeeze=False, layout="compressed")
     for (i, j), (n, mean) in means.items():
         ax = axes[i, j]
         bare(ax)
         if mean is not None:
             show_image(ax, overlay(background, mean / peak, alpha=1.0))
-        ax.set_title(f"{readable(class_names[order[j]])}\nn = {n}", loc="center", fontsize=8)
+            mark_ends(ax)
+        ax.set_title(f"{readable(class_names[order[j]])}\nn = {n}", loc="center", fontsize=9)
     for row, name in zip(axes, ("correct", "wrong"), strict=True):
         row[0].set_ylabel(name)
-    colours = overlay_scale(peak, alpha=1.0)
-    fig.colorbar(colours, ax=axes, aspect=25, pad=0.02, label="mean share of each map's maximum")
+    _scale_below(fig, axes, overlay_scale(peak, alpha=1.0), "mean share of each map's maximum")
     fig.suptitle(title)
     return fig

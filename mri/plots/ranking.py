@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mri._text import for_line
 from mri.evaluation.metrics import metric_label
-from mri.plots.style import BLUE, GREEN, GREY, PINK, STYLE, panel
+from mri.plots.style import BLACK, BLUE, GREEN, GREY, PINK, STYLE, panel
 
 if TYPE_CHECKING:
     from mri.evaluation.leaderboard import Comparison
@@ -47,7 +47,7 @@ def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = 
             ax.axhspan(row - 0.5, row + 0.5, color=BLUE, alpha=0.1, linewidth=0)
         for protocol, model in networks[name].items():
             mark, colour, shift = _MARKS[protocol]
-            value, low, high = comparison.evaluations[model].metrics["slice"][comparison.by]
+            value, low, high = comparison.evaluations[model].metrics[comparison.unit][comparison.by]
             ax.hlines(row + shift, low, high, color=colour, linewidth=1.6)
             ax.plot(value, row + shift, mark, color=colour, markersize=5)
     shown = [protocol for protocol in _MARKS if board[protocol].notna().any()]
@@ -62,29 +62,44 @@ def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = 
     ax.set_ylim(len(board) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
-    ax.set_xlabel(f"{metric_label(comparison.by)} per slice of the test part, 95% interval")
+    said = f"{metric_label(comparison.by)} per {comparison.unit} of the test part, 95% interval"
+    leads = board["leading"].to_numpy()
+    if leads.any() and not leads[: leads.sum()].all():
+        # A reader would take the gap in the shading for a mistake.
+        said += "\nshading follows tests of pairs, person by person, not the order or the intervals"
+    ax.set_xlabel(said)
     ax.set_title(title, pad=24)
     return ax
 
 
 @mpl.rc_context(STYLE)
 def p_values(matrix: pd.DataFrame, *, ax: Axes | None = None, title: str = "") -> Axes:
-    """Draw the p-values of `mri.evaluation.pairwise`; those below 0.05 are filled."""
-    n = len(matrix)
-    ax = panel(ax, 2.2 + 0.42 * n, 1.6 + 0.36 * n)
-    values = matrix.to_numpy()
-    ax.imshow(values < 0.05, cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
-    for (i, j), p in np.ndenumerate(values):
-        if i != j:
-            text = "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
-            colour = "white" if p < 0.05 else "black"
-            ax.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
-    names = [for_line(name, _LONGEST) for name in matrix.index]
-    ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(n), names)
+    """Draw the pairs of `mri.evaluation.pairwise` that differ, p < 0.05, each once.
+
+    Only the models of such pairs have a row or a column; without any pair, a sentence says so.
+    """
+    lower = np.tri(len(matrix), k=-1, dtype=bool)
+    differs = (matrix < 0.05).to_numpy() & lower
+    rows, columns = (np.flatnonzero(differs.any(axis)) for axis in (1, 0))
+    pairs = len(matrix) * (len(matrix) - 1) // 2
+    said = f"{differs.sum()} of {pairs} pairs differ (p < 0.05 after Holm's correction)"
+    ax = panel(ax, 3.2 + 0.34 * len(columns), max(0.9, 1.9 + 0.3 * len(rows)))
+    ax.set_title("\n".join(filter(None, (title, said))))
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(title)
+    if not len(rows):
+        ax.set(xticks=[], yticks=[])
+        return ax
+    drawn = differs[np.ix_(rows, columns)]
+    ax.imshow(drawn, cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
+    for i, j in np.argwhere(drawn):
+        p = matrix.iloc[rows[i], columns[j]]
+        text = "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+        ax.text(j, i, text, ha="center", va="center", fontsize=7, color="white")
+    names = [for_line(name, _LONGEST) for name in matrix.index]
+    ticks = [names[j] for j in columns]
+    ax.set_xticks(range(len(columns)), ticks, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(rows)), [names[i] for i in rows])
     return ax
 
 
@@ -97,45 +112,45 @@ def cost(
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
-    """Draw the figure of the ranking, with its 95% interval, against a cost.
+    """Draw the cost of each network, one row each, best on top, with the figure of the ranking.
 
-    The line joins models that no other model beats in both figure and cost; it ignores the
-    intervals. Names are at the side, in the order of the figures.
+    Blue marks those that no other model beats in both figure and cost, intervals ignored.
     """
-    ax = panel(ax, 9, 4.4)
     of = comparison.table.set_index("model")
-    of = of.loc[comparison.best(protocol, len(of))]
-    of, front = of.dropna(subset=[by]), comparison.pareto(by, protocol)
-    x, y = of[by].astype(float), of[comparison.by]
-    ax.plot(x[front], y[front], color=GREY, linewidth=1, drawstyle="steps-post")
-    bounds = [comparison.evaluations[name].metrics["slice"][comparison.by] for name in of.index]
-    _, low, high = zip(*bounds, strict=True)
-    ax.vlines(x, low, high, color=GREY, alpha=0.35, linewidth=1, zorder=1)
-    ax.scatter(x, y, color=[BLUE if name in front else GREY for name in of.index], zorder=3)
+    of = of.loc[comparison.best(protocol, len(of))].dropna(subset=[by])
+    front = comparison.pareto(by, protocol)
+    ax = panel(ax, 9, 1.2 + 0.27 * len(of))
+    cheapest, dearest = of[by].astype(float).min(), of[by].astype(float).max()
+    for row, (name, value) in enumerate(of[by].astype(float).items()):
+        ahead = name in front
+        colour = BLUE if ahead else GREY
+        ax.plot(value, row, "D" if ahead else "o", color=colour, markersize=6)
+        estimate = str(comparison.evaluations[name].metrics[comparison.unit][comparison.by])
+        weight, place = "bold" if ahead else "normal", ax.get_yaxis_transform()
+        options: dict[str, Any] = {"fontsize": 8, "fontweight": weight, "transform": place}
+        ax.text(1.02, row, estimate, va="center", color=colour if ahead else BLACK, **options)
+    names = [for_line(name.removesuffix(f"-{protocol}"), _LONGEST) for name in of.index]
+    ax.set_yticks(range(len(of)), names)
+    ax.set_ylim(len(of) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
     ax.set_xscale("log")
     # With a narrow range of costs, powers of ten would give a single tick.
-    narrow = x.max() < 30 * x.min()
+    narrow = dearest < 30 * cheapest
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.12g}"))
+    ax.xaxis.set_major_formatter(FuncFormatter(_short))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.margins(x=0.15, y=0.05)
+    ax.margins(x=0.1)
     ax.grid()
-    ax.set(xlabel=_COSTS[by], ylabel=f"{metric_label(comparison.by)} per slice", title=title)
-    # Many models have the same cost, so names beside the points would overlap.
-    line = {"arrowstyle": "-", "linewidth": 0.4, "alpha": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
-    for i, name in enumerate(y.sort_values(ascending=False, kind="stable").index):
-        colour, size = (BLUE, 7.5) if name in front else ("black", 6.5)
-        ax.annotate(
-            for_line(name.removesuffix(f"-{protocol}"), _LONGEST),
-            (x[name], y[name]),
-            (1.03, 1 - (i + 0.5) / len(y)),
-            textcoords="axes fraction",
-            va="center",
-            color=colour,
-            fontsize=size,
-            arrowprops={**line, "color": colour},
-        )
+    figure = f"{metric_label(comparison.by).lower()} per {comparison.unit}"
+    said = f"right: {figure}; blue: none is better in both"
+    ax.set(xlabel=f"{_COSTS[by]}\n{said}", title=title)
     return ax
+
+
+def _short(value: float, _: int | None = None) -> str:
+    """Return 2500 as 2.5k and 3e7 as 30M: long numbers of neighbouring ticks would overlap."""
+    unit, size = next(((u, s) for u, s in (("M", 1e6), ("k", 1e3)) if value >= s), ("", 1))
+    return f"{value / size:g}{unit}"
 
 
 @mpl.rc_context(STYLE)

@@ -6,12 +6,14 @@ the same style, create them under ``plt.rc_context(STYLE)``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from mri._text import for_line
@@ -106,9 +108,49 @@ def bare(ax: Axes) -> None:
 
 
 def show_image(ax: Axes, image: np.ndarray, **options: Any) -> AxesImage:
-    """Draw an image without ticks and frame, by default gray values 0 to 255."""
+    """Draw an image without ticks and frame, by default gray values 0 to 255.
+
+    Every pixel stays a square: a smoothed picture would look finer than the slice is.
+    """
     bare(ax)
-    return ax.imshow(image, **{"cmap": "gray", "vmin": 0, "vmax": 255, **options})
+    crisp = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
+    return ax.imshow(image, **{**crisp, **options})
+
+
+def mark_ends(ax: Axes) -> None:
+    """Write on a slice where the back and the front of the head are; see ``data/README.md``."""
+    for text, y, side in (("back", 0.99, "top"), ("front", 0.01, "bottom")):
+        options: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": side}
+        ax.text(0.5, y, text, color="white", fontsize=7.5, **options)
+
+
+def title_of(figure: Figure) -> str:
+    """Return all titles of a figure in one line, for readers who do not see it."""
+    own = [figure.get_suptitle(), *(ax.get_title(loc) for ax in figure.axes for loc in _PLACES)]
+    parts = [of.get_suptitle() for of in figure.subfigs]
+    return "; ".join(dict.fromkeys(" ".join(t.split()) for t in (*own, *parts) if t.strip()))
+
+
+_PLACES: tuple[Any, ...] = ("left", "center", "right")
+
+
+def _name_pictures() -> None:
+    """Have a notebook keep the title of each figure as the alternative text of its picture."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None:
+        return
+    formatter = shell.display_formatter.formatters["image/png"]
+    draw = formatter.type_printers.get(Figure)
+
+    def described(figure: Figure) -> Any:
+        picture = draw(figure) if draw else None
+        return picture and (picture, {"alt": title_of(figure)})
+
+    if draw is not None:
+        formatter.for_type(Figure, described)
+
+
+_name_pictures()
 
 
 def beside(ax: Axes, text: str, place: tuple[float, float], **options: Any) -> None:

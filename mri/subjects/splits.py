@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -172,3 +174,18 @@ def folds_of_people(
     """Return (rest, test) of folds that tear no person in two and hold the classes' shares."""
     folder = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return list(folder.split(labels, labels, groups))
+
+
+def split_facts(split: Split) -> dict[str, Any]:
+    """Return what a card says of a split, JSON-ready: how it was made, and a hash of its rows."""
+    rows = hashlib.sha256()
+    for part in PARTS:
+        rows.update(np.ascontiguousarray(getattr(split, part), np.int64).tobytes() + b"|")
+    return {
+        "protocol": split.protocol,
+        "fold": split.fold,
+        "folds": split.folds,
+        "seed": split.seed,
+        "slices": [len(getattr(split, part)) for part in PARTS],
+        "rows_sha256": rows.hexdigest(),
+    }

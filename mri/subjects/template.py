@@ -21,6 +21,7 @@ from mri._files import replacing
 from mri.data.decode import DataError
 from mri.data.tone_map import HEIGHTS, band, tone_with_band
 
+_MOST = 2**26  # Bytes of a template: 32 slices of 1024 × 1024, twice.
 _PLANE, _ALONG = 3.0, 3.0  # Blur of a flow: pixels in the plane, slices along the head.
 
 
@@ -71,6 +72,8 @@ def read_template(path: str | os.PathLike[str]) -> Template:
     try:
         # Opened here, since NumPy leaves a file open that is no archive.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            if sum(of.file_size for of in archive.zip.infolist()) > _MOST:
+                raise ValueError(f"more than {_MOST} bytes")
             mean, typical = archive["mean"], archive["typical"]
             registered, people = bool(archive["registered"]), int(archive["people"])
     except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:

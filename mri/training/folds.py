@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,172 +15,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from sklearn.metrics import pairwise_distances_argmin
 from tqdm.auto import tqdm
 
 from mri._arguments import integers, require
 from mri._keras import keras, tf
 from mri.data.decode import DataError
 from mri.data.scans import Scans
-from mri.evaluation.logits import LogitsTable, find_logits, keep_logits, logits_frame
-from mri.evaluation.metrics import Evaluation, evaluate, fit_temperature, metric_label
+from mri.evaluation.logits import LogitsTable, find_logits, keep_logits
 from mri.models.builders import _BUILDERS, Builder, register
 from mri.models.files import ModelFile
 from mri.models.scores import predict_logits
-from mri.subjects.probes import linear_probe, shuffle_diagnoses
-from mri.subjects.splits import Split, subject_split
+from mri.subjects.probes import shuffle_diagnoses
+from mri.subjects.splits import Split
+from mri.training.crossval import SHUFFLED, CrossValidation, answers, folds_of, held_out
 from mri.training.loop import is_trained, train
 from mri.training.recipe import Recipe, chosen_entries, entries
 from mri.training.run import Run
-
-
-@dataclass(frozen=True, eq=False)
-class CrossValidation:
-    """Logits of every slice, from networks that have never seen its subject.
-
-    Attributes
-    ----------
-    frame : DataFrame
-        One row per slice, part and network: model, division, fold, seed, part ('test' or
-        'validation'), row (in the scans), subject, label, and one column `logit_<class>` per class.
-        The logits are divided by the temperature fitted on the validation part of the same network.
-    class_names : tuple of str
-        In label order.
-    origin : str
-        What kind of slices these are, for titles.
-    """
-
-    frame: pd.DataFrame = field(repr=False)
-    class_names: tuple[str, ...]
-    origin: str
-
-    @property
-    def models(self) -> list[str]:
-        """Names of the networks, in the requested order."""
-        return list(self.frame["model"].unique())
-
-    @property
-    def _logits(self) -> list[str]:
-        return [f"logit_{name}" for name in self.class_names]
-
-    def _wanted(self, models: Sequence[str] | str | None) -> list[str]:
-        return self.models if models is None else np.atleast_1d(models).tolist()
-
-    def pooled(self, models: Sequence[str] | str | None = None, part: str = "test") -> pd.DataFrame:
-        """Return one row per slice, with the mean of its logits over the given models and seeds.
-
-        If a slice is in the validation part of several folds, several networks have judged it.
-        Their logits are averaged too.
-        """
-        wanted = self._wanted(models)
-        chosen = self.frame[self.frame["model"].isin(wanted) & (self.frame["part"] == part)]
-        if chosen.empty:
-            raise ValueError(
-                f"There are no {part} logits of {wanted}. Models: {self.models}, parts: "
-                f"{sorted(self.frame['part'].unique())}"
-            )
-        found = chosen.groupby(["row", "subject", "label"], as_index=False)[self._logits].mean()
-        alike = not found["row"].duplicated().any()
-        require(
-            alike, "Only models with the same labels and subjects can be averaged.", models=wanted
-        )
-        return found
-
-    def evaluate(
-        self,
-        models: Sequence[str] | str | None = None,
-        *,
-        part: str = "test",
-        seed: int = 0,
-    ) -> Evaluation:
-        """Evaluate the mean logits of the given models (by default all) over all seeds.
-
-        Parameters
-        ----------
-        models : str or sequence of str, optional
-            Several models form an ensemble, and so do several seeds of one model.
-        part : {'test', 'validation'}
-            Choose recipes by 'validation', report 'test'.
-        seed : int
-            Seed of the bootstrap over subjects.
-
-        Returns
-        -------
-        Evaluation
-
-        Raises
-        ------
-        ValueError
-            If there are no such logits, or the models have different labels or subjects.
-        """
-        frame = self.pooled(models, part)
-        names = " + ".join(self._wanted(models))
-        return evaluate(
-            frame["label"].to_numpy(),
-            frame[self._logits].to_numpy(),
-            frame["subject"].to_numpy(),
-            class_names=self.class_names,
-            title=f"{names}, {part} parts of all folds, {len(frame)} {self.origin}",
-            seed=seed,
-        )
-
-    def table(self, *, unit: str = "subject", part: str = "test") -> pd.DataFrame:
-        """Return one row per network and one column per figure with its interval.
-
-        The logits of several seeds are averaged, so such a row describes an ensemble.
-
-        Parameters
-        ----------
-        unit : {'subject', 'slice'}
-        part : {'test', 'validation'}
-
-        Returns
-        -------
-        DataFrame of str
-        """
-        rows = {}
-        for model in self.models:
-            found = self.evaluate(model, part=part).metrics[unit]
-            rows[model] = {
-                metric_label(key): str(found[key])
-                for key in ("accuracy", "balanced_accuracy", "balanced_accuracy_3", "demented_auc")
-                if key in found
-            }
-        return pd.DataFrame(rows).T
-
-    def per_fold(self, metric: str = "demented_auc", *, unit: str = "subject") -> pd.DataFrame:
-        """Return one row per network and one column per fold: the figure on its people."""
-        rows: dict[str, dict[str, float]] = {}
-        for (model, fold), of in self.frame.groupby(["model", "fold"], sort=False):
-            found = replace(self, frame=of).evaluate(model).metrics[unit][metric]
-            rows.setdefault(model, {})[f"fold {fold}"] = found.value
-        return pd.DataFrame.from_dict(rows, orient="index")
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the logits as parquet; all figures follow from them without training."""
-        about = {"class_names": list(self.class_names), "origin": self.origin}
-        LogitsTable(self.frame, about).save(Path(path))
-
-
-def read_crossval(path: str | os.PathLike[str]) -> CrossValidation:
-    """Read a file that `CrossValidation.save` has written.
-
-    Raises
-    ------
-    DataError
-        If it is another kind of file.
-
-    Examples
-    --------
-    >>> read_crossval("models/crossval.parquet").models[:3]
-    ['tissue', 'compact', '1-nearest neighbour']
-    """
-    table = LogitsTable.read(path)
-    lacking = {"model", "fold", "seed", "part"} - set(table.frame)
-    lacking |= {"origin"} - set(table.about)
-    if lacking:
-        raise DataError(f"{path}: no logits of a cross-validation; it lacks {sorted(lacking)}")
-    return CrossValidation(table.frame, tuple(table.about["class_names"]), table.about["origin"])
 
 
 def cross_validate(
@@ -261,9 +110,7 @@ def cross_validate(
     require(jobs is None or jobs >= 1, "jobs must be None or at least 1.", jobs=jobs)
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    splits = [
-        _split(scans.labels, groups, fold=fold, folds=folds, seed=division) for fold in range(folds)
-    ]
+    splits = list(folds_of(scans.labels, groups, folds=folds, division=division))
     cells = [
         (name, Run(zoo[name][0], scans, split, recipe or zoo[name][1], seed))
         for name in builders
@@ -301,66 +148,11 @@ def _run_cell(
         table = LogitsTable.read(path)
         if table.about.get("key") == key:
             return table.frame
-    logits = predict_logits(run.model, scans.images[_held_out(split)]) / run.card["temperature"]
-    frame = _frame(entry, scans, groups, split, logits, seed=seed)
+    logits = predict_logits(run.model, scans.images[held_out(split)]) / run.card["temperature"]
+    frame = answers(entry, scans, groups, split, logits, seed=seed)
     LogitsTable(frame, {"class_names": list(scans.class_names), "key": key}).save(path)
     keras.backend.clear_session()
     return frame
-
-
-def cross_validate_probes(scans: Scans, groups: np.ndarray, *, folds: int = 5) -> pd.DataFrame:
-    """Cross-validate two classifiers that know nothing about anatomy.
-
-    They are the nearest neighbour in pixels and a linear probe on principal components. A network
-    should be better than both. Their temperature is also fitted on the validation part.
-
-    Returns
-    -------
-    DataFrame
-        With the columns of `CrossValidation.frame`.
-    """
-    pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
-    frames = []
-    for fold in range(folds):
-        split = _split(scans.labels, groups, fold=fold, folds=folds)
-        rows, train, known = _held_out(split), pixels[split.train], scans.labels[split.train]
-        nearest = known[pairwise_distances_argmin(pixels[rows], train)]
-        probe = linear_probe(train, known)
-        shares = np.zeros((len(rows), len(scans.class_names)))
-        shares[:, probe.classes_] = probe.predict_proba(pixels[rows])
-        linear, votes = np.log(shares.clip(1e-9)), np.eye(len(scans.class_names))[nearest]
-        validation = scans.labels[split.validation]
-        for name, logits in (("1-nearest neighbour", votes), ("linear probe", linear)):
-            temperature = fit_temperature(validation, logits[: len(validation)])
-            frames.append(_frame(name, scans, groups, split, logits / temperature))
-    return pd.concat(frames, ignore_index=True)
-
-
-def _split(labels: np.ndarray, groups: np.ndarray, **options: int) -> Split:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "fewer subjects than the")
-        return subject_split(labels, groups, **options)
-
-
-def _held_out(split: Split) -> np.ndarray:
-    return np.concatenate([split.validation, split.test])
-
-
-def _frame(
-    model: str,
-    scans: Scans,
-    groups: np.ndarray,
-    split: Split,
-    logits: np.ndarray,
-    *,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Return the rows of one classifier for `CrossValidation.frame`."""
-    rows, sizes = _held_out(split), [len(split.validation), len(split.test)]
-    part = np.repeat(["validation", "test"], sizes)
-    of = {"division": split.seed, "fold": split.fold, "seed": seed}
-    about = pd.DataFrame({"model": model, **of, "part": part})
-    return about.join(logits_frame(scans, groups, rows, logits.astype(np.float32)))
 
 
 def sweep(
@@ -372,7 +164,7 @@ def sweep(
     folds: int = 5,
     seeds: int = 1,
 ) -> CrossValidation:
-    """Cross-validate networks, simple classifiers and a control on all people; keep the logits.
+    """Cross-validate networks and a control on all people; keep the logits.
 
     The control is the first network, trained on diagnoses shuffled among the subjects.
 
@@ -398,8 +190,8 @@ def sweep(
     found = cross_validate(builders, scans, groups, **options)
     control = replace(scans, labels=shuffle_diagnoses(scans.labels, groups))
     shuffled = cross_validate(builders[0], control, groups, **options).frame
-    shuffled["model"] += ", diagnoses shuffled"
-    frames = [found.frame, cross_validate_probes(scans, groups, folds=folds), shuffled]
+    shuffled["model"] += SHUFFLED
+    frames = [found.frame, shuffled]
     result = replace(found, frame=pd.concat(frames, ignore_index=True))
     result.save(output)
     return result

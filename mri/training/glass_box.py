@@ -1,20 +1,33 @@
 """Fit the glass box: a ridge on the tone map, cut points and their steepness, all from one set.
 
-The numbers are fitted by scikit-learn and NumPy; `GlassBox.model` writes them into a Keras model.
+The numbers are fitted by scikit-learn and NumPy; `GlassBox.model` writes them into a Keras model,
+and `save_glass_box` puts it on the disk with its template and a card that says what it takes.
 """
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.model_selection import StratifiedKFold
 
 from mri._arguments import integers, require
+from mri._files import file_sha256
+from mri.data.scans import Scans
+from mri.data.tone_map import HEIGHTS, tone_map
 from mri.evaluation.metrics import fit_temperature
+from mri.evaluation.persons import INPUT
+from mri.models.files import save_model
+from mri.subjects.person import people_tones, prepare_people
+from mri.subjects.splits import Split, check_disjoint, split_facts
+from mri.subjects.template import Template, make_template
 
 if TYPE_CHECKING:
     from mri._keras import keras
@@ -146,12 +159,15 @@ class GlassBox:
     intercept : float
         Severity of a person who is as the mean everywhere.
     ordinal : Ordinal
+    inner : ndarray of float64, shape (n,)
+        Severity that each person fitted got from the others, by inner folds.
     """
 
     weights: np.ndarray = field(repr=False)
     centre: np.ndarray = field(repr=False)
     intercept: float
     ordinal: Ordinal
+    inner: np.ndarray = field(repr=False)
 
     def contributions(self, maps: np.ndarray) -> np.ndarray:
         """Return what each place adds to the severity, float64 (..., 8, r, c).
@@ -252,16 +268,10 @@ def fit_glass_box(
     inner = np.empty(len(severity))
     folds = StratifiedKFold(min(5, fewest), shuffle=True, random_state=seed)
     for train, rest in folds.split(severity, severity):
-        inner[rest] = _predict(
-            ridge_weights(maps[train], severity[train], penalty=penalty), maps[rest]
-        )
+        weights, centre, intercept = ridge_weights(maps[train], severity[train], penalty=penalty)
+        inner[rest] = intercept + ((maps[rest] - centre) * weights).sum((1, 2, 3))
     found = ridge_weights(maps, severity, penalty=penalty)
-    return GlassBox(*found, fit_ordinal(inner, np.asarray(labels), class_names))
-
-
-def _predict(fitted: tuple[np.ndarray, np.ndarray, float], maps: np.ndarray) -> np.ndarray:
-    weights, centre, intercept = fitted
-    return intercept + ((maps - centre) * weights).sum((1, 2, 3))
+    return GlassBox(*found, fit_ordinal(inner, np.asarray(labels), class_names), inner)
 
 
 def bootstrap_weights(
@@ -314,3 +324,127 @@ def _dual(kernel: np.ndarray, severity: np.ndarray, penalty: float) -> np.ndarra
     require(scale > 0, "maps must differ between people.", scale=scale)
     ridge = KernelRidge(alpha=penalty * scale, kernel="precomputed")
     return ridge.fit(centred, severity - severity.mean()).dual_coef_
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A glass box with the people that it was fitted to.
+
+    Attributes
+    ----------
+    box : GlassBox
+    template : Template
+    maps : ndarray of float32, shape (people, 8, r, c)
+        Their tone maps.
+    labels : ndarray of int64, shape (people,)
+    seconds : float
+        How long it took.
+    """
+
+    box: GlassBox
+    template: Template
+    maps: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    seconds: float
+
+
+def train_people(
+    scans: Scans, groups: np.ndarray, *, split: Split | None = None, registered: bool = True
+) -> Fitted:
+    """Fit a glass box to people: template, weights and cut points.
+
+    Parameters
+    ----------
+    scans : Scans
+    groups : ndarray of int, shape (n,)
+        Person of each slice.
+    split : Split, optional
+        Only people without a slice in `split.test` are looked at; by default everybody. The
+        validation part is used too, since all choices are made by folds within.
+    registered : bool
+        Whether slices are moved onto the template.
+
+    Returns
+    -------
+    Fitted
+
+    Raises
+    ------
+    ValueError
+        If the people cannot be prepared, or are too few of some severity.
+    DataLeakageError
+        If a person has slices on two sides of the split.
+    """
+    start = perf_counter()
+    groups = integers("groups", groups, len(scans))
+    rows = np.arange(len(scans))
+    if split is not None:
+        check_disjoint(split, groups)
+        rows = np.setdiff1d(rows, split.test)
+    tones = list(people_tones(scans.images[rows], groups[rows]).values())
+    labels = scans.labels[rows][np.unique(groups[rows], return_index=True)[1]]
+    whole = [person.images for person in tones if len(person.images) == HEIGHTS]
+    require(len(whole) > 0, f"Some person must have {HEIGHTS} slices.", people=len(tones))
+    template = make_template(whole, registered=registered)
+    maps = np.stack([tone_map(person.images) for person in prepare_people(tones, template)])
+    box = fit_glass_box(maps, labels, scans.class_names)
+    return Fitted(box, template, maps, labels, perf_counter() - start)
+
+
+def save_glass_box(
+    path: str | os.PathLike[str],
+    fitted: Fitted,
+    *,
+    scans: Scans,
+    split: Split | None = None,
+) -> dict[str, Any]:
+    """Write ``<name>.keras``, its card ``<name>.json`` and ``<name>.npz``, the template.
+
+    Parameters
+    ----------
+    path : path
+        Ends in ``.keras``.
+    fitted : Fitted
+        From `train_people`.
+    scans, split
+        What it was fitted to; without a split the card has no test rows.
+
+    Returns
+    -------
+    dict
+        The card as written: ``input`` is ``"person"``, ``template_sha256`` the template's hash.
+    """
+    path = Path(path)
+    require(path.suffix == ".keras", "path must end in .keras.", path=str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".npz")
+    fitted.template.save(beside)
+    model, box = fitted.box.model(), fitted.box
+    guesses = box.ordinal.logits(box.inner).argmax(1)
+    recalls = [(guesses[fitted.labels == c] == c).mean() for c in np.unique(fitted.labels)]
+    card: dict[str, Any] = {
+        "builder": "glass_box",
+        "input": INPUT,
+        "template_sha256": file_sha256(beside),
+        "recipe": {"penalty": PENALTY, "registered": fitted.template.registered},
+        "people": len(fitted.labels),
+        "parameters": model.count_params(),
+        "class_names": list(scans.class_names),
+        "synthetic": scans.synthetic,
+        "data": scans.fingerprint(),
+        "cuts": box.ordinal.cuts.tolist(),
+        "temperature": 1.0,
+        "seed": 0,
+        "best_epoch": 0,
+        "seconds": round(fitted.seconds, 1),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+        # By inner folds of the people fitted, one answer a person.
+        "validation": {
+            "accuracy": float((guesses == fitted.labels).mean()),
+            "balanced_accuracy": float(np.mean(recalls)),
+        },
+    }
+    if split is not None:
+        card["split"] = split_facts(split)
+        card["test_rows"] = split.test.tolist()
+    return save_model(model, path, card)

@@ -1,13 +1,12 @@
 """One number a person, with nothing trained but two cut points: what every model has to beat.
 
 Dementia thins gray matter and widens what is filled with fluid, so which way each number points is
-known before any diagnosis is seen.
+known before any diagnosis is seen. `mri.training.glass_box.fit_ordinal` cuts them into classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,7 +14,6 @@ from scipy.ndimage import binary_fill_holes
 
 from mri._arguments import require
 from mri.data.tone_map import ANCHORS, band
-from mri.training.glass_box import Ordinal, fit_ordinal
 
 _BLACK = ANCHORS[0] / 2  # Below: outside the head.
 _FLUID = (ANCHORS[0] + ANCHORS[1]) / 2  # Half-way from fluid to gray matter.
@@ -76,40 +74,7 @@ def _checked(images: np.ndarray) -> np.ndarray:
 
 ONE_NUMBER: Mapping[str, tuple[Callable[[np.ndarray], float], int]] = {
     "gray share": (gray_share, -1),
-    "ventricles": (ventricle_share, 1),
+    "ventricle volume": (ventricle_share, 1),
     "all fluid": (fluid_share, 1),
 }
 """Name to the number, and its sign: +1 where more of it is expected in dementia, -1 where less."""
-
-
-@dataclass(frozen=True, eq=False)
-class OneNumber:
-    """A number with cut points, used as `mri.training.glass_box.GlassBox` is.
-
-    Attributes
-    ----------
-    ordinal : Ordinal
-    """
-
-    ordinal: Ordinal
-
-    def scores(self, values: np.ndarray) -> np.ndarray:
-        """Return the numbers themselves, float64 (n,), which `ONE_NUMBER` has given their sign."""
-        return np.asarray(values, float)
-
-    def logits(self, values: np.ndarray) -> np.ndarray:
-        """Return class logits in label order, float64 (n, k)."""
-        return self.ordinal.logits(self.scores(values))
-
-
-def fit_one_number(
-    values: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]
-) -> OneNumber:
-    """Cut a number, float (n,), half-way between the means of neighbouring severities.
-
-    Raises
-    ------
-    ValueError
-        As `mri.training.glass_box.fit_ordinal` does.
-    """
-    return OneNumber(fit_ordinal(values, labels, class_names))

@@ -1,54 +1,48 @@
-"""All people judged by models that never saw them, over several divisions.
+"""All people judged by models that are not networks: probes, single numbers and the glass box.
 
-Each division deals the people into five folds by another seed. A person's score is out of fold:
-template, weights, cut points and steepness come from the people of the other four folds. Results
-lie in small files, one a model and division, so that a run that was cut off goes on where it was.
+Each division deals the people into folds by another seed. A person's answer is out of fold:
+template, weights, cut points and steepness come from the people of the other folds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+from sklearn.base import clone
+from sklearn.metrics import pairwise_distances_argmin
 from tqdm.auto import tqdm
 
 from mri._arguments import integers, require
-from mri._files import replacing
+from mri.data.decode import DataError
 from mri.data.scans import Scans
 from mri.data.tone_map import HEIGHTS, tone_map
+from mri.evaluation.logits import LogitsTable
+from mri.evaluation.metrics import fit_temperature
 from mri.subjects.person import Tones, people_tones, prepare_people
-from mri.subjects.probes import shuffle_diagnoses
-from mri.subjects.splits import subject_split
+from mri.subjects.probes import linear_probe, shuffle_diagnoses
 from mri.subjects.template import make_template
-from mri.training.glass_box import PENALTY, fit_glass_box
-from mri.training.one_number import ONE_NUMBER, fit_one_number
+from mri.training.crossval import SHUFFLED, CrossValidation, answers, folds_of, held_out
+from mri.training.glass_box import fit_glass_box, fit_ordinal
+from mri.training.one_number import ONE_NUMBER
+
+PROBES = "nearest neighbour", "linear probe"
+"""Classifiers that know nothing about anatomy; see `cross_validate_probes`."""
 
 GLASS_BOXES = {"glass box, registered": True, "glass box": False}
 """Name to whether the slices are moved onto a template of the people trained on."""
 
-MODELS = (*GLASS_BOXES, *ONE_NUMBER)
+MODELS = (*PROBES, *ONE_NUMBER, *GLASS_BOXES)
 """All that `judge_people` can judge."""
 
-SHUFFLED = ", diagnoses shuffled"
-"""What the name of a control ends in."""
-
-_VERSION = 1  # A change of the method raises it, and older results are computed anew.
-_KEY = b"mri.people"
-
-
-class _Fitted(Protocol):
-    def scores(self, values: np.ndarray) -> np.ndarray: ...
-    def logits(self, values: np.ndarray) -> np.ndarray: ...
+_VERSION = 2  # A change of the method raises it, and older results are computed anew.
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,46 +57,41 @@ class _People:
     def tested(self, division: int, folds: int) -> Iterator[np.ndarray]:
         """Yield, a fold, the positions of the people it tests."""
         numbers = np.unique(self.groups)
-        for fold in range(folds):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "fewer subjects than the")
-                split = subject_split(
-                    self.scans.labels, self.groups, fold=fold, folds=folds, seed=division
-                )
+        for split in folds_of(self.scans.labels, self.groups, folds=folds, division=division):
             yield np.flatnonzero(np.isin(numbers, self.groups[split.test]))
 
 
 def judge_people(
     scans: Scans,
     groups: np.ndarray,
+    output: str | os.PathLike[str] = "models/people.parquet",
     *,
     models: tuple[str, ...] = MODELS,
     divisions: int = 10,
     folds: int = 5,
-    folder: str | os.PathLike[str] = "runs/people",
-) -> pd.DataFrame:
-    """Give every person a score and logits from models that were fitted without them.
+) -> CrossValidation:
+    """Give every person logits from models that were fitted without them, and keep these.
 
     The same models are fitted to diagnoses dealt out anew (`shuffle_diagnoses`, seeded by the
-    division) on the same folds, as a control. The call can be repeated until it is done: what lies
-    in `folder` is read.
+    division) on the same folds, as a control. A call that was cut off can be repeated: what stands
+    in `output` is not computed again.
 
     Parameters
     ----------
     scans : Scans
     groups : ndarray of int, shape (n,)
         Person of each slice.
+    output : path
+        A file that `read_crossval` reads.
     models : tuple of str
         Some of `MODELS`.
     divisions, folds : int
         How often the people are divided, with seeds 0, 1, ..., and into how many folds.
-    folder : path
 
     Returns
     -------
-    DataFrame
-        A row a model, division and person: `model`, `division`, `fold`, `subject`, `label` (that
-        of the control, in rows of one), `score` and `logit_<class>`.
+    CrossValidation
+        One row a person, model and division. Probes judge slices: of these it is the mean.
 
     Raises
     ------
@@ -113,31 +102,39 @@ def judge_people(
     require(not unknown and len(models) > 0, f"models must be some of {MODELS}.", models=models)
     require(divisions >= 1, "divisions must be at least 1.", divisions=divisions)
     groups = integers("groups", groups, len(scans))
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
     people = np.ascontiguousarray(groups.astype(np.int64)).tobytes()
     key = f"{_VERSION} {scans.fingerprint()} {hashlib.sha256(people).hexdigest()} {folds}"
+    about = {"class_names": list(scans.class_names), "origin": scans.origin, "key": key}
     jobs = [(model, division) for division in range(divisions) for model in models]
-    known, frames = None, []
+    known, done = None, _done(output, key)
     for model, division in tqdm(jobs, desc="models and divisions", disable=None):
-        path = folder / f"{model.replace(', ', '-').replace(' ', '-')}-{division}.parquet"
-        frame = _read(path, key.encode())
-        if frame is None:
+        if {(model, division), (model + SHUFFLED, division)} <= done.keys():
+            continue
+        if model in PROBES:
+            found = cross_validate_probes(scans, groups, folds=folds, division=division)
+            done |= _by_model(_per_person(found, scans.class_names))
+        else:
             known = known or _prepared(scans, groups)
-            frame = _judge(model, known, division, folds)
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            with replacing(path) as temporary:
-                pq.write_table(table.replace_schema_metadata({_KEY: key}), temporary)
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+            done |= _by_model(_judge(model, known, division, folds))
+        LogitsTable(pd.concat(done.values(), ignore_index=True), about).save(output)
+    wanted = [(model + end, of) for model, of in jobs for end in ("", SHUFFLED)]
+    frame = pd.concat([done[job] for job in wanted], ignore_index=True)
+    return CrossValidation(frame, scans.class_names, scans.origin)
 
 
-def _read(path: Path, key: bytes) -> pd.DataFrame | None:
-    with suppress(OSError, pa.ArrowInvalid):  # Absent or damaged: computed again.
-        table = pq.read_table(path)
-        if (table.schema.metadata or {}).get(_KEY) == key:
-            return table.to_pandas()
-    return None
+def _by_model(frame: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
+    return dict(iter(frame.groupby(["model", "division"], sort=False)))
+
+
+def _done(path: Path, key: str) -> dict[tuple[str, int], pd.DataFrame]:
+    """Return what was kept of the same people, by model and division."""
+    with suppress(DataError):  # Absent or damaged: computed again.
+        table = LogitsTable.read(path)
+        if table.about.get("key") == key:
+            return _by_model(table.frame)
+    return {}
 
 
 def _prepared(scans: Scans, groups: np.ndarray) -> _People:
@@ -151,22 +148,23 @@ def _judge(model: str, people: _People, division: int, folds: int) -> pd.DataFra
     n, names = len(people.labels), people.scans.class_names
     truth = {"": people.labels}
     truth[SHUFFLED] = shuffle_diagnoses(people.labels, np.arange(n), seed=division)
-    found = {end: np.empty((n, 1 + len(names))) for end in truth}
+    found = {end: np.empty((n, len(names))) for end in truth}
     fold_of = np.empty(n, np.int64)
     values = None if model in GLASS_BOXES else _numbers(model, people)
     for fold, test in enumerate(people.tested(division, folds)):
         train = np.setdiff1d(np.arange(n), test)
         fold_of[test] = fold
         here = _maps(model, people, train) if values is None else values
+        fit = fit_ordinal if values is not None else partial(fit_glass_box, seed=division)
         for end, labels in truth.items():
-            fitted = _fit(model, here[train], labels[train], names, division)
-            found[end][test, 0] = fitted.scores(here[test])
-            found[end][test, 1:] = fitted.logits(here[test])
+            fitted = fit(here[train], labels[train], names)
+            found[end][test] = fitted.logits(here[test])
+    numbers, rows = np.unique(people.groups, return_index=True)
     frames = []
     for end, labels in truth.items():
-        about = {"model": model + end, "division": division, "fold": fold_of}
-        about |= {"subject": np.unique(people.groups), "label": labels, "score": found[end][:, 0]}
-        logits = {f"logit_{name}": found[end][:, 1 + i] for i, name in enumerate(names)}
+        about = {"model": model + end, "division": division, "fold": fold_of, "seed": 0}
+        about |= {"part": "test", "row": rows, "subject": numbers, "label": labels}
+        logits = dict(zip([f"logit_{name}" for name in names], found[end].T, strict=True))
         frames.append(pd.DataFrame(about | logits))
     return pd.concat(frames, ignore_index=True)
 
@@ -184,9 +182,44 @@ def _maps(model: str, people: _People, train: np.ndarray) -> np.ndarray:
     return np.stack([tone_map(person.images) for person in prepare_people(people.tones, template)])
 
 
-def _fit(
-    model: str, values: np.ndarray, labels: np.ndarray, names: tuple[str, ...], seed: int
-) -> _Fitted:
-    if model in GLASS_BOXES:
-        return fit_glass_box(values, labels, names, penalty=PENALTY, seed=seed)
-    return fit_one_number(values, labels, names)
+def cross_validate_probes(
+    scans: Scans, groups: np.ndarray, *, folds: int = 5, division: int = 0
+) -> pd.DataFrame:
+    """Cross-validate two classifiers that know nothing about anatomy, and their controls.
+
+    They are the nearest neighbour in pixels and a linear probe on principal components. A network
+    should be better than both. Their temperature is fitted on the validation part, as that of a
+    network is. The controls are fitted to diagnoses dealt out anew.
+
+    Returns
+    -------
+    DataFrame
+        With the columns of `CrossValidation.frame`.
+    """
+    pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
+    truth = {"": scans.labels, SHUFFLED: shuffle_diagnoses(scans.labels, groups, seed=division)}
+    frames = []
+    for split in folds_of(scans.labels, groups, folds=folds, division=division):
+        rows, train = held_out(split), pixels[split.train]
+        nearest = split.train[pairwise_distances_argmin(pixels[rows], train)]
+        components = linear_probe(train, scans.labels[split.train])
+        reduced, judged = (components[:-1].transform(x) for x in (train, pixels[rows]))
+        for end, labels in truth.items():
+            probe = clone(components[-1]).fit(reduced, labels[split.train])
+            shares = np.zeros((len(rows), len(scans.class_names)))
+            shares[:, probe.classes_] = probe.predict_proba(judged)
+            votes = np.eye(len(scans.class_names))[labels[nearest]]
+            dealt = Scans(scans.images, labels, scans.class_names, scans.rejected, scans.synthetic)
+            for name, logits in zip(PROBES, (votes, np.log(shares.clip(1e-9))), strict=True):
+                n = len(split.validation)
+                logits = logits / fit_temperature(labels[split.validation], logits[:n])
+                frames.append(answers(name + end, dealt, groups, split, logits))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _per_person(frame: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    """Return the test rows with the mean logits of each person, at their first row."""
+    tested, logits = frame[frame["part"] == "test"], [f"logit_{name}" for name in names]
+    keys = ["model", "division", "fold", "seed", "part", "subject", "label"]
+    by = tested.groupby(keys, as_index=False, sort=False)
+    return by.agg({"row": "min"} | dict.fromkeys(logits, "mean"))

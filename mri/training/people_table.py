@@ -1,8 +1,7 @@
-"""The table per person: mean and spread over divisions, and who is better than one number.
+"""The tables of all people: the ranking, the lead over one number, divisions, and atrophy.
 
-A figure is computed in each division from all people's out-of-fold answers and then averaged; its
-standard deviation says how much depends on who fell into which fold. Whether one model is better
-than another is asked of people, not of divisions: they are drawn, or their signs flipped.
+Each row is a model, each figure one of people. Whether one model is better than another is asked
+of people, not of divisions: they are drawn, or their signs flipped.
 """
 
 from __future__ import annotations
@@ -12,295 +11,331 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.special import log_softmax
+from sklearn.metrics import recall_score, roc_auc_score
 
 from mri._arguments import require
 from mri._files import replacing
-from mri.data.scans import Scans
-from mri.evaluation.significance import sign_flip
-from mri.training.glass_box import SEVERITY, severity_of
-from mri.training.people import MODELS, SHUFFLED, judge_people
+from mri._text import for_code
+from mri.data.decode import DataError
+from mri.evaluation.metrics import Evaluation, demented_odds, metric_label, pooled_three
+from mri.evaluation.significance import auc_difference, holm, share_difference, shares_of
+from mri.training.crossval import TABLE, CrossValidation
 
-FIGURES = {
-    "auc": "AUC, demented or not",
-    "auc_very_mild": "AUC, very mild or not demented",
-    "auc_mild": "AUC, mild or not demented",
-    "balanced_accuracy_3": "Balanced accuracy, three classes",
-    "log_loss_3": "Log loss, three classes",
+NUMBERS = "gray share", "ventricle volume", "all fluid"
+"""The single numbers that every other model has to beat; see `mri.training.one_number`."""
+
+DIVIDED = {
+    "demented_auc": "AUC, demented or not",
+    "very_mild_auc": "AUC, very mild or not demented",
+    "mild_auc": "AUC, mild or not demented",
+    "balanced_accuracy_3": "balanced, 3 classes",
+    "log_loss_3": "log loss, 3 classes",
 }
-"""Readable names by key. Mild includes the two people of moderate dementia everywhere."""
+"""Readable names of the figures over divisions; see `figures_of`."""
 
-RIVALS = "gray share", "all fluid"
-"""The single numbers that all are compared with: of the highest AUC, and of the best classes."""
-
-
-def wins(scores: np.ndarray, severity: np.ndarray, ill: tuple[int, ...] = (1, 2)) -> np.ndarray:
-    """Return how often each ill person scores above each healthy one: the mean of all is the AUC.
-
-    Parameters
-    ----------
-    scores : ndarray of float, shape (divisions, people)
-    severity : ndarray of int, shape (people,)
-        0 is healthy.
-    ill : tuple of int
-        Severities that count as ill; the others are left out.
-
-    Returns
-    -------
-    ndarray of float64, shape (ill, healthy)
-        Mean over divisions, a tie counting half.
-
-    Examples
-    --------
-    >>> wins(np.array([[0.1, 0.5, 0.3]]), np.array([0, 0, 1])).tolist()
-    [[1.0, 0.0]]
-    """
-    scores, severity = np.asarray(scores, float), np.asarray(severity)
-    fits = scores.ndim == 2 and scores.shape[1:] == severity.shape
-    require(fits, "scores must be (divisions, people).", shape=scores.shape)
-    healthy, above = severity == 0, np.isin(severity, ill)
-    require(bool(healthy.any() and above.any()), "Some must be ill, some healthy.", ill=ill)
-    gap = scores[:, above, None] - scores[:, None, healthy]
-    return ((gap > 0) + 0.5 * (gap == 0)).mean(0)
+BEGIN, END = "<!-- python -m mri folds --table -->", "<!-- end of the table -->"
+"""Between these lines of a Markdown file stands the ranking."""
 
 
-def auc_difference(
-    first: np.ndarray,
-    second: np.ndarray,
-    severity: np.ndarray,
-    *,
-    draws: int = 5000,
-    seed: int = 0,
-) -> tuple[float, float, float, float]:
-    """Return the first's mean AUC less the second's, its 95% interval and a two-sided p-value.
-
-    People are drawn with replacement, demented and others apart, for both models alike (paired
-    bootstrap); the interval is the 2.5 and 97.5 percentiles.
+def figures_of(
+    labels: np.ndarray, logits: np.ndarray, class_names: tuple[str, ...]
+) -> dict[str, float]:
+    """Return figures of the four public classes, without intervals, of one row a person.
 
     Parameters
     ----------
-    first, second : ndarray of float, shape (divisions, people)
-        Scores of the same people; the numbers of divisions may differ.
-    severity : ndarray of int, shape (people,)
-    draws, seed : int
-
-    Returns
-    -------
-    difference, low, high, p : float
-    """
-    require(draws >= 40, "draws must be at least 40.", draws=draws)
-    matrix = wins(first, severity) - wins(second, severity)
-    rng = np.random.default_rng(seed)
-    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in matrix.shape)
-    drawn = ((rows @ matrix) * columns).sum(1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    side = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return float(matrix.mean()), float(low), float(high), min(1.0, 2 * (side + 1) / (draws + 1))
-
-
-def figures_by_division(frame: pd.DataFrame, class_names: tuple[str, ...]) -> pd.DataFrame:
-    """Return a row a model and division, a column a figure of `FIGURES`.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        From `mri.training.people.judge_people`.
+    labels : ndarray of int, shape (n,)
+    logits : ndarray of float, shape (n, 4)
     class_names : tuple of str
         In label order.
+
+    Returns
+    -------
+    dict
+        The keys of `DIVIDED`, `accuracy` and `balanced_accuracy`. Moderate dementia counts as mild
+        in all but the last.
     """
-    rows = []
-    for (model, division), of in frame.groupby(["model", "division"], sort=False):
-        severity, scores = severity_of(of["label"].to_numpy(), class_names), of["score"].to_numpy()
-        right, loss = _per_person(of, class_names)
-        shares = _shares(severity)
-        row: dict[str, object] = {"model": model, "division": division}
-        for key, ill in (("auc", (1, 2)), ("auc_very_mild", (1,)), ("auc_mild", (2,))):
-            row[key] = float(wins(scores[None], severity, ill).mean())
-        row |= {"balanced_accuracy_3": float(right @ shares), "log_loss_3": float(loss.mean())}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _per_person(of: pd.DataFrame, class_names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return whether each row's severity is named rightly, and its log loss, float64 (n,) each."""
-    logits = of[[f"logit_{name}" for name in class_names]].to_numpy()
-    severity = severity_of(of["label"].to_numpy(), class_names)
-    ranks = np.array([SEVERITY[name] for name in class_names])
-    pooled = np.stack([np.logaddexp.reduce(logits[:, ranks == k], axis=1) for k in range(3)], 1)
-    loss = -log_softmax(pooled, axis=1)[np.arange(len(of)), severity]
-    return (pooled.argmax(1) == severity).astype(float), loss
-
-
-def _shares(severity: np.ndarray) -> np.ndarray:
-    """Return what one right answer adds to the balanced accuracy."""
-    return 1 / (3 * np.bincount(severity, minlength=3)[severity])
-
-
-def people_table(frame: pd.DataFrame, class_names: tuple[str, ...]) -> pd.DataFrame:
-    """Return a row a model: mean ± standard deviation over divisions of every figure, as text."""
-    by_division = figures_by_division(frame, class_names).groupby("model", sort=False)
-    means, spread = by_division.mean(), by_division.std(ddof=0)
-    cells = {
-        label: [f"{m:.3f} ± {s:.3f}" for m, s in zip(means[key], spread[key], strict=True)]
-        for key, label in FIGURES.items()
+    truth, pooled = pooled_three(labels, logits, class_names)
+    odds, healthy = demented_odds(logits, class_names), class_names.index("Non_Demented")
+    found = {
+        "accuracy": float((logits.argmax(1) == labels).mean()),
+        "balanced_accuracy": _balanced(labels, logits),
+        "balanced_accuracy_3": _balanced(truth, pooled),
+        "demented_auc": float(roc_auc_score(labels != healthy, odds)),
     }
-    return pd.DataFrame(
-        {"divisions": by_division["division"].count().to_numpy(), **cells}, index=means.index
-    )
+    for key, name in (("very_mild_auc", "Very_Mild_Demented"), ("mild_auc", "Mild_Demented")):
+        ill = class_names.index(name)
+        rows = np.isin(truth, (healthy, ill))
+        found[key] = float(roc_auc_score(truth[rows] == ill, odds[rows]))
+    loss = -log_softmax(pooled, axis=1)[np.arange(len(truth)), truth]
+    return found | {"log_loss_3": float(loss.mean())}
+
+
+def _balanced(labels: np.ndarray, logits: np.ndarray) -> float:
+    known = np.unique(labels)
+    return float(recall_score(labels, logits.argmax(1), labels=known, average="macro"))
+
+
+def over_divisions(found: CrossValidation) -> pd.DataFrame:
+    """Return mean and standard deviation over divisions of each model's figures per person.
+
+    A division deals the people into folds by another seed. The deviation says how much depends on
+    that. It is no standard error, since the people are the same.
+
+    Returns
+    -------
+    DataFrame
+        By model, controls included: ``divisions``, how many, and ``<figure> mean`` and
+        ``<figure> sd`` of `DIVIDED`.
+    """
+    rows = {}
+    for model in found.models:
+        samples = [found.sample(model, division) for division in found.divisions(model)]
+        of = pd.DataFrame([figures_of(*x[:2], found.class_names) for x in samples])
+        rows[model] = {"divisions": len(samples)} | {
+            f"{key} {name}": value
+            for key in DIVIDED
+            for name, value in (("mean", of[key].mean()), ("sd", of[key].std(ddof=0)))
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def best_number(found: CrossValidation, by: str = "demented_auc") -> str:
+    """Return the single number with the best figure, as a mean over divisions."""
+    known = [name for name in NUMBERS if name in found.models]
+    require(len(known) > 0, f"There must be rows of {NUMBERS}.", models=found.models)
+    means = {}
+    for name in known:
+        samples = [found.sample(name, division) for division in found.divisions(name)]
+        means[name] = np.mean([figures_of(*x[:2], found.class_names)[by] for x in samples])
+    return max(means, key=means.__getitem__)
 
 
 def against_one_number(
-    frame: pd.DataFrame, class_names: tuple[str, ...], *, rival: str = RIVALS[0], seed: int = 0
+    found: CrossValidation, by: str = "balanced_accuracy_3", *, seed: int = 0
 ) -> pd.DataFrame:
-    """Return how much better each model is than one number, on the same people.
+    """Return how much better each model is than the best single number, on the same people.
+
+    For each figure the rival is the number that is best in it. It is chosen on these very people,
+    so the bar is a little too high. Figures are means over the divisions that both models have.
 
     Parameters
     ----------
-    frame : DataFrame
-        From `mri.training.people.judge_people`; controls are left out.
-    class_names : tuple of str
-    rival : str
-        A model in the frame.
+    found : CrossValidation
+    by : str
+        'accuracy', 'balanced_accuracy' or 'balanced_accuracy_3'; the AUC stands beside it.
     seed : int
         Of the draws.
 
     Returns
     -------
     DataFrame
-        By model: difference of AUC with `low`, `high` and p (`auc_difference`), differences of
-        balanced accuracy and of log loss with p (`sign_flip` over people, each person's mean over
-        divisions). Not corrected for their number.
+        By model: for both figures ``<figure>``, ``<figure>_low``, ``<figure>_high`` (95%, by
+        bootstrap over people) and ``<figure>_p``, with Holm's correction over the models.
+        ``<figure>_rival`` names the number; its own row has NaN.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows of a single number.
     """
-    known = [m for m in frame["model"].unique() if not m.endswith(SHUFFLED)]
-    require(rival in known, f"rival must be one of {known}.", rival=rival)
-    of = {m: _by_person(frame[frame["model"] == m], class_names) for m in known}
-    severity, scores, right, loss = of[rival]
-    rows = {}
-    for model in known:
-        if model == rival:
-            continue
-        value, low, high, p = auc_difference(of[model][1], scores, severity, seed=seed)
-        balanced = (of[model][2] - right) * _shares(severity)
-        worse = (of[model][3] - loss) / len(severity)
-        p_balanced, p_loss = sign_flip(np.stack([balanced, worse]), seed=seed)
-        rows[model] = {
-            "auc": value,
-            "low": low,
-            "high": high,
-            "p": p,
-            "balanced_accuracy_3": balanced.sum(),
-            "p_balanced": p_balanced,
-            "log_loss_3": worse.sum(),
-            "p_loss": p_loss,
-        }
+    rows: dict[str, dict[str, object]] = {name: {} for name in found.ranked()}
+    for metric in dict.fromkeys(["demented_auc", by]):
+        rival = best_number(found, metric)
+        others = [name for name in rows if name != rival]
+        tests = [_difference(found, (name, rival), metric, seed) for name in others]
+        corrected = holm(np.array([test[3] for test in tests]))
+        for name, (value, low, high, _), p in zip(others, tests, corrected, strict=True):
+            rows[name] |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
+            rows[name] |= {f"{metric}_p": p, f"{metric}_rival": rival}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _by_person(
-    of: pd.DataFrame, class_names: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return severity (people,), scores (divisions, people), and mean rightness and loss."""
-    of = of.sort_values(["division", "subject"])
-    divisions = of["division"].nunique()
-    right, loss = _per_person(of, class_names)
-    severity = severity_of(of["label"].to_numpy(), class_names).reshape(divisions, -1)[0]
-    scores = of["score"].to_numpy().reshape(divisions, -1)
-    return severity, scores, *(x.reshape(divisions, -1).mean(0) for x in (right, loss))
-
-
-_ABOUT = """# All people, judged by models that never saw them
-
-{people} people ({origin}), {folds} folds by person, divisions: {divisions}; mean ± standard
-deviation over divisions. Template, weights, cut points and steepness come from the other folds.
-Mild includes moderate dementia. Every model also stands here fitted to diagnoses dealt out anew,
-which must be at chance: 0.5 and 0.333.
-
-{figures}
-
-## Better than one number?
-
-Each model less one number: same people, same folds. AUC by paired bootstrap over people; balanced
-accuracy and log loss (lower is better) by random signs over people. p-values are two-sided and not
-corrected for their number.
-
-{differences}
-
-Written by `python -m mri people`.
-"""
-
-
-def markdown(frame: pd.DataFrame, class_names: tuple[str, ...], origin: str) -> str:
-    """Return the tables as Markdown, with the sentences that a reader needs."""
-    differences = [_differences(frame, class_names, rival) for rival in RIVALS]
-    return _ABOUT.format(
-        people=frame["subject"].nunique(),
-        divisions=frame["division"].nunique(),
-        folds=frame["fold"].nunique(),
-        origin=origin,
-        figures=_as_markdown(people_table(frame, class_names)),
-        differences="\n\n".join(map(_as_markdown, differences)),
+def _difference(
+    found: CrossValidation, models: tuple[str, str], metric: str, seed: int
+) -> tuple[float, float, float, float]:
+    shared = sorted(set.intersection(*(set(found.divisions(name)) for name in models)))
+    samples = [[found.sample(name, division) for division in shared] for name in models]
+    labels = samples[0][0].labels
+    if metric == "demented_auc":
+        first, second = (
+            np.stack([demented_odds(of.logits, found.class_names) for of in model])
+            for model in samples
+        )
+        ill = labels != found.class_names.index("Non_Demented")
+        return auc_difference(first, second, ill, seed=seed)
+    first, second = (
+        np.mean([shares_of(of, metric, found.class_names) for of in model], axis=0)
+        for model in samples
     )
+    return share_difference(first - second, labels, seed=seed)
 
 
-def _differences(frame: pd.DataFrame, class_names: tuple[str, ...], rival: str) -> pd.DataFrame:
-    """Return `against_one_number` as text."""
-    columns = {
-        "AUC [95% interval]": "{auc:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.3f}",
-        "balanced accuracy": "{balanced_accuracy_3:+.3f}, p = {p_balanced:.3f}",
-        "log loss": "{log_loss_3:+.3f}, p = {p_loss:.3f}",
+def by_ventricles(found: CrossValidation, *, seed: int = 0) -> dict[str, dict[str, Evaluation]]:
+    """Evaluate each ranked model on people of small and of large ventricles.
+
+    Large ventricles are the commonest sign of atrophy. A model that knows more tells the demented
+    among people whose ventricles are alike. The people are divided at the median of the answers of
+    'ventricle volume', which rise with the volume.
+
+    Returns
+    -------
+    dict
+        By 'small ventricles' and 'large ventricles': an `Evaluation` by model.
+    """
+    volumes = demented_odds(found.sample("ventricle volume").logits, found.class_names)
+    large = volumes > np.median(volumes)
+    return {
+        name: {
+            model: found.measured(found.people(model)[large == side], f"{model}, {name}", seed)
+            for model in found.ranked()
+        }
+        for name, side in (("small ventricles", False), ("large ventricles", True))
     }
-    rows = {
-        f"{model}, less {rival}": {name: text.format(**row) for name, text in columns.items()}
-        for model, row in against_one_number(frame, class_names, rival=rival).iterrows()
+
+
+def ranking_table(found: CrossValidation, *, seed: int = 0) -> str:
+    """Return the ranking of all people as Markdown, the best first; stars mark the leaders."""
+    comparison = found.ranking(seed=seed)
+    leading = comparison.leading()
+    rows = {}
+    for name, of in comparison.evaluations.items():
+        star = " *" if name in leading else ""
+        figures = of.metrics["subject"]
+        rows[f"{_name(name)}{star}"] = {metric_label(key): str(figures[key]) for key in TABLE}
+    return _markdown(pd.DataFrame.from_dict(rows, orient="index"))
+
+
+def _name(model: str) -> str:
+    """Return networks as code, by whose names they are called, and the others as words."""
+    return model if " " in model else for_code(model, 80)
+
+
+def _differences_table(found: CrossValidation, seed: int) -> str:
+    cells = {}
+    names = {"demented_auc": "AUC", "balanced_accuracy_3": "balanced accuracy, 3 classes"}
+    table = against_one_number(found, seed=seed)
+    for model, row in table.iterrows():
+        cells[_name(str(model))] = {
+            f"{name}, less {table[f'{key}_rival'].dropna().iloc[0]}": "–"
+            if pd.isna(row[f"{key}_p"])
+            else "{:+.3f} [{:+.3f}, {:+.3f}], p = {:.3f}".format(
+                *(row[f"{key}{end}"] for end in ("", "_low", "_high", "_p"))
+            )
+            for key, name in names.items()
+        }
+    return _markdown(pd.DataFrame.from_dict(cells, orient="index"))
+
+
+def _divisions_table(found: CrossValidation) -> str:
+    table = over_divisions(found)
+    cells = {
+        _name(str(model)): {"divisions": f"{row['divisions']:.0f}"}
+        | {
+            label: f"{row[f'{key} mean']:.3f}"
+            + (f" ± {row[f'{key} sd']:.3f}" if row["divisions"] > 1 else "")
+            for key, label in DIVIDED.items()
+        }
+        for model, row in table.iterrows()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return _markdown(pd.DataFrame.from_dict(cells, orient="index"))
 
 
-def _as_markdown(table: pd.DataFrame) -> str:
+def _ventricles_table(found: CrossValidation, seed: int) -> str:
+    cells: dict[str, dict[str, str]] = {}
+    for name, models in by_ventricles(found, seed=seed).items():
+        for model, of in models.items():
+            labels, healthy = of.sample("subject").labels, found.class_names.index("Non_Demented")
+            who = f"{name} (n = {len(labels)}, {np.sum(labels != healthy)} demented)"
+            figures = of.metrics["subject"]
+            row = cells.setdefault(_name(model), {})
+            row[f"AUC, {who}"] = str(figures["demented_auc"])
+            row[f"balanced, 3 classes, {name}"] = str(figures["balanced_accuracy_3"])
+    return _markdown(pd.DataFrame.from_dict(cells, orient="index"))
+
+
+def _markdown(table: pd.DataFrame) -> str:
     lines = [["model", *table.columns], ["---"] * (1 + len(table.columns))]
     lines += [[str(name), *map(str, row)] for name, *row in table.itertuples()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def compare_people(
-    scans: Scans,
-    groups: np.ndarray,
-    *,
-    models: tuple[str, ...] = MODELS,
-    divisions: int = 10,
-    folds: int = 5,
-    folder: str | os.PathLike[str] = "runs/people",
-    output: str | os.PathLike[str] = "models/people",
-) -> pd.DataFrame:
-    """Judge all people (`judge_people`), and write scores and tables to commit.
+_PAGE = """# All people, judged by models that never saw them
 
-    Parameters
-    ----------
-    scans, groups, models, divisions, folds, folder
-        See `judge_people`; the models must include `RIVALS`.
-    output : path
-        ``<output>.parquet`` gets the scores, ``<output>.md`` the tables.
+{people} people ({origin}), five folds by person. Each person is judged by a model that was fitted
+without them: by its mean logits over the person's slices, or by one answer for the whole person.
+Mild includes moderate dementia in three classes. Chance is an AUC of 0.5 and a balanced accuracy of
+0.333. All tables are made by `python -m mri folds --table` from kept logits.
+
+## Ranking
+
+By balanced accuracy in three classes, division 0, with 95% intervals over people. A star means: not
+told apart from the best, by a paired test over people with Holm's correction over all pairs.
+
+{ranking}
+
+## Better than one number?
+
+Each model less the single number that is best in the figure: same people, same folds, mean over the
+divisions that both have. Intervals: 95%, paired bootstrap over people. p-values are two-sided, with
+Holm's correction over the models of the column.
+
+{differences}
+
+## Divisions
+
+Mean ± standard deviation over divisions: how much depends on who falls into which fold. Rows
+'diagnoses shuffled' are the same models, fitted to diagnoses dealt out anew: they must be at
+chance.
+
+{divisions}
+
+## Who knows more than atrophy?
+
+The people are divided at the median of the ventricle volume. The row 'ventricle volume' shows what
+the ventricles alone still tell within each half.
+
+{ventricles}
+"""
+
+
+def people_page(found: CrossValidation, *, seed: int = 0) -> str:
+    """Return all tables as one page of Markdown, with the sentences that a reader needs."""
+    return _PAGE.format(
+        people=found.frame["subject"].nunique(),
+        origin=found.origin,
+        ranking=ranking_table(found, seed=seed),
+        differences=_differences_table(found, seed),
+        divisions=_divisions_table(found),
+        ventricles=_ventricles_table(found, seed),
+    )
+
+
+def write_tables(
+    found: CrossValidation, folder: str | os.PathLike[str] = "models", *, seed: int = 0
+) -> list[Path]:
+    """Write ``people.md``, and the ranking into ``README.md`` of a folder where it has a place.
 
     Returns
     -------
-    DataFrame
-        From `people_table`.
+    list of Path
+        What was written.
+
+    Raises
+    ------
+    DataError
+        If the README has the first of the two lines around the table (`BEGIN`) without `END`.
     """
-    require(set(RIVALS) <= set(models), f"models must include {RIVALS}.", models=models)
-    frame = judge_people(
-        scans, groups, models=models, divisions=divisions, folds=folds, folder=folder
-    )
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    floats = [name for name in frame if name == "score" or name.startswith("logit_")]
-    table = pa.Table.from_pandas(
-        frame.astype(dict.fromkeys(floats, np.float32)), preserve_index=False
-    )
-    with replacing(output.with_suffix(".parquet")) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-    text = markdown(frame, scans.class_names, scans.origin)
-    with replacing(output.with_suffix(".md")) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return people_table(frame, scans.class_names)
+    pages = {Path(folder, "people.md"): people_page(found, seed=seed)}
+    readme = Path(folder, "README.md")
+    if readme.is_file() and BEGIN in (text := readme.read_text(encoding="utf-8")):
+        before, _, rest = text.partition(BEGIN)
+        if END not in rest:
+            raise DataError(f"{readme}: expected {END!r} after {BEGIN!r}; put it after the table")
+        after = rest.partition(END)[2]
+        pages[readme] = f"{before}{BEGIN}\n\n{ranking_table(found, seed=seed)}\n\n{END}{after}"
+    for path, text in pages.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return list(pages)

@@ -10,12 +10,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from mri._keras import keras
 from mri.data.scans import Scans
 from mri.models.builders import build_model
-from mri.subjects.splits import PARTS, Split
+from mri.subjects.splits import Split, split_facts
 from mri.training.recipe import Recipe
 
 
@@ -59,26 +57,15 @@ class Run:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that determines the result, JSON-ready."""
-        rows = hashlib.sha256()
-        for part in PARTS:
-            rows.update(np.ascontiguousarray(getattr(self.split, part), np.int64).tobytes() + b"|")
         # A builder may be edited between two runs; Keras numbers layers on from one to the next.
         network = re.sub(r'_\d+(?=")', "", self.model.to_json())
-        parts = [len(getattr(self.split, part)) for part in PARTS]
         return {
             "builder": self.builder,
             "network_sha256": hashlib.sha256(network.encode()).hexdigest(),
             "recipe": asdict(self.recipe),
             "seed": self.seed,
             "data": self.scans.fingerprint(),
-            "split": {
-                "protocol": self.split.protocol,
-                "fold": self.split.fold,
-                "folds": self.split.folds,
-                "seed": self.split.seed,
-                "slices": parts,
-                "rows_sha256": rows.hexdigest(),
-            },
+            "split": split_facts(self.split),
         }
 
     @cached_property

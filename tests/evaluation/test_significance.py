@@ -7,15 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import permutation_test
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
 
 from mri.evaluation.metrics import evaluate, pooled_three
 from mri.evaluation.significance import (
     ADDITIVE,
-    _shares,
+    auc_difference,
     holm,
     leading_group,
     pairwise,
+    share_difference,
+    shares_of,
     sign_flip,
 )
 
@@ -137,7 +139,7 @@ def test_what_people_add_sums_to_the_figure_of_scikit_learn(metric, unit, people
         "balanced_accuracy_3": balanced_accuracy_score(truth, pooled.argmax(1)),
         "log_loss": log_loss(y, probabilities),
     }[metric]
-    shares = _shares(evaluation, unit, metric)
+    shares = shares_of(evaluation.sample(unit), metric, evaluation.class_names)
     assert shares.shape == (30,)
     assert shares.sum() == pytest.approx(expected)
     assert evaluation.metrics[unit][metric].value == pytest.approx(expected)
@@ -171,7 +173,10 @@ def test_the_matrix_is_symmetric_corrected_and_empty_on_the_diagonal(people, rng
     assert list(p.index) == list(p.columns) == ["good", "same", "bad"]
     np.testing.assert_array_equal(p, p.T)
     assert np.isnan(np.diag(p)).all()
-    shares = {name: _shares(e, "slice", "balanced_accuracy") for name, e in found.items()}
+    shares = {
+        name: shares_of(e.sample("slice"), "balanced_accuracy", e.class_names)
+        for name, e in found.items()
+    }
     pairs = [("good", "same"), ("good", "bad"), ("same", "bad")]
     raw = sign_flip([shares[a] - shares[b] for a, b in pairs])
     for (a, b), value in zip(pairs, slow_holm(raw), strict=True):
@@ -247,3 +252,36 @@ def test_slices_whose_people_are_unknown_are_not_taken_for_people(people, rng):
     found = {name: evaluate(labels, rng.normal(size=(40, 4))) for name in "ab"}
     with pytest.raises(ValueError, match="evaluate with subjects"):
         pairwise(found)
+
+
+def test_auc_difference_is_that_of_brute_force(rng):
+    scores = rng.integers(0, 6, (2, 3, 30)).astype(float)
+    ill = np.arange(30) % 3 > 0
+    means = [np.mean([roc_auc_score(ill, x) for x in of]) for of in scores]
+    assert auc_difference(*scores, ill)[0] == pytest.approx(means[0] - means[1])
+
+
+def test_auc_difference_knows_equal_from_better(rng):
+    ill = np.repeat([False, True], [30, 60])
+    noise = rng.normal(size=(2, 90))
+    good = 1.5 * ill + 0.5 * noise
+    assert auc_difference(good, good, ill) == (0.0, 0.0, 0.0, 1.0)
+    value, low, high, p = auc_difference(good, noise, ill)
+    assert 0 < low < value < high
+    assert p < 0.01
+    back = auc_difference(noise, good, ill)
+    np.testing.assert_allclose(back[:3], (-value, -high, -low))
+    with pytest.raises(ValueError, match="Some must be ill, some healthy"):
+        auc_difference(good, noise, np.ones(90, bool))
+
+
+def test_a_difference_of_shares_has_the_interval_of_its_strata(rng):
+    """Against the normal approximation, with the variance within each stratum."""
+    strata = np.repeat([0, 1], [300, 100])
+    differences = (rng.normal(size=400) + strata) / 400
+    value, low, high, p = share_difference(differences, strata, draws=4000)
+    assert value == pytest.approx(differences.sum())
+    of = [differences[strata == k] for k in (0, 1)]
+    error = np.sqrt(sum(len(x) * x.var() for x in of))
+    np.testing.assert_allclose([low, high], [value - 1.96 * error, value + 1.96 * error], rtol=0.15)
+    assert p < 0.01

@@ -94,6 +94,7 @@ def test_every_control_changes_the_picture(case):
         "layer": controls["layer"].options[3],
         "network": "tissue",
         "person": controls["person"].options[1],
+        "opacity": 0.1,
     }
     assert (controls["slice"].min, controls["slice"].max) == (1, len(slices))
     for name, value in changes.items():
@@ -104,6 +105,41 @@ def test_every_control_changes_the_picture(case):
     assert controls["explain"].index == 1 + (said + 1) % 4, "what the browser is told"
     assert controls["layer"].value == MARKED, "of the new network"
     assert "distance" in controls["layer"].options
+
+
+def test_the_picture_says_what_the_network_knows_and_whether_its_maps_were_checked(case):
+    runs, scans, groups, rows, _ = case
+    person = rows[groups[rows] == 2]
+    cards = {
+        "unseen": {"test_rows": rows.tolist()},
+        "person known": {"test_rows": person[:3].tolist()},
+        "no card": {},
+        "others": {"test_rows": rows.tolist(), "data": "of others"},
+    }
+    scans.fingerprint = lambda: "of these"
+    known = {
+        name: SimpleNamespace(model=runs["compact"].model, card={"temperature": 1.0} | card)
+        for name, card in cards.items()
+    }
+    check = SimpleNamespace(verdict="fails")
+    explorer = Explorer(known, scans, groups, rows, checks={("unseen", "hirescam"): check})
+    assert explorer.known("unseen", person[0]) == "person not used in training"
+    assert explorer.known("person known", person[0]).endswith("other slices of this person")
+    assert explorer.known("person known", person[4]).endswith("this very slice")
+    assert explorer.known("no card", person[0]) == "may have been trained on this slice"
+    assert explorer.known("others", person[0]) == "trained on other slices than these"
+    assert explorer.checked("unseen", "hirescam") == "checks of such maps: fails"
+    for network, method, layer in (
+        ("unseen", "grad-cam", MARKED),
+        ("no card", "hirescam", MARKED),
+        ("unseen", "hirescam", "activation"),
+    ):
+        assert explorer.checked(network, method, layer) == "such maps were not checked"
+    (name,) = [of for of in explorer.people if of.startswith("2:")]
+    drawn = explorer.draw(name, 0, network="unseen")
+    told = [text.get_text() for text in drawn.axes[1].texts]
+    assert {"person not used in training", "checks of such maps: fails"} <= set(told)
+    assert "temperature 1.00" in drawn.get_suptitle()
 
 
 def test_where_no_widget_runs_the_picture_shows(case, monkeypatch):

@@ -14,7 +14,7 @@ from mri.data.parquet import CLASS_NAMES
 from mri.data.phantom import make_phantoms
 from mri.data.scans import read_scans
 from mri.evaluation.metrics import evaluate, reliability_bins
-from mri.plots.style import BLACK, GREY, readable
+from mri.plots.style import BLACK, GREY, readable, title_of
 from mri.subjects.recovery import order_slices, recover_subjects
 
 MILD, MODERATE, NON, VERY_MILD = range(4)
@@ -136,7 +136,7 @@ def test_training_curves():
         (accuracy, "accuracy", list(keys)),
     ):
         lines = {line.get_label(): line for line in ax.lines if line.get_label() in keys}
-        assert list(lines) == names and texts(ax) == ["best: 2"]
+        assert list(lines) == names and texts(ax) == ["kept: 2"]
         for name, line in lines.items():
             np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
             np.testing.assert_array_equal(line.get_ydata(), HISTORY[keys[name] + quantity])
@@ -285,25 +285,58 @@ def explained(rng):
 def test_heatmap_grid(rng, images):
     explanation, shares = explained(rng)
     labels = np.array([NON, MILD, NON])
-    fig = plots.heatmap_grid(images[:3], explanation, labels, shares, CLASS_NAMES, title="Grad-CAM")
+    fig = plots.heatmap_grid(
+        images[:3],
+        explanation,
+        labels,
+        shares,
+        CLASS_NAMES,
+        opacity=0.3,
+        notes=("seen",),
+        title="Grad-CAM",
+    )
     assert fig.get_suptitle() == "Grad-CAM" and len(fig.axes) == 10
     rows, bar = np.reshape(fig.axes[:9], (3, 3)), fig.axes[9]
-    assert [ax.get_title() for ax in rows[0]] == ["slice", "heatmap", "overlay"]
+    assert [ax.get_title() for ax in rows[0]][:2] == ["slice", "heatmap over it"]
     assert bar.get_xlabel().startswith("evidence") and bar.get_xlim() == (0, 1)
     for i, row in enumerate(rows):
         np.testing.assert_array_equal(pictures(row[0])[0], images[i])
-        np.testing.assert_array_equal(pictures(row[1])[0], explanation.maps[i])
-        assert row[1].get_images()[0].get_clim() == (0, 1)
         assert row[0].get_images()[0].get_clim() == (0, 255)
-        mixed = plots.overlay(images[i], explanation.maps[i])
-        np.testing.assert_array_equal(pictures(row[2])[0], mixed)
-    assert texts(rows[0, 2]) == ["true: Non Demented\npredicted: Non Demented, 70%\n✓ correct"]
-    assert texts(rows[1, 2]) == [
-        "true: Mild Demented\npredicted: Mild Demented, 55%\n✓ correct\n"
-        "explained: Moderate Demented, 25%"
+        assert row[0].get_images()[0].get_interpolation() == "nearest"
+        mixed = plots.overlay(images[i], explanation.maps[i], alpha=0.3)
+        np.testing.assert_array_equal(pictures(row[1])[0], mixed)
+        assert texts(row[0]) == ["back", "front"]
+        assert texts(row[1]) == (["no evidence"] if i == 2 else []) + ["seen"]
+        by_severity = shares[i][[NON, VERY_MILD, MILD, MODERATE]]
+        np.testing.assert_allclose([bar.get_width() for bar in row[2].patches], by_severity)
+    assert [ax.get_title(loc="left") for ax in rows[:, 2]] == [
+        "true: Non Demented\n✓ correct",
+        "true: Mild Demented\n✓ correct",
+        "true: Non Demented\n✗ wrong",
     ]
-    assert texts(rows[2, 2]) == ["true: Non Demented\npredicted: Mild Demented, 40%\n✗ wrong"]
-    assert [texts(row[1]) for row in rows] == [[], [], ["no evidence"]]
+    assert texts(rows[1, 2]) == [
+        "Non Demented: 10%",
+        "Very Mild Demented: 10%",
+        "Mild Demented: 55%",
+        "Moderate Demented: 25%  (explained)",
+    ]
+    bold = [t.get_text() for ax in rows[:, 2] for t in ax.texts if t.get_fontweight() == "bold"]
+    assert bold == ["Non Demented: 70%", "Mild Demented: 55%", "Mild Demented: 40%"]
+
+
+def test_a_panel_of_a_heatmap_is_300_pixels_wide(rng):
+    explanation, shares = explained(rng)
+    slices = rng.integers(0, 256, (3, 128, 128), dtype=np.uint8)
+    explanation.maps = rng.random((3, 128, 128))
+    fig = plots.heatmap_grid(slices, explanation, None, shares, CLASS_NAMES, title="t")
+    fig.canvas.draw()
+    assert min(ax.get_window_extent().width for ax in fig.axes[:2]) >= 300
+
+
+def test_a_figure_is_named_by_its_titles(evaluation):
+    fig = plots.side_by_side(plots.confusion, {"one": evaluation, "two": evaluation}, title="both")
+    assert title_of(fig) == "both; one; two"
+    assert title_of(plots.class_counts(LABELS, CLASS_NAMES, title="a\nb").figure) == "a b"
 
 
 def test_slice_pairs(images):
@@ -338,6 +371,39 @@ def test_similarity_histogram(rng):
     assert ax.get_title(loc="left") == "train and test"
 
 
+def test_separation_has_a_dot_for_each_person(rng):
+    scores, ill = rng.normal(size=30), np.arange(30) % 3 == 0
+    fig = plots.separation({"guess": (scores, ill), "all": (-scores, ill)}, title="t")
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["guess", "all"]
+    for ax, sign in zip(fig.axes, (1, -1), strict=True):
+        drawn = {round(np.mean(line.get_ydata())): sorted(line.get_xdata()) for line in ax.lines}
+        assert drawn == {0: sorted(sign * scores[~ill]), 1: sorted(sign * scores[ill])}
+    assert ticks(fig.axes[0].yaxis) == ["non-demented", "demented"]
+
+
+def test_within_a_person_the_mean_is_that_of_the_slices(rng):
+    scores = {"3: Mild_Demented": rng.normal(size=12), "8: Non_Demented": rng.normal(size=9)}
+    ax = plots.within_person(scores, title="t")
+    for name, line, mean in zip(scores, ax.lines[::2], ax.lines[1::2], strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), scores[name])
+        assert mean.get_ydata()[0] == pytest.approx(np.mean(scores[name]))
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["person 3: Mild Demented", "person 8: Non Demented"]
+
+
+def test_the_bootstrap_shows_every_draw_and_its_interval(rng):
+    draws = {"40 people": rng.normal(0.5, 0.08, 999), "1280 slices": rng.normal(0.5, 0.01, 999)}
+    ax = plots.bootstrap(draws, 0.51, title="t")
+    assert [sum(bar.get_height() for bar in group) for group in ax.containers] == [999, 999]
+    ends = [line.get_xdata()[0] for line in ax.lines]
+    expected = [np.percentile(of, q) for of in draws.values() for q in (2.5, 97.5)]
+    np.testing.assert_allclose(ends, [*expected, 0.51])
+    low, high = expected[:2]
+    assert f"drawing 40 people: [{low:.3f}, {high:.3f}]" in [
+        text.get_text() for text in ax.get_legend().get_texts()
+    ]
+
+
 def calls(evaluation, images, rng, ax=None):
     explanation, shares = explained(rng)
     one = {"ax": ax}
@@ -354,6 +420,9 @@ def calls(evaluation, images, rng, ax=None):
         plots.heatmap_grid: ((images[:3], explanation, LABELS[:3], shares, CLASS_NAMES), {}),
         plots.slice_pairs: ((images[:2], images[2:4], ["a", "b"]), {}),
         plots.similarity_histogram: (correlations, one),
+        plots.separation: (({"x": (rng.random(9), np.arange(9) > 4)},), {}),
+        plots.within_person: (({"1: Mild": rng.random(9)},), one),
+        plots.bootstrap: (({"9 people": rng.random(99)}, 0.5), one),
     }
 
 
@@ -373,7 +442,7 @@ def is_of(thing, modules):
 
 def test_every_plot_leaves_its_input_and_the_settings_alone(evaluation, images, rng):
     cases = calls(evaluation, images, rng)
-    homes = ("mri.plots.figures", "mri.plots.maps")
+    homes = ("mri.plots.figures", "mri.plots.lessons", "mri.plots.maps")
     drawn = {f for f in (getattr(plots, n) for n in plots.__all__) if is_of(f, homes)}
     others = {plots.overlay, plots.overlay_scale, plots.overlay_columns, plots.mean_maps}
     assert drawn == {*cases, *others}, "test_maps.py has those of maps that belong together"

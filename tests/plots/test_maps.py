@@ -28,7 +28,7 @@ def test_columns_are_the_slice_and_each_explanation(rng, images):
     found = {"one": explanation(rng, [0, 2, 3]), "two": explanation(rng, [2, 2, 1], [0, 2, 1])}
     fig = plots.overlay_columns(images, found, np.array([0, 2, 3]), CLASS_NAMES, title="t")
     cells = np.array(fig.axes[:9]).reshape(3, 3)
-    assert [ax.get_title() for ax in cells[0]] == ["slice", "one", "two"]
+    assert [[ax.get_title() for ax in row] for row in cells] == 3 * [["slice", "one", "two"]]
     for i, row in enumerate(cells):
         np.testing.assert_array_equal(row[0].get_images()[0].get_array(), images[i])
         for ax, of in zip(row[1:], found.values(), strict=True):
@@ -41,9 +41,18 @@ def test_columns_are_the_slice_and_each_explanation(rng, images):
         "✗ Non Demented\nexplained: Mild Demented",
     ]
     assert said[2] == ["true: Very Mild Demented", "✓ Very Mild Demented", "✗ Moderate Demented"]
-    none = [[bool(ax.texts) for ax in row] for row in cells]
-    assert none == [[False] * 3, [False] * 3, [False, True, True]]
-    assert fig.axes[9].get_ylabel() == "evidence, share of the map's maximum"
+    written = [[[text.get_text() for text in ax.texts] for ax in row] for row in cells]
+    assert written[:2] == 2 * [[["back", "front"], [], []]]
+    assert written[2][1:] == 2 * [["no evidence"]]
+    assert fig.axes[9].get_xlabel() == "evidence, share of the map's maximum"
+
+
+def test_more_than_two_explanations_go_on_below(rng, images):
+    found = {name: explanation(rng, [0, 2, 3]) for name in "abcd"}
+    fig = plots.overlay_columns(images, found, np.array([0, 2, 3]), CLASS_NAMES)
+    titles = [ax.get_title() for ax in fig.axes[:6]]
+    assert titles == ["slice", "a", "b", "c", "d", ""]
+    assert len(fig.axes) == 3 * 6 + 1 and not fig.axes[5].axison
 
 
 @pytest.mark.parametrize("bare", [True, False])

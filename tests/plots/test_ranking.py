@@ -1,12 +1,14 @@
 """What the figures of a comparison say, read back from the artists."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
-from matplotlib.text import Text
 
 from mri import plots
+from mri.plots.ranking import _short
 
 pytestmark = pytest.mark.usefixtures("closed")
 
@@ -38,59 +40,57 @@ def test_the_ranking_shows_both_figures_and_shades_the_leaders(made_up):
     assert legend == ["subject-wise", "image-level (inflated)", "not distinguishable from the best"]
 
 
-def test_p_values_are_written_and_the_small_ones_filled():
+def test_shading_that_leaves_out_a_row_says_why(made_up):
+    comparison = made_up()
+    names = [f"{n}-subject" for n in "abcd"]
+    told = {}
+    for gap in (False, True):
+        p = pd.DataFrame(1.0, names, names)
+        p.iloc[0, 1 if gap else 3] = p.iloc[1 if gap else 3, 0] = 0.01
+        ax = plots.leaderboard(replace(comparison, p_values={"subject": p}), title="t")
+        told[gap] = "tests of pairs" in ax.get_xlabel()
+    assert told == {False: False, True: True}
+
+
+def test_pairs_that_differ_are_drawn_once_and_the_others_not():
     names = ["one", "two", "three"]
     matrix = pd.DataFrame(
-        [[np.nan, 0.2, 0.0004], [0.2, np.nan, 0.9997], [0.0004, 0.9997, np.nan]], names, names
+        [[np.nan, 0.2, 0.0004], [0.2, np.nan, 0.03], [0.0004, 0.03, np.nan]], names, names
     )
     ax = plots.p_values(matrix, title="pairs")
-    assert ticks(ax.xaxis) == ticks(ax.yaxis) == names
-    written = {(t.get_position()[1], t.get_position()[0]): t for t in ax.texts}
-    found = {place: text.get_text() for place, text in written.items()}
-    assert found == {
-        (0, 1): ".200",
-        (1, 0): ".200",
-        (0, 2): "<.001",
-        (2, 0): "<.001",
-        (1, 2): "1.000",
-        (2, 1): "1.000",
-    }
-    (image,) = ax.get_images()
-    shade = np.asarray(image.get_array())
-    assert (shade == shade[0, 2]).sum() == 2
-    assert to_rgba(written[0, 2].get_color()) == to_rgba("white")
-    assert to_rgba(written[0, 1].get_color()) == to_rgba("black")
+    assert ax.get_title(loc="left").startswith("pairs\n2 of 3 pairs differ")
+    assert ticks(ax.yaxis) == ["three"]
+    assert ticks(ax.xaxis) == ["one", "two"]
+    assert [text.get_text() for text in ax.texts] == ["<.001", ".030"]
+    assert np.asarray(ax.get_images()[0].get_array()).tolist() == [[True, True]]
+    assert all(to_rgba(text.get_color()) == to_rgba("white") for text in ax.texts)
 
 
-def test_cost_draws_the_front_and_names_every_model_once(made_up):
+def test_without_a_difference_a_sentence_says_so():
+    names = ["one", "two"]
+    ax = plots.p_values(pd.DataFrame([[np.nan, 0.2], [0.2, np.nan]], names, names))
+    assert ax.get_title(loc="left").startswith("0 of 1 pairs differ")
+    assert not ax.texts and not ax.get_images() and not len(ax.get_xticks())
+
+
+def test_cost_has_a_row_for_every_model_and_marks_the_front(made_up):
     comparison = made_up()
     ax = plots.cost(comparison)
-    assert ax.get_xscale() == "log"
-    assert ax.get_xlabel() == "number of weights"
-    (front,) = ax.lines
-    np.testing.assert_array_equal(front.get_xdata(), [50, 100, 300])
-    intervals, scatter = ax.collections
-    points = {tuple(point) for point in scatter.get_offsets()}
-    assert points == {(300, 0.9), (100, 0.88), (200, 0.2), (50, 0.1)}
-    drawn = {segment[0, 0]: tuple(segment[:, 1]) for segment in intervals.get_segments()}
-    named = {300: "a-subject", 100: "b-subject", 200: "c-subject", 50: "d-subject"}
-    for weights, name in named.items():
-        of = comparison.evaluations[name].metrics["slice"]["balanced_accuracy"]
-        assert drawn[weights] == (of.low, of.high)
-    assert sorted(text.get_text() for text in ax.texts) == ["a", "b", "c", "d"]
+    assert ax.get_xscale() == "log" and ax.yaxis_inverted()
+    assert ax.get_xlabel().startswith("number of weights\n")
+    assert ticks(ax.yaxis) == ["a", "b", "c", "d"]
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines]
+    assert points == [(300, 0), (100, 1), (200, 2), (50, 3)]
+    assert [line.get_marker() for line in ax.lines] == ["D", "D", "o", "D"]
+    figures = [
+        str(comparison.evaluations[f"{n}-subject"].metrics["slice"]["balanced_accuracy"])
+        for n in "abcd"
+    ]
+    assert [text.get_text() for text in ax.texts] == figures
 
 
-def test_labels_of_points_that_lie_together_do_not_cover_each_other(made_up):
-    rows = [(f"network{i}-subject", "subject", 0.5 + i / 1000, 100 + i) for i in range(6)]
-    ax = plots.cost(made_up(rows))
-    ax.figure.canvas.draw()
-    # Without the lines that lead to the points.
-    boxes = [Text.get_window_extent(text) for text in ax.texts]
-    assert len(boxes) == 6
-    assert [text.get_text() for text in ax.texts] == [f"network{i}" for i in range(5, -1, -1)]
-    assert [text.xy for text in ax.texts] == [(100 + i, 0.5 + i / 1000) for i in range(5, -1, -1)]
-    crossing = [(i, j) for i in range(6) for j in range(i) if boxes[i].overlaps(boxes[j])]
-    assert crossing == []
+def test_long_numbers_of_ticks_are_short():
+    assert [_short(x) for x in (0.5, 70, 2500, 3e7)] == ["0.5", "70", "2.5k", "30M"]
 
 
 def test_side_by_side_draws_every_model_on_its_own_axes(made_up):

@@ -7,8 +7,10 @@ from scipy.ndimage import gaussian_filter
 
 from mri.data.phantom import Phantoms, make_phantoms
 from mri.data.tone_map import blur_taps, tone_map
+from mri.evaluation.comparison import compare
+from mri.evaluation.persons import PersonModel
 from mri.gradcam.cam import METHODS, GradCAM
-from mri.models.files import ModelFileError, load_model, read_card
+from mri.models.files import ModelFile, ModelFileError, load_model, read_card
 from mri.models.glass_box import glass_box
 from mri.plots.glass_box import plot_person, plot_weights, slab_means
 from mri.subjects.recovery import recover_subjects
@@ -18,12 +20,8 @@ from mri.training.glass_box import (
     bootstrap_weights,
     fit_glass_box,
     ridge_weights,
-    severity_of,
-)
-from mri.training.glass_box_files import (
-    ask,
-    load_glass_box,
     save_glass_box,
+    severity_of,
     train_people,
 )
 
@@ -209,51 +207,93 @@ def phantoms() -> Phantoms:
 @pytest.fixture(scope="module")
 def saved(phantoms, tmp_path_factory):
     split = subject_split(phantoms.labels, phantoms.subjects, folds=2)
-    box, template, maps, labels = train_people(phantoms.scans, phantoms.subjects, split=split)
-    path = tmp_path_factory.mktemp("glass") / "glass.keras"
-    save_glass_box(path, box, template, scans=phantoms.scans, split=split)
-    return path, box, split, maps, labels
+    fitted = train_people(phantoms.scans, phantoms.subjects, split=split)
+    path = tmp_path_factory.mktemp("glass") / "glass-subject.keras"
+    save_glass_box(path, fitted, scans=phantoms.scans, split=split)
+    return path, fitted, split
 
 
 def test_nobody_tested_is_looked_at(phantoms, saved):
-    _, _, split, maps, labels = saved
+    _, fitted, split = saved
     people = np.setdiff1d(phantoms.subjects, phantoms.subjects[split.test])
-    assert len(maps) == len(labels) == len(people)
+    assert len(fitted.maps) == len(fitted.labels) == len(people)
     spoilt = phantoms.images.copy()
     spoilt[split.test] = 0  # Would be refused as constant.
     scans = Phantoms(spoilt, phantoms.labels, phantoms.subjects, phantoms.z, phantoms.masks).scans
-    again = train_people(scans, phantoms.subjects, split=split)[2]
-    np.testing.assert_array_equal(again, maps)
+    again = train_people(scans, phantoms.subjects, split=split).maps
+    np.testing.assert_array_equal(again, fitted.maps)
 
 
 def test_a_person_is_asked_about(phantoms, saved):
-    path, box, split, *_ = saved
-    card = read_card(path)
-    assert (card["input"], card["template"]) == ("person", "glass.npz")
+    path, fitted, split = saved
+    box, card = fitted.box, read_card(path)
+    assert card["input"] == "person"
     assert card["test_rows"] == split.test.tolist()
-    model, template = load_glass_box(path)
+    model = PersonModel(ModelFile(path))
     who = phantoms.subjects[split.test[0]]
     slices = phantoms.images[phantoms.subjects == who]
-    answer = ask(model, template, slices)
+    answer = model.ask(slices)
     assert answer.warnings == ()
-    total = box.intercept + float(answer.contributions.astype(float).sum())
+    total = answer.intercept + float(answer.contributions.astype(float).sum())
     assert answer.severity == pytest.approx(total, abs=1e-5)
     expected = box.logits(tone_map(answer.person.images)[None])[0]
     np.testing.assert_allclose(answer.logits, expected, atol=1e-3)
-    one = ask(model, template, slices[:1])
+    one = model.ask(slices[:1])
     assert len(one.warnings) == 2
     assert abs(one.severity - box.intercept) < abs(answer.severity - box.intercept) + 0.2
 
 
+def test_it_is_compared_by_people_and_verified(phantoms, saved):
+    path, _, split = saved
+    found = compare(phantoms.scans, phantoms.subjects, path.parent)
+    row = found.table.set_index("model").loc["glass-subject"]
+    assert (row["protocol"], len(found.table)) == ("subject", 1), "the template is no model"
+    assert "whole people" in row["note"]
+    assert found.claims["glass-subject"] == "verified"
+    logits = found.evaluations["glass-subject"].sample("slice").logits
+    model = PersonModel(ModelFile(path))
+    for who in np.unique(phantoms.subjects[split.test])[:3]:
+        expected = model.ask(phantoms.images[phantoms.subjects == who]).logits
+        rows = phantoms.subjects[split.test] == who
+        np.testing.assert_allclose(logits[rows], np.tile(expected, (rows.sum(), 1)), atol=1e-4)
+    again = compare(phantoms.scans, phantoms.subjects, path.parent)
+    assert (again.evaluated, again.claims["glass-subject"]) == ((), "verified")
+
+
+def test_the_explorer_shows_the_person(closed, phantoms, saved):
+    from mri.plots.explorer import Explorer
+    from mri.training.loop import Trained
+
+    path = saved[0]
+    run = Trained(load_model(path), read_card(path), path)
+    explorer = Explorer({"box": run}, phantoms.scans, phantoms.subjects, saved[2].test)
+    figure = explorer.draw(next(iter(explorer.people)), 3)
+    assert "all slices together" in figure.get_suptitle()
+
+
 def test_a_missing_or_other_template_is_refused(saved, tmp_path):
     path = saved[0]
-    for name in (path.name, "glass.json"):
+    for name in (path.name, "glass-subject.json"):
         (tmp_path / name).write_bytes((path.parent / name).read_bytes())
-    with pytest.raises(ModelFileError, match=r"its template glass\.npz is missing or another"):
-        load_glass_box(tmp_path / path.name)
-    (tmp_path / "glass.json").unlink()
+    with pytest.raises(ModelFileError, match=r"its template glass-subject\.npz is missing or"):
+        PersonModel(ModelFile(tmp_path / path.name))
+    (tmp_path / "glass-subject.json").unlink()
     with pytest.raises(ModelFileError, match="does not say that it takes a person"):
-        load_glass_box(tmp_path / path.name)
+        PersonModel(ModelFile(tmp_path / path.name))
+
+
+def test_a_person_model_that_is_no_glass_box_is_not_explained(images, saved, tmp_path):
+    from mri._keras import keras
+    from mri.models.files import save_model
+
+    path = saved[0]
+    inputs = keras.Input((64, 64, 32))
+    logits = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(inputs))
+    card = read_card(path)
+    save_model(keras.Model(inputs, logits), tmp_path / "mine.keras", card)
+    (tmp_path / "mine.npz").write_bytes(path.with_suffix(".npz").read_bytes())
+    with pytest.raises(ModelFileError, match="can be compared, but not be explained"):
+        PersonModel(ModelFile(tmp_path / "mine.keras")).ask(images[0])
 
 
 def test_weights_are_drawn_slab_by_slab(closed, rng):
@@ -267,36 +307,41 @@ def test_weights_are_drawn_slab_by_slab(closed, rng):
     assert "blue" in figure.axes[8].get_xlabel()
 
 
-def test_a_person_is_drawn_with_what_adds_up(closed, rng):
-    parts = rng.normal(size=(8, 16, 16)) / 100
-    brain = np.full((32, 64, 64), 100.0)
-    severity = 0.5 + parts.sum()
-    figure = plot_person(parts, brain, severity=severity, intercept=0.5, title="Somebody")
-    assert f"this head {parts.sum():+.2f}, severity {severity:.2f}" in figure.get_suptitle()
+def test_a_person_is_drawn_with_what_adds_up_beside_another_model(closed, phantoms, saved, rng):
+    model = PersonModel(ModelFile(saved[0]))
+    answer = model.ask(phantoms.images[phantoms.subjects == 3])
+    figure = plot_person(answer, title="Somebody")
+    said = f"this head {answer.contributions.sum():+.2f}, severity {answer.severity:.2f}"
+    assert said in figure.get_suptitle()
+    other = rng.uniform(0, 1, (32, 64, 64))
+    figure = plot_person(answer, title="Somebody", beside=("A network", other * 255, other))
+    assert [of.get_suptitle() for of in figure.subfigs][1] == "A network"
+    assert [len(of.axes) for of in figure.subfigs] == [9, 9]
 
 
 def test_maps_of_another_size_are_not_drawn(closed):
     with pytest.raises(ValueError, match="a map of a quarter of its size"):
         plot_weights(*[np.zeros((8, 9, 9))] * 3, np.zeros((32, 64, 64)), people=2)
-    with pytest.raises(ValueError, match="n a multiple of 4"):
+    with pytest.raises(ValueError, match=r"images must be \(32, h, w\)"):
         slab_means(np.zeros((31, 8, 8)))
     assert not plt.get_fignums()
 
 
 @pytest.mark.real_data
-def test_contributions_sum_to_the_severity_of_all_200_people(real_data):
+def test_contributions_sum_to_the_severity_of_all_200_people(real_data, tmp_path):
     from mri.data.scans import read_scans
 
     scans = read_scans(real_data)
     groups = recover_subjects(scans.images, scans.labels).groups
-    box, template, maps, _ = train_people(scans, groups)
+    fitted = train_people(scans, groups)
+    box, maps = fitted.box, fitted.maps
     assert len(maps) == 200
     float32 = box.contributions(maps).astype(np.float32)
     total = box.intercept + float32.reshape(200, -1).sum(1)
     np.testing.assert_allclose(total, box.scores(maps), atol=1e-5)
-    model = box.model()
-    answer = ask(model, template, scans.images[groups == 7])
+    save_glass_box(tmp_path / "all.keras", fitted, scans=scans)
+    answer = PersonModel(ModelFile(tmp_path / "all.keras")).ask(scans.images[groups == 7])
     assert answer.severity == pytest.approx(box.scores(maps[7:8])[0], abs=1e-4)
     assert answer.warnings == ()
-    whole = answer.contributions.astype(float).sum() + box.intercept
+    whole = answer.contributions.astype(float).sum() + answer.intercept
     assert whole == pytest.approx(answer.severity, abs=1e-5)

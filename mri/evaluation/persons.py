@@ -1,0 +1,162 @@
+"""Models of a person: the card says so, and the person is prepared before the model is asked.
+
+The Keras file takes the 32 slices of a head, in order and on common gray values. To bring them
+there takes all slices of the person (`mri.subjects.person.prepare_person`) and a template, which
+lies beside the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mri._files import file_sha256
+from mri.data.scans import Scans
+from mri.models.files import ModelFile, ModelFileError
+from mri.subjects.person import Person, prepare_person
+from mri.subjects.template import Template, read_template
+
+if TYPE_CHECKING:
+    from mri._keras import keras
+
+INPUT = "person"
+"""What a card names as its ``input`` where slices have to go through `prepare_person` first."""
+
+_LAYERS = "last_conv", "severity", "logits"
+
+
+def takes_person(file: ModelFile) -> bool:
+    """Whether the card of a model says that it takes a whole person, not a slice."""
+    return (file.card or {}).get("input") == INPUT
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a glass box says of one person.
+
+    Attributes
+    ----------
+    logits : ndarray of float32, shape (k,)
+        In label order.
+    severity, intercept : float
+        Of this person and of the average one: about 0 (not demented) to 2 (mild).
+    contributions : ndarray of float32, shape (8, r, c)
+        What each place adds: with `intercept` they sum to `severity`.
+    person : Person
+        What was asked about, on the template; its `warnings` say what is lacking.
+    """
+
+    logits: np.ndarray
+    severity: float
+    intercept: float
+    contributions: np.ndarray = field(repr=False)
+    person: Person = field(repr=False)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is lacking; empty where nothing is."""
+        return self.person.warnings
+
+
+class PersonModel:
+    """A model file that takes a person, with its template.
+
+    Parameters
+    ----------
+    file : ModelFile
+
+    Raises
+    ------
+    ModelFileError
+        If its card is of none that takes a person, or the template is missing or not the one that
+        the card was written with.
+
+    Examples
+    --------
+    >>> model = PersonModel(ModelFile("models/zoo/glass_box-subject.keras"))
+    >>> model.template.mean.shape
+    (32, 128, 128)
+    """
+
+    def __init__(self, file: ModelFile) -> None:
+        if not takes_person(file):
+            raise ModelFileError(f"{file.path}: its card does not say that it takes a {INPUT}")
+        card = file.card or {}
+        self.file = file
+        beside = file.path.with_name(f"{file.path.stem}.npz")
+        if not beside.is_file() or file_sha256(beside) != card.get("template_sha256"):
+            raise ModelFileError(
+                f"{file.path}: its template {beside.name} is missing or another one; put the one "
+                "of its card there, or make both again: python -m mri people"
+            )
+        self.template: Template = read_template(beside)
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """The Keras model, from prepared slices as channels to logits."""
+        model = self.file.load_bare()
+        expected = (None, *self.template.mean.shape[1:], len(self.template.mean))
+        if model.input_shape != expected or len(model.output_shape) != 2:
+            raise ModelFileError(
+                f"{self.file.path}: goes from {model.input_shape} to {model.output_shape}, "
+                f"expected {expected} to (None, classes), as its template is"
+            )
+        return model
+
+    def ask(self, slices: np.ndarray) -> Answer:
+        """Ask about a person: any number of slices; of few the answer's warnings say so.
+
+        Parameters
+        ----------
+        slices : ndarray of uint8 or float, shape (n, h, w)
+            Of one person, in any order.
+
+        Returns
+        -------
+        Answer
+
+        Raises
+        ------
+        ValueError
+            As `prepare_person` does.
+        ModelFileError
+            If the model is no glass box, whose layers say what adds to the answer.
+        """
+        person = prepare_person(slices, self.template)
+        places, severity, logits = self._parts.predict(person.channels[None], verbose=0)
+        weights, bias = self.model.get_layer("severity").get_weights()
+        added = np.moveaxis(places[0] * weights.reshape(places.shape[1:]), -1, 0)
+        return Answer(logits[0], float(severity[0, 0]), float(bias[0]), added, person)
+
+    @cached_property
+    def _parts(self) -> keras.Model:
+        from mri._keras import keras
+
+        try:
+            outputs = [self.model.get_layer(name).output for name in _LAYERS]
+        except ValueError as error:
+            raise ModelFileError(
+                f"{self.file.path}: no glass box, it lacks layers of {_LAYERS}; its answers can be "
+                "compared, but not be explained"
+            ) from error
+        return keras.Model(self.model.inputs, outputs)
+
+    def logits(self, scans: Scans, groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return logits, float32 (m, k), of rows: each slice gets the answer of its person.
+
+        Of a person, all slices in `scans` are looked at, also those that are not among the rows.
+
+        Parameters
+        ----------
+        scans : Scans
+        groups : ndarray of int, shape (n,)
+            Person of each slice.
+        rows : ndarray of int, shape (m,)
+        """
+        numbers, which = np.unique(groups[rows], return_inverse=True)
+        prepared = [prepare_person(scans.images[groups == who], self.template) for who in numbers]
+        channels = np.stack([person.channels for person in prepared])
+        return self.model.predict(channels, batch_size=16, verbose=0)[which]

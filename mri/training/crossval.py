@@ -1,0 +1,377 @@
+"""Answers about all people, each from a model that was fitted without them, and their figures.
+
+Networks answer slice by slice; probes, single numbers and the glass box answer once a person. Both
+are kept in one form, so that they stand in the same tables.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mri._arguments import require
+from mri.data.decode import DataError
+from mri.data.scans import Scans
+from mri.evaluation.leaderboard import COSTS, Comparison
+from mri.evaluation.logits import LogitsTable, logits_frame
+from mri.evaluation.metrics import Evaluation, Sample, evaluate, metric_label
+from mri.evaluation.significance import pairwise
+from mri.subjects.splits import Split, subject_split
+
+SHUFFLED = ", diagnoses shuffled"
+"""What the name of a control ends in."""
+
+TABLE = "accuracy", "balanced_accuracy", "balanced_accuracy_3", "demented_auc"
+"""Figures of a table, in its order."""
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """Logits of every slice, or person, from models that have never seen the person.
+
+    Attributes
+    ----------
+    frame : DataFrame
+        One row per slice, part and model: model, division, fold, seed, part ('test' or
+        'validation'), row (in the scans), subject, label, and one column `logit_<class>` per class.
+        A model of whole people has one row a person, that of their first slice. The logits of
+        networks are divided by the temperature fitted on the validation part of the same network.
+    class_names : tuple of str
+        In label order.
+    origin : str
+        What kind of slices these are, for titles.
+    """
+
+    frame: pd.DataFrame = field(repr=False)
+    class_names: tuple[str, ...]
+    origin: str
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, in the requested order."""
+        return list(self.frame["model"].unique())
+
+    @property
+    def _logits(self) -> list[str]:
+        return [f"logit_{name}" for name in self.class_names]
+
+    def _wanted(self, models: Sequence[str] | str | None) -> list[str]:
+        return self.models if models is None else np.atleast_1d(models).tolist()
+
+    def pooled(
+        self,
+        models: Sequence[str] | str | None = None,
+        part: str = "test",
+        *,
+        division: int | None = None,
+    ) -> pd.DataFrame:
+        """Return one row per slice, with the mean of its logits over the given models and seeds.
+
+        If a slice is in the validation part of several folds, several networks have judged it.
+        Their logits are averaged too. `division` is by default the first one there is: answers of
+        several divisions are never averaged, since that would be an ensemble.
+        """
+        wanted, frame = self._wanted(models), self.frame
+        division = int(frame["division"].min()) if division is None else division
+        chosen = frame["model"].isin(wanted) & (frame["part"] == part)
+        chosen = frame[chosen & (frame["division"] == division)]
+        lacking = sorted(set(wanted) - set(chosen["model"]))
+        if lacking or chosen.empty:
+            raise ValueError(
+                f"There are no {part} logits of {lacking or wanted} in division {division}. "
+                f"Models: {self.models}, parts: {sorted(frame['part'].unique())}, divisions: "
+                f"{sorted(frame['division'].unique().tolist())}"
+            )
+        found = chosen.groupby(["row", "subject", "label"], as_index=False)[self._logits].mean()
+        alike = not found["row"].duplicated().any()
+        require(
+            alike, "Only models with the same labels and subjects can be averaged.", models=wanted
+        )
+        return found
+
+    def evaluate(
+        self,
+        models: Sequence[str] | str | None = None,
+        *,
+        part: str = "test",
+        division: int | None = None,
+        seed: int = 0,
+    ) -> Evaluation:
+        """Evaluate the mean logits of the given models (by default all) over all seeds.
+
+        Parameters
+        ----------
+        models : str or sequence of str, optional
+            Several models form an ensemble, and so do several seeds of one model.
+        part : {'test', 'validation'}
+            Choose recipes by 'validation', report 'test'.
+        division : int, optional
+            By default the first one there is.
+        seed : int
+            Seed of the bootstrap over subjects.
+
+        Returns
+        -------
+        Evaluation
+            Per slice and per subject; of a model of whole people per subject only.
+
+        Raises
+        ------
+        ValueError
+            If there are no such logits, or the models have different labels or subjects.
+        """
+        frame = self.pooled(models, part, division=division)
+        names = " + ".join(self._wanted(models))
+        return self.measured(
+            frame, f"{names}, {part} parts of all folds, {len(frame)} {self.origin}", seed
+        )
+
+    def measured(self, frame: pd.DataFrame, title: str, seed: int = 0) -> Evaluation:
+        """Measure rows of `pooled`; without figures per slice where each person has one row."""
+        found = evaluate(
+            frame["label"].to_numpy(),
+            frame[self._logits].to_numpy(),
+            frame["subject"].to_numpy(),
+            class_names=self.class_names,
+            title=title,
+            seed=seed,
+        )
+        if frame["subject"].duplicated().any():
+            return found
+        only = {"subject": found.samples["subject"]}, {"subject": found.metrics["subject"]}
+        return replace(found, samples=only[0], metrics=only[1])
+
+    def table(self, *, unit: str = "subject", part: str = "test") -> pd.DataFrame:
+        """Return one row per model and one column per figure with its interval.
+
+        The logits of several seeds are averaged, so such a row describes an ensemble.
+
+        Parameters
+        ----------
+        unit : {'subject', 'slice'}
+            Models of whole people have no figures per slice.
+        part : {'test', 'validation'}
+            Models without such a part are left out.
+
+        Returns
+        -------
+        DataFrame of str
+        """
+        rows = {}
+        for model in self.frame[self.frame["part"] == part]["model"].unique():
+            found = self.evaluate(model, part=part).metrics.get(unit, {})
+            rows[model] = {metric_label(key): str(found[key]) for key in TABLE if key in found}
+        return pd.DataFrame(rows).T
+
+    def per_fold(self, metric: str = "demented_auc", *, unit: str = "subject") -> pd.DataFrame:
+        """Return one row per model and one column per fold: the figure on its people."""
+        rows: dict[str, dict[str, float]] = {}
+        first = self.frame[self.frame["division"] == self.frame["division"].min()]
+        for (model, fold), of in first.groupby(["model", "fold"], sort=False):
+            found = replace(self, frame=of).evaluate(model).metrics.get(unit, {})
+            if metric in found:
+                rows.setdefault(model, {})[f"fold {fold}"] = found[metric].value
+        return pd.DataFrame.from_dict(rows, orient="index")
+
+    @cached_property
+    def _by_person(self) -> dict[tuple[str, int], pd.DataFrame]:
+        """The mean test logits of each person, of the first seed, by model and division."""
+        tested = self.frame[self.frame["part"] == "test"]
+        tested = tested[tested["seed"] == tested.groupby("model")["seed"].transform("min")]
+        by = tested.groupby(["model", "division", "subject", "label"], as_index=False)
+        means = by[self._logits].mean().groupby(["model", "division"])
+        return {key: of.drop(columns=["model", "division"]) for key, of in means}
+
+    def people(self, model: str, division: int | None = None) -> pd.DataFrame:
+        """Return a row a person, in order: subject, label and the mean logits of the first seed."""
+        division = int(self.frame["division"].min()) if division is None else division
+        known = self._by_person
+        expected = (
+            f"There must be test logits of the model in this division. Models: {self.models}."
+        )
+        require((model, division) in known, expected, model=model, division=division)
+        return known[model, division]
+
+    def sample(self, model: str, division: int | None = None) -> Sample:
+        """Return the same as labels and logits, in the order of the subjects."""
+        of = self.people(model, division)
+        return Sample(of["label"].to_numpy(), of[self._logits].to_numpy(float), np.arange(len(of)))
+
+    def divisions(self, model: str) -> list[int]:
+        """Return the divisions in which a model has judged as many people as in its best one."""
+        sizes = {of: len(rows) for (name, of), rows in self._by_person.items() if name == model}
+        return [of for of, size in sizes.items() if size == max(sizes.values())]
+
+    def ranked(self) -> list[str]:
+        """Return the models that have judged everybody in the first division, without controls."""
+        first, sizes = int(self.frame["division"].min()), {}
+        for model in self.models:
+            if (model, first) in self._by_person and not model.endswith(SHUFFLED):
+                sizes[model] = len(self.people(model))
+        return [model for model, size in sizes.items() if size == max(sizes.values())]
+
+    def ranking(self, by: str = "balanced_accuracy_3", *, seed: int = 0) -> Comparison:
+        """Rank all models by all people, and tell which are as good as the best.
+
+        Each person's logits are the mean over their slices, of the first seed and division. The
+        tests are paired, over people, with Holm's correction over all pairs
+        (`mri.evaluation.significance.pairwise`).
+
+        Parameters
+        ----------
+        by : str
+            One of `mri.evaluation.significance.ADDITIVE`.
+        seed : int
+            Of the bootstrap and the tests.
+
+        Returns
+        -------
+        Comparison
+            Of unit 'subject', so that `mri.plots.leaderboard` draws it. A model that has not judged
+            everybody is not ranked: its note says so. Controls are left out.
+
+        Raises
+        ------
+        ValueError
+            If no model has judged everybody, or `by` cannot be tested.
+        """
+        ranked = self.ranked()
+        require(len(ranked) > 0, "Some model must have judged all people.", models=self.models)
+        found = {
+            name: self.measured(self.people(name), f"{name}, all people, {self.origin}", seed)
+            for name in ranked
+        }
+        rows: list[dict[str, Any]] = []
+        for name, of in found.items():
+            figures = of.metrics["subject"]
+            row: dict[str, Any] = {"model": name, "protocol": "subject", "note": ""}
+            row |= {key: figures[key].value for key in (*TABLE, "log_loss") if key in figures}
+            require(by in row, f"by must be one of {list(row)[3:]}.", by=by)
+            rows.append(row | {"low": figures[by].low, "high": figures[by].high})
+        rows.sort(key=lambda row: row[by], reverse=by != "log_loss")
+        ordered = {row["model"]: found[row["model"]] for row in rows}
+        p_values = pairwise(ordered, metric=by, unit="subject", seed=seed)
+        for name in self.models:
+            if name not in found and not name.endswith(SHUFFLED):
+                rows.append({"model": name, "protocol": "–", "note": "has not judged everybody"})
+        columns = ["model", "protocol", by, "low", "high", *(key for key in TABLE if key != by)]
+        table = pd.DataFrame(rows).reindex(columns=[*columns, *COSTS, "note"])
+        return Comparison(table, ordered, {"subject": p_values}, by, {}, {}, (), unit="subject")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the logits as parquet; all figures follow from them without training."""
+        about = {"class_names": list(self.class_names), "origin": self.origin}
+        LogitsTable(self.frame, about).save(Path(path))
+
+
+def read_crossval(*paths: str | os.PathLike[str]) -> CrossValidation:
+    """Read files that `CrossValidation.save` has written, as one.
+
+    Parameters
+    ----------
+    *paths : path
+        Of the same people and classes; no model may stand in two of them with the same answers.
+
+    Raises
+    ------
+    DataError
+        If one is another kind of file, or of other people or classes than the first.
+
+    Examples
+    --------
+    >>> found = read_crossval("models/crossval.parquet", "models/people.parquet")
+    >>> {"tissue", "gray share"} <= set(found.models)
+    True
+    """
+    require(len(paths) > 0, "There must be a file to read.", paths=paths)
+    tables = {path: _read(path) for path in paths}
+    first = tables[paths[0]]
+    people = _diagnoses(first.frame)
+    for path, table in tables.items():
+        for name in ("class_names", "origin"):
+            if table.about[name] != first.about[name]:
+                raise DataError(
+                    f"{path}: its {name} are {table.about[name]}, those of {paths[0]} are "
+                    f"{first.about[name]}"
+                )
+        # Of a network that has not been trained on all folds, some people are lacking.
+        known, other = people.align(_diagnoses(table.frame), join="inner")
+        if known.empty or not known.equals(other):
+            raise DataError(f"{path}: other people, or other diagnoses, than in {paths[0]}")
+    frame = pd.concat([table.frame for table in tables.values()], ignore_index=True)
+    twice = frame.duplicated(["model", "division", "fold", "seed", "part", "row"])
+    if twice.any():
+        models = frame.loc[twice, "model"].unique().tolist()
+        raise DataError(f"{', '.join(map(str, paths))}: {models} stand in two of these files")
+    return CrossValidation(frame, tuple(first.about["class_names"]), first.about["origin"])
+
+
+def _read(path: str | os.PathLike[str]) -> LogitsTable:
+    table = LogitsTable.read(path)
+    lacking = {"model", "fold", "seed", "part"} - set(table.frame)
+    lacking |= {"origin"} - set(table.about)
+    if lacking:
+        raise DataError(f"{path}: no logits of a cross-validation; it lacks {sorted(lacking)}")
+    if "division" not in table.frame:
+        # Files of earlier versions have one division.
+        table.frame.insert(1, "division", 0)
+    return table
+
+
+def _diagnoses(frame: pd.DataFrame) -> pd.Series:
+    """Return the diagnosis of each person, by number, as the models that are no controls saw it."""
+    real = frame[~frame["model"].str.endswith(SHUFFLED) & (frame["part"] == "test")]
+    return real.drop_duplicates("subject").set_index("subject")["label"].sort_index().astype(int)
+
+
+def folds_of(
+    labels: np.ndarray, groups: np.ndarray, *, folds: int = 5, division: int = 0
+) -> Iterator[Split]:
+    """Yield the subject-wise split of each fold, without the warning that a class is rare."""
+    for fold in range(folds):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fewer subjects than the")
+            split = subject_split(labels, groups, fold=fold, folds=folds, seed=division)
+        yield split
+
+
+def held_out(split: Split) -> np.ndarray:
+    """Return the rows of a split that are not trained on: validation first, then test."""
+    return np.concatenate([split.validation, split.test])
+
+
+def answers(
+    model: str,
+    scans: Scans,
+    groups: np.ndarray,
+    split: Split,
+    logits: np.ndarray,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the rows of `CrossValidation.frame` that a model adds in one fold.
+
+    Parameters
+    ----------
+    model : str
+    scans : Scans
+    groups : ndarray of int, shape (n,)
+        Subject of each slice of `scans`.
+    split : Split
+    logits : ndarray of float, shape (m, k)
+        Of the m rows of `held_out`.
+    seed : int
+    """
+    rows, sizes = held_out(split), [len(split.validation), len(split.test)]
+    part = np.repeat(["validation", "test"], sizes)
+    of = {"division": split.seed, "fold": split.fold, "seed": seed}
+    about = pd.DataFrame({"model": model, **of, "part": part})
+    return about.join(logits_frame(scans, groups, rows, logits.astype(np.float32)))

@@ -23,9 +23,8 @@ from scipy import ndimage
 from mri._files import read_regular
 from mri.data.decode import DataError, dict_to_image
 from mri.data.headers import CONVERT, open_dicom, open_volume
-from mri.data.parts import load
 from mri.data.phantom import make_phantoms
-from mri.data.sources import Slices
+from mri.data.sources import Slices, one_row
 
 SIZE = 128
 """Height and width of the slices in pixels."""
@@ -221,24 +220,15 @@ def _compare(image: np.ndarray) -> tuple[float, float, str]:
 def _from_table(path: Path, row: int) -> OneSlice:
     """Return a row of a file of slices and labels."""
     slices = Slices(path)
-    parts = slices.select(None)
-    slices.warn(parts, stacklevel=3)
-    total = sum(map(len, parts))
-    if not 0 <= row < total:
-        raise DataError(f"{path}: has rows 0 to {total - 1}. Received: row={row}")
-    for rows in (rows for part in parts for rows in part.rows(1024)):
-        for at in np.flatnonzero(rows.numbers == row)[:1].tolist():
-            item = rows.items[at]
-            item = load(item) if isinstance(item, Path) else item
-            if item is None or isinstance(item, str):
-                raise DataError(f"{rows.told(at)}: {item or 'the image is null'}")
-            values, causes = slices.meaning(parts[0]).check(rows.labels[at : at + 1])
-            label = None if causes else int(values[0])
-            truth = None if label is None else slices.class_names[label]
-            # Pixels that are no file's bytes are spelt out as one, which is then resized alike.
-            blob = item if item.ndim == 1 else cv2.imencode(".png", item)[1]
-            return OneSlice(_image(rows.told(at), blob.tobytes()), label, rows.told(at), truth)
-    raise DataError(f"{path}: ends before row {row}; fetch it again")
+    part, rows = one_row(slices, None, row)
+    slices.warn([part], stacklevel=3)
+    content, place = rows.content(0), rows.told(0)
+    values, causes = slices.meaning(part).check(rows.labels)
+    label = None if causes else int(values[0])
+    truth = None if label is None else slices.class_names[label]
+    # Pixels without a file are encoded, so that they are resized as the others are.
+    blob = content if content.ndim == 1 else cv2.imencode(".png", content)[1]
+    return OneSlice(_image(place, blob.tobytes()), label, place, truth)
 
 
 def _image(place: object, blob: bytes) -> np.ndarray:

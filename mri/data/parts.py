@@ -62,6 +62,20 @@ class Rows(NamedTuple):
         file, row = self.place(i)
         return f"{file}, row {row}" if isinstance(self.files, str) else file
 
+    def content(self, i: int) -> np.ndarray:
+        """Return the encoded bytes uint8 (k,) or the pixels uint8 (h, w) of the i-th of them.
+
+        Raises
+        ------
+        DataError
+            If there are none.
+        """
+        item = self.items[i]
+        found = load(item) if isinstance(item, Path) else item
+        if found is None or isinstance(found, str):
+            raise DataError(f"{self.told(i)}: {found or 'the image is null'}")
+        return found
+
     def take(self, rows: np.ndarray) -> Rows:
         """Return some of them; `rows` are their places here, int (m,)."""
         files = self.files if isinstance(self.files, str) else [self.files[i] for i in rows]

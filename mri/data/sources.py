@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -23,7 +24,7 @@ from mri.data.folders import NoSlicesError, found_file, layout
 from mri.data.formats import Columns, from_dataset, from_frame, from_splits, from_table
 from mri.data.labels import Meaning, Names, places_of, settle
 from mri.data.parquet import REMEDY
-from mri.data.parts import Part, digest, load, split_of
+from mri.data.parts import Part, Rows, digest, load, split_of
 
 Source = Any
 """A path, pattern or list of files, a table, a data set, or a mapping from split to these."""
@@ -244,14 +245,25 @@ def row_place(source: Source, *, split: str | None = None, row: int = 0) -> tupl
     DataError
         If there is no such row.
     """
+    file, number = one_row(Slices(source), split, row)[1].place(0)
+    return Path(file), number
+
+
+def one_row(slices: Slices, split: Split, row: int) -> tuple[Part, Rows]:
+    """Return a row of a source, as `Rows` of one, and the part that it belongs to.
+
+    Raises
+    ------
+    DataError
+        If there is no such row.
+    """
     left = row
-    for part in Slices(source).select(split):
+    for part in slices.select(split):
         for rows in part.rows(1024):
             if 0 <= left < len(rows.items):
-                file, number = rows.place(left)
-                return Path(file), number
+                return part, rows.take(np.array([left]))
             left -= len(rows.items)
-    raise DataError(f"{source}: has rows 0 to {row - left - 1}. Received: row={row}")
+    raise DataError(f"{slices.place}: has rows 0 to {row - left - 1}. Received: row={row}")
 
 
 def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
@@ -349,11 +361,8 @@ def first_record(source: Source, *, split: str | None = None) -> dict[str, Any]:
     >>> sorted(record["image"]), record["label"] in range(4)
     (['bytes', 'path'], True)
     """
-    rows = next(part_rows for part in Slices(source).select(split) for part_rows in part.rows(1))
-    item = rows.items[0]
-    loaded = load(item) if isinstance(item, Path) else item
-    if loaded is None or isinstance(loaded, str):
-        raise DataError(f"{rows.told(0)}: {loaded or 'the image is null'}")
+    _, rows = one_row(Slices(source), split, 0)
+    loaded = rows.content(0)
     kind = "bytes" if loaded.ndim == 1 else "pixels"
     image = {kind: loaded.tobytes() if kind == "bytes" else loaded, "path": rows.place(0)[0]}
     return {"image": image, "label": rows.labels[0].as_py()}

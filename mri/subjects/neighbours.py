@@ -65,8 +65,7 @@ def nearest(points: Points, neighbours: int) -> np.ndarray:
 
     Of many points only those in the cells around it are looked at, if faiss is installed.
     """
-    even, odd = points
-    n = len(even)
+    n = len(points[0])
     if n > _INDEXED:
         if find_spec("faiss"):
             return _by_index(points, neighbours)
@@ -76,24 +75,29 @@ def nearest(points: Points, neighbours: int) -> np.ndarray:
             RuntimeWarning,
             stacklevel=2,
         )
-    found = np.empty((n, neighbours), np.int64)
+    return _exactly(points, np.arange(n), neighbours)
+
+
+def _exactly(points: Points, rows: np.ndarray, neighbours: int) -> np.ndarray:
+    """Compare some rows with all points; return their nearest others."""
+    (even, odd), n = points, len(points[0])
+    found = np.empty((len(rows), neighbours), np.int64)
 
     def fill(start: int) -> None:
-        block = slice(start, start + _BLOCK)
+        block = rows[start : start + _BLOCK]
         like = odd[block] @ odd.T
         np.abs(like, out=like)
         like += even[block] @ even.T
-        rows = np.arange(len(like))
-        like[rows, start + rows] = -np.inf
+        like[np.arange(len(block)), block] = -np.inf
         least = np.partition(like, n - neighbours, axis=1)[:, n - neighbours]
         taken = like >= least[:, None]
         for row in np.flatnonzero(taken.sum(1) > neighbours):
             # Of equals some are too many.
             taken[row] = False
             taken[row, np.argsort(-like[row], kind="stable")[:neighbours]] = True
-        found[block] = np.nonzero(taken)[1].reshape(-1, neighbours)
+        found[start : start + _BLOCK] = np.nonzero(taken)[1].reshape(-1, neighbours)
 
-    in_threads(fill, range(0, n, _BLOCK))
+    in_threads(fill, range(0, len(rows), _BLOCK))
     return found
 
 
@@ -101,7 +105,8 @@ def _by_index(halves: Points, neighbours: int) -> np.ndarray:
     """Return nearly all of the nearest others, searched for themselves and for mirror images.
 
     An inverted file: points are sorted into cells, and compared with those of the nearest cells
-    (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663), by faiss.
+    (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663), by faiss. The hundredth that finds
+    least in them is compared with all points, lest a slice stay alone at the border of its cell.
     """
     import faiss
 
@@ -115,21 +120,25 @@ def _by_index(halves: Points, neighbours: int) -> np.ndarray:
     index.cp.niter, index.nprobe = 8, _PROBED
     index.train(points[:: max(1, n // (40 * cells))])
     index.add(points)
-    found = np.empty((n, neighbours), np.int64)
+    found, best = np.empty((n, neighbours), np.int64), np.empty(n, np.float32)
     for start in range(0, n, 16384):
         block = slice(start, start + 16384)
         like, rows = index.search(points[block], neighbours + 1)
         mirrored = points[block].copy()
         mirrored[:, wide:] *= -1
         turned, others = index.search(mirrored, neighbours + 1)
-        found[block] = _merged(
+        found[block], best[block] = _merged(
             np.concatenate([like, turned], axis=1), np.concatenate([rows, others], axis=1), start, n
         )
+    alone = np.sort(np.argsort(best)[: n // 100])
+    found[alone] = _exactly(halves, alone, neighbours)
     return found
 
 
-def _merged(like: np.ndarray, rows: np.ndarray, start: int, n: int) -> np.ndarray:
-    """Return the best half of the candidates, each once and none the row itself."""
+def _merged(
+    like: np.ndarray, rows: np.ndarray, start: int, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best half of the candidates, each once and none the row itself; the best score."""
     order = np.lexsort([-like, rows])
     like, rows = np.take_along_axis(like, order, 1), np.take_along_axis(rows, order, 1)
     own = np.arange(start, start + len(rows))[:, None]
@@ -140,7 +149,7 @@ def _merged(like: np.ndarray, rows: np.ndarray, start: int, n: int) -> np.ndarra
     missing = ~np.isfinite(np.take_along_axis(like, best, 1))
     # Where cells hold too few, any other slice fills the row: it is judged by its likeness.
     any_other = (own + 1 + np.arange(neighbours)) % n
-    return np.where(missing, any_other, np.take_along_axis(rows, best, 1))
+    return np.where(missing, any_other, np.take_along_axis(rows, best, 1)), like.max(1)
 
 
 def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:

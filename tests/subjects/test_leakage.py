@@ -259,6 +259,50 @@ def test_a_test_part_that_is_the_train_part_inverted_is_leaky_whoever_people_are
     assert "exact, near, mirrored, turned or inverted" in found.verdict
 
 
+HEIGHT, PERSON = np.tile(np.arange(24), 8), np.repeat(np.arange(8), 24)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "change", "answers"),
+    [
+        (PERSON < 6, PERSON >= 6, None, {"clean"}),
+        (PERSON < 6, PERSON < 6, lambda x: x[:, ::-1], {"leaky"}),
+        (PERSON < 6, PERSON < 6, lambda x: np.rot90(x, axes=(1, 2)), {"leaky"}),
+        (PERSON < 6, PERSON < 6, lambda x: 255 - x, {"leaky"}),
+        (PERSON < 6, PERSON < 6, lambda x: enlarged(x, 4), {"leaky", "undecided"}),
+        (PERSON < 6, PERSON >= 5, lambda x: x[:, :, ::-1], {"leaky"}),
+        (PERSON < 6, (PERSON < 6) & (HEIGHT % 7 == 0), None, {"leaky"}),
+        (HEIGHT < 12, HEIGHT >= 12, None, {"leaky", "undecided"}),
+        (PERSON == 0, PERSON == 1, None, {"clean", "undecided"}),
+        (HEIGHT == 11, HEIGHT == 12, None, {"leaky", "undecided"}),
+    ],
+    ids=["apart", "upside down", "quarter turn", "negative", "cropped", "one person in both",
+         "part of train", "lower and upper", "two people", "one slice a person"],
+)  # fmt: skip
+def test_whatever_the_parts_are_there_is_no_wrong_clean_bill(train, test, change, answers):
+    phantom = make_phantoms(8, 24, size=64, seed=4)
+    images = phantom.images[test] if change is None else change(phantom.images[test])
+    parts = (
+        scans_of(phantom.images[train], phantom.labels[train]),
+        scans_of(np.ascontiguousarray(images), phantom.labels[test]),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = audit(*parts)
+    assert found.status in answers, found.verdict
+    rows, first = np.arange(train.sum() + test.sum()), int(train.sum())
+    split = Split("image", rows[: first - 2], rows[first - 2 : first], rows[first:])
+    groups = None if found.subjects is None else found.subjects.groups
+    table = checklist(parts[0] + parts[1], split, groups).set_index("leakage")["passes"]
+    passes = {table["L1.4 no duplicates across"], table["L3.2 independent of training"]}
+    assert ("NO" in passes) == (found.status == "leaky")
+
+
+def enlarged(images, margin):
+    inner = images[:, margin:-margin, margin:-margin]
+    return np.stack([cv2.resize(image, images.shape[:0:-1]) for image in inner])
+
+
 def test_a_neighbour_far_better_as_published_is_no_clean_bill(parts):
     labels = np.concatenate([parts[0].labels, parts[1].labels])
     same, other = (np.flatnonzero(of)[0] for of in (labels == 0, labels != 0))

@@ -4,8 +4,8 @@
 `checkpoint`, a killed run resumes to the same result. `folds` repeats the training over all people.
 
 `glass_box` fits a model of a person whose explanation is exact. `one_number` holds the single
-numbers that it has to beat. `ordinal` cuts either into classes, and `people` judges all people by both and by simple probes. `crossval`
-holds the answers of all of them, and `people_table` makes the tables.
+numbers that it has to beat. `ordinal` cuts either into classes. `people` judges all people by both
+and by simple probes, `crossval` holds everybody's answers, and `people_table` makes the tables.
 """
 
 from mri import _face

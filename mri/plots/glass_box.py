@@ -148,7 +148,7 @@ def glass_box_pictures(
         What it was made of.
     folder : path
     network : str
-        Name or file of a model that takes slices of 128 × 128.
+        Name or file of a model of slices of 128 × 128, whose heatmaps fail their checks.
 
     Returns
     -------

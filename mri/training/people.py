@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import clone
 from sklearn.metrics import pairwise_distances_argmin
 from tqdm.auto import tqdm
 
@@ -30,8 +29,9 @@ from mri.subjects.person import Tones, people_tones, prepare_people
 from mri.subjects.probes import linear_probe, shuffle_diagnoses
 from mri.subjects.template import make_template
 from mri.training.crossval import SHUFFLED, CrossValidation, answers, folds_of, held_out
-from mri.training.glass_box import fit_glass_box, fit_ordinal
+from mri.training.glass_box import fit_glass_box
 from mri.training.one_number import ONE_NUMBER
+from mri.training.ordinal import fit_ordinal
 
 PROBES = "nearest neighbour", "linear probe"
 """Classifiers that know nothing about anatomy; see `cross_validate_probes`."""
@@ -108,7 +108,7 @@ def judge_people(
     key = f"{_VERSION} {scans.fingerprint()} {hashlib.sha256(people).hexdigest()} {folds}"
     about = {"class_names": list(scans.class_names), "origin": scans.origin, "key": key}
     jobs = [(model, division) for division in range(divisions) for model in models]
-    known, done = None, _done(output, key)
+    known, done = None, _done(output, about)
     for model, division in tqdm(jobs, desc="models and divisions", disable=None):
         if {(model, division), (model + SHUFFLED, division)} <= done.keys():
             continue
@@ -128,12 +128,17 @@ def _by_model(frame: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
     return dict(iter(frame.groupby(["model", "division"], sort=False)))
 
 
-def _done(path: Path, key: str) -> dict[tuple[str, int], pd.DataFrame]:
+def _done(path: Path, about: Mapping[str, Any]) -> dict[tuple[str, int], pd.DataFrame]:
     """Return what was kept of the same people, by model and division."""
-    with suppress(DataError):  # Absent or damaged: computed again.
+    try:
         table = LogitsTable.read(path)
-        if table.about.get("key") == key:
-            return _by_model(table.frame)
+    except DataError:  # Absent or damaged: computed again.
+        return {}
+    if table.about.get("key") == about["key"]:
+        return _by_model(table.frame)
+    expected = "Answers about real slices are not overwritten by those about phantoms."
+    kept, new = (str(of.get("origin", "")).startswith("synthetic") for of in (table.about, about))
+    require(kept or not new, f"{expected} Choose another output.", output=str(path))
     return {}
 
 
@@ -202,12 +207,10 @@ def cross_validate_probes(
     for split in folds_of(scans.labels, groups, folds=folds, division=division):
         rows, train = held_out(split), pixels[split.train]
         nearest = split.train[pairwise_distances_argmin(pixels[rows], train)]
-        components = linear_probe(train, scans.labels[split.train])
-        reduced, judged = (components[:-1].transform(x) for x in (train, pixels[rows]))
         for end, labels in truth.items():
-            probe = clone(components[-1]).fit(reduced, labels[split.train])
+            probe = linear_probe(train, labels[split.train])
             shares = np.zeros((len(rows), len(scans.class_names)))
-            shares[:, probe.classes_] = probe.predict_proba(judged)
+            shares[:, probe.classes_] = probe.predict_proba(pixels[rows])
             votes = np.eye(len(scans.class_names))[labels[nearest]]
             dealt = Scans(scans.images, labels, scans.class_names, scans.rejected, scans.synthetic)
             for name, logits in zip(PROBES, (votes, np.log(shares.clip(1e-9))), strict=True):

@@ -10,6 +10,8 @@ import pytest
 import mri
 from mri.data.phantom import write_phantom
 from mri.evaluation.comparison import compare, reported_table
+from mri.training.crossval import read_crossval
+from mri.training.people_table import people_page, ranking_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
@@ -73,7 +75,8 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
     assert saved == {f"{m}-subject.{end}" for m in ("compact", "mine") for end in ("keras", "json")}
 
 
-def test_figures_of_the_tables_are_of_the_cards_and_logits_or_of_the_committed_notebook():
+@pytest.mark.parametrize("page", ["README.md", "data/README.md"])
+def test_figures_of_the_tables_are_of_the_cards_or_of_the_committed_notebook(page):
     cells = nbformat.read(ROOT / "main.ipynb", as_version=4).cells
     known = "".join(str(output.get("data", {})) for c in cells for output in c.get("outputs", []))
     if not known:
@@ -81,7 +84,7 @@ def test_figures_of_the_tables_are_of_the_cards_and_logits_or_of_the_committed_n
     found = compare(folder=ROOT / "models/zoo").evaluations
     for name in ("compact-image", "compact-subject"):
         known += "".join(map(str, found[name].metrics["slice"].values()))
-    rows = [line for line in TEXTS["README.md"].splitlines() if line.startswith("|")]
+    rows = [line for line in TEXTS[page].splitlines() if line.startswith("|")]
     figures = [figure for row in rows for figure in re.findall(r"\b[01]\.\d{3}\b", row)]
     assert len(figures) >= 8
     chance = "0.333"
@@ -91,6 +94,14 @@ def test_figures_of_the_tables_are_of_the_cards_and_logits_or_of_the_committed_n
 @pytest.mark.slow
 def test_the_table_of_the_zoo_is_that_of_its_command():
     assert reported_table(ROOT / "models/zoo") in TEXTS["models/README.md"]
+
+
+@pytest.mark.slow
+def test_the_tables_of_all_people_are_those_of_their_command():
+    kept = (ROOT / f"models/{name}.parquet" for name in ("crossval", "people"))
+    found = read_crossval(*kept)
+    assert ranking_table(found) in TEXTS["models/README.md"]
+    assert people_page(found) == (ROOT / "models/people.md").read_text(encoding="utf-8")
 
 
 def test_every_error_of_the_package_is_explained():

@@ -13,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
 
 from mri._arguments import require
+from mri.data.parquet import CLASS_NAMES
 from mri.data.scans import Scans
 from mri.data.tone_map import HEIGHTS, SLAB, STEP
 from mri.evaluation.persons import Answer, PersonModel
@@ -147,7 +148,7 @@ def glass_box_pictures(
         What it was made of.
     folder : path
     network : str
-        Name or file of a model that takes slices of 128 × 128.
+        Name or file of a model of slices of 128 × 128, whose heatmaps fail their checks.
 
     Returns
     -------
@@ -198,11 +199,10 @@ def _heatmaps(network: str, slices: np.ndarray) -> tuple[str, np.ndarray, np.nda
     from mri.gradcam.cam import GradCAM
 
     found = GradCAM(load_model(network), method="hirescam")(slices)
-    odds = found.logits.mean(0)
-    answer = "its own answer for each slice"
+    said = CLASS_NAMES[found.logits.mean(0).argmax()].replace("_", " ").lower()
     title = (
-        f"{network}, HiResCAM of {answer}: this map fails its checks, so it is no evidence\n"
-        f"mean logits {', '.join(f'{value:+.1f}' for value in odds)}"
+        f"{network}, HiResCAM of its own answer for each slice; answer for the person: {said}\n"
+        "this map fails its checks, so it is no evidence"
     )
     return title, slices, found.maps
 

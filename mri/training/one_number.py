@@ -1,7 +1,7 @@
 """One number a person, with nothing trained but two cut points: what every model has to beat.
 
 Dementia thins gray matter and widens what is filled with fluid, so which way each number points is
-known before any diagnosis is seen. `mri.training.glass_box.fit_ordinal` cuts them into classes.
+known before any diagnosis is seen. `mri.training.ordinal.fit_ordinal` cuts them into classes.
 """
 
 from __future__ import annotations

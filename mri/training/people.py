@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,9 @@ from mri.subjects.person import Tones, people_tones, prepare_people
 from mri.subjects.probes import linear_probe, shuffle_diagnoses
 from mri.subjects.template import make_template
 from mri.training.crossval import SHUFFLED, CrossValidation, answers, folds_of, held_out
-from mri.training.glass_box import fit_glass_box, fit_ordinal
+from mri.training.glass_box import fit_glass_box
 from mri.training.one_number import ONE_NUMBER
+from mri.training.ordinal import fit_ordinal
 
 PROBES = "nearest neighbour", "linear probe"
 """Classifiers that know nothing about anatomy; see `cross_validate_probes`."""
@@ -108,7 +109,7 @@ def judge_people(
     key = f"{_VERSION} {scans.fingerprint()} {hashlib.sha256(people).hexdigest()} {folds}"
     about = {"class_names": list(scans.class_names), "origin": scans.origin, "key": key}
     jobs = [(model, division) for division in range(divisions) for model in models]
-    known, done = None, _done(output, key)
+    known, done = None, _done(output, about)
     for model, division in tqdm(jobs, desc="models and divisions", disable=None):
         if {(model, division), (model + SHUFFLED, division)} <= done.keys():
             continue
@@ -128,12 +129,17 @@ def _by_model(frame: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
     return dict(iter(frame.groupby(["model", "division"], sort=False)))
 
 
-def _done(path: Path, key: str) -> dict[tuple[str, int], pd.DataFrame]:
+def _done(path: Path, about: Mapping[str, Any]) -> dict[tuple[str, int], pd.DataFrame]:
     """Return what was kept of the same people, by model and division."""
-    with suppress(DataError):  # Absent or damaged: computed again.
+    try:
         table = LogitsTable.read(path)
-        if table.about.get("key") == key:
-            return _by_model(table.frame)
+    except DataError:  # Absent or damaged: computed again.
+        return {}
+    if table.about.get("key") == about["key"]:
+        return _by_model(table.frame)
+    expected = "Answers about real slices are not overwritten by those about phantoms."
+    kept, new = (str(of.get("origin", "")).startswith("synthetic") for of in (table.about, about))
+    require(kept or not new, f"{expected} Choose another output.", output=str(path))
     return {}
 
 

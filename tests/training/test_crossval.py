@@ -198,6 +198,12 @@ def test_twenty_phantoms_end_to_end_and_resumed(many, tmp_path, monkeypatch):
     assert "20 people (synthetic phantom slices)" in (tmp_path / "people.md").read_text()
 
 
+def test_phantoms_do_not_replace_real_people(many, found, tmp_path):
+    replace(found, origin="MRI slices").save(tmp_path / "people.parquet")
+    with pytest.raises(ValueError, match="real slices are not overwritten"):
+        judge_people(many.scans, many.subjects, tmp_path / "people.parquet")
+
+
 def test_a_fold_does_not_see_whom_it_tests(many):
     """Answers of a fold stay the same when its own people's diagnoses change."""
     from mri.training.people import _judge, _prepared

@@ -12,7 +12,7 @@ from mri.evaluation.persons import PersonModel
 from mri.gradcam.cam import METHODS, GradCAM
 from mri.models.files import ModelFile, ModelFileError, load_model, read_card
 from mri.models.glass_box import glass_box
-from mri.plots.glass_box import plot_person, plot_weights, slab_means
+from mri.plots.glass_box import glass_box_pictures, plot_person, plot_weights, slab_means
 from mri.subjects.recovery import recover_subjects
 from mri.subjects.splits import subject_split
 from mri.training.glass_box import (
@@ -21,9 +21,9 @@ from mri.training.glass_box import (
     fit_glass_box,
     ridge_weights,
     save_glass_box,
-    severity_of,
     train_people,
 )
+from mri.training.ordinal import severity_of
 
 NAMES = ("Mild_Demented", "Moderate_Demented", "Non_Demented", "Very_Mild_Demented")
 
@@ -224,6 +224,12 @@ def test_nobody_tested_is_looked_at(phantoms, saved):
     np.testing.assert_array_equal(again, fitted.maps)
 
 
+def test_phantoms_do_not_replace_real_people(phantoms, saved, tmp_path):
+    (tmp_path / "box.json").write_text('{"synthetic": false}')
+    with pytest.raises(ValueError, match="not overwritten by one of phantoms"):
+        save_glass_box(tmp_path / "box.keras", saved[1], scans=phantoms.scans)
+
+
 def test_a_person_is_asked_about(phantoms, saved):
     path, fitted, split = saved
     box, card = fitted.box, read_card(path)
@@ -317,6 +323,13 @@ def test_a_person_is_drawn_with_what_adds_up_beside_another_model(closed, phanto
     figure = plot_person(answer, title="Somebody", beside=("A network", other * 255, other))
     assert [of.get_suptitle() for of in figure.subfigs][1] == "A network"
     assert [len(of.axes) for of in figure.subfigs] == [9, 9]
+
+
+def test_both_pictures_are_written(closed, phantoms, saved, tmp_path):
+    found = glass_box_pictures(saved[0], phantoms.scans, phantoms.subjects, tmp_path)
+    assert [path.name for path in found] == ["glass_box.png", "glass_box_person.png"]
+    assert all(path.stat().st_size > 10_000 for path in found)
+    assert not plt.get_fignums()
 
 
 def test_maps_of_another_size_are_not_drawn(closed):

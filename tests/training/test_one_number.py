@@ -7,8 +7,8 @@ from sklearn.metrics import roc_auc_score
 from mri.data.phantom import make_phantoms
 from mri.evaluation.metrics import pooled_three
 from mri.subjects.person import person_tones
-from mri.training.glass_box import fit_ordinal, severity_of
 from mri.training.one_number import ONE_NUMBER, fluid_share, gray_share, ventricle_share
+from mri.training.ordinal import fit_ordinal, severity_of
 
 NAMES = ("Mild_Demented", "Moderate_Demented", "Non_Demented", "Very_Mild_Demented")
 

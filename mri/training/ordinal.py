@@ -1,0 +1,123 @@
+"""From one score a person to severity and classes: cut points and their steepness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mri._arguments import integers, require
+from mri.evaluation.metrics import fit_temperature
+
+SEVERITY = {
+    "Non_Demented": 0,
+    "Very_Mild_Demented": 1,
+    "Mild_Demented": 2,
+    "Moderate_Demented": 2,
+}
+"""Severity of each class; of moderate dementia there are two people, who count as mild."""
+
+
+def severity_of(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Return the severity 0, 1 or 2 of labels, int64 (n,).
+
+    Raises
+    ------
+    ValueError
+        If the classes are not those of `SEVERITY`, or a label is none of them.
+
+    Examples
+    --------
+    >>> severity_of([0, 1, 2, 3], tuple(sorted(SEVERITY))).tolist()
+    [2, 2, 0, 1]
+    """
+    known = sorted(class_names) == sorted(SEVERITY)
+    require(known, f"class_names must be {sorted(SEVERITY)}.", class_names=tuple(class_names))
+    labels = integers("labels", labels, np.size(labels))
+    inside = bool(np.isin(labels, range(len(class_names))).all())
+    require(inside, f"labels must be 0 to {len(class_names) - 1}.", labels=np.unique(labels))
+    return np.array([SEVERITY[name] for name in class_names])[labels]
+
+
+@dataclass(frozen=True, eq=False)
+class Ordinal:
+    """From a score to class logits that are linear in it.
+
+    The logit of severity k is ``steepness * ((k - 1/2) * score - sum of the first k cuts)``, so
+    that neighbours are equal at a cut and the largest of the three is what cutting gives. Only
+    differences of logits mean anything; with k - 1/2 the one of 'Non_Demented' falls as the score
+    rises and can be explained too. Mild and moderate dementia share the logit of severity 2 in the
+    proportion of the people fitted, so that their probabilities add up to it.
+
+    Attributes
+    ----------
+    cuts : ndarray of float64, shape (2,)
+        Scores at which severity 1 and 2 begin, ascending.
+    steepness : float
+    shares : ndarray of float64, shape (k,)
+        Part of its severity's people that each class has.
+    class_names : tuple of str
+        The k names in label order.
+    """
+
+    cuts: np.ndarray
+    steepness: float
+    shares: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def slopes(self) -> np.ndarray:
+        """What a unit of the score adds to each logit, float64 (k,)."""
+        return self.steepness * (self._severity() - 0.5)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """The logits at a score of 0, float64 (k,)."""
+        passed = np.array([0.0, *np.cumsum(self.cuts)])
+        return np.log(self.shares) - self.steepness * passed[self._severity()]
+
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """Return class logits, float64 (n, k), of scores (n,)."""
+        return np.asarray(scores, float)[:, None] * self.slopes + self.offsets
+
+    def severity(self, scores: np.ndarray) -> np.ndarray:
+        """Return the severity 0, 1 or 2 of scores, by cutting."""
+        return np.searchsorted(self.cuts, scores, side="left")
+
+    def _severity(self) -> np.ndarray:
+        return np.array([SEVERITY[name] for name in self.class_names])
+
+
+def fit_ordinal(scores: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Ordinal:
+    """Cut scores half-way between the means of neighbouring severities; fit the steepness.
+
+    Parameters
+    ----------
+    scores : ndarray of float, shape (n,)
+        Of people to train on; out-of-fold where the score was itself fitted to them.
+    labels : ndarray of int, shape (n,)
+    class_names : tuple of str
+
+    Raises
+    ------
+    ValueError
+        If a severity has nobody, or the scores are not finite or all alike.
+    """
+    scores, severity = np.asarray(scores, float), severity_of(labels, class_names)
+    require(scores.shape == severity.shape, "scores must be one a label.", shape=scores.shape)
+    spread = float(np.std(scores))
+    require(0 < spread < np.inf, "scores must be finite and differ.", spread=spread)
+    counts = np.bincount(severity, minlength=3)
+    require(bool(counts.min() > 0), "Each severity must have people.", counts=counts.tolist())
+    means = np.bincount(severity, scores, 3) / counts
+    cuts = (means[:-1] + means[1:]) / 2
+    if cuts[0] > cuts[1]:
+        # Scores that do not rise with severity, as of shuffled diagnoses: the middle one is empty.
+        cuts = np.full(2, cuts.mean())
+    # In units of their spread the best steepness lies well within the bounds that are searched.
+    unit = np.stack([np.zeros_like(scores), scores - cuts[0], 2 * scores - cuts.sum()], 1) / spread
+    steepness = 1 / (fit_temperature(severity, unit) * spread)
+    held = np.bincount(labels, minlength=len(class_names)) + 0.5
+    of = np.array([SEVERITY[name] for name in class_names])
+    return Ordinal(cuts, steepness, held / np.bincount(of, held)[of], class_names)

@@ -31,6 +31,10 @@ figure { margin: 1rem 0 } figcaption { font-size: .85rem; color: #555 }
 p, li, code, h1, h2, h3 { overflow-wrap: anywhere }
 pre code { overflow-wrap: normal }
 .prompt, .anchor-link { display: none }
+@media (max-width: 40rem) {
+  .output_png, figure { overflow-x: auto }
+  .output_png img, figure img { max-width: none }
+}
 .formula { height: 1.25em; vertical-align: -.3em }
 """
 # Nothing runs and nothing is fetched, whatever a notebook's outputs or a card hold.

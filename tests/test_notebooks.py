@@ -262,6 +262,17 @@ def test_comparison_ranks_the_zoo_of_a_fresh_clone_without_slices(tmp_path, monk
 
 
 @pytest.mark.slow
+def test_the_page_of_the_demo_offers_a_slice_and_the_explorer(home, monkeypatch):
+    monkeypatch.setenv("MRI_DATA", str(home / "phantom"))
+    book = nbformat.read(ROOT / "demo.ipynb", as_version=4)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    NotebookClient(book, timeout=600, kernel_name="python3").execute(cwd=str(ROOT), env=environment)
+    shown_by = [o for o in outputs(book) if "application/vnd.jupyter.widget-view+json" in o.data]
+    assert len(shown_by) == 2 and "image/png" in shown_by[1].data
+    assert "Not a diagnostic device" in book.cells[0].source
+
+
+@pytest.mark.slow
 def test_the_first_cell_sets_up_an_empty_folder(tmp_path):
     """As on Colab: it clones, installs what is missing and asks for the slices."""
     if not (ROOT / ".git").exists():

@@ -219,21 +219,7 @@ def explore(
         import ipywidgets
     except ImportError:
         return explorer.draw(first, middle)
-    from mri.gradcam.cam import METHODS
-
-    def dropdown(name: str, options: list[str]) -> Any:
-        return ipywidgets.Dropdown(options=options, description=name)
-
-    count = len(explorer.people[first])
-    chosen = {
-        "network": dropdown("network", list(runs)),
-        "person": dropdown("person", list(explorer.people)),
-        "position": ipywidgets.IntSlider(middle + 1, 1, count, description="slice"),
-        "explained": dropdown("explain", [PREDICTED, *scans.class_names]),
-        "method": dropdown("method", sorted(METHODS, key="hirescam".__ne__)),
-        "layer": dropdown("layer", explorer.layers(next(iter(runs)))),
-        "opacity": ipywidgets.FloatSlider(0.6, min=0, max=1, step=0.1, description="opacity"),
-    }
+    chosen = _controls(explorer, first, middle)
     picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
 
     class Controls(ipywidgets.VBox):
@@ -265,6 +251,27 @@ def explore(
     update()
     rows_of = [list(chosen.values())[i : i + 3] for i in (0, 3, 6)]
     return Controls([*(ipywidgets.HBox(of) for of in rows_of), picture])
+
+
+def _controls(explorer: Explorer, person: str, middle: int) -> dict[str, Any]:
+    """Return the controls by the parameter of `Explorer.draw` that each gives."""
+    import ipywidgets
+
+    from mri.gradcam.cam import METHODS
+
+    def dropdown(name: str, options: list[str]) -> Any:
+        return ipywidgets.Dropdown(options=options, description=name)
+
+    networks, count = list(explorer.runs), len(explorer.people[person])
+    return {
+        "network": dropdown("network", networks),
+        "person": dropdown("person", list(explorer.people)),
+        "position": ipywidgets.IntSlider(middle + 1, 1, count, description="slice"),
+        "explained": dropdown("explain", [PREDICTED, *explorer.scans.class_names]),
+        "method": dropdown("method", sorted(METHODS, key="hirescam".__ne__)),
+        "layer": dropdown("layer", explorer.layers(networks[0])),
+        "opacity": ipywidgets.FloatSlider(0.6, min=0, max=1, step=0.1, description="opacity"),
+    }
 
 
 def _png(figure: Figure) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,13 +14,14 @@ from mri.data.decode import DataError
 from mri.data.labels import places_of
 from mri.data.one_slice import SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
-from mri.models.files import ModelFile, ModelFileError, find_model
+from mri.models.child import CHILD, Arrays, Facts, run_here
+from mri.models.files import ModelFile, ModelFileError, find_model, load_handed
 from mri.models.inputs import READ_AS
+from mri.models.own import is_own
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mri._keras import keras
     from mri.gradcam.cam import Explanation
 
 
@@ -133,6 +134,8 @@ def predict_slice(
     >>> round(sum(found.probabilities.values()), 3), found.explanation.maps.shape
     (1.0, (1, 128, 128))
     """
+    from mri.gradcam.cam import Explanation
+
     file = ModelFile(find_model(model))
     path, card = file.path, file.card
     if isinstance(source, np.ndarray):
@@ -148,8 +151,12 @@ def predict_slice(
     names = CLASS_NAMES
     if file.trained_here:
         names = tuple((card or {}).get("class_names", CLASS_NAMES))
-    network = file.load((SIZE, SIZE), names)
-    logits, explanation, said = _asked(path, network, found.image, len(names))
+    with file.handed((SIZE, SIZE), names) as handed:
+        facts, arrays = {"handed": handed, "classes": len(names)}, {"image": found.image}
+        run = run_here if is_own(file) else CHILD.run
+        told, values = run(answers, path, facts, arrays)
+    logits, said = values.pop("logits")[0], told["said"]
+    explanation = Explanation(logits=logits[None], **values) if values else None
     temperature = (card or {}).get("temperature", 1.0)
     shares = softmax(logits.astype(np.float64) / temperature)
     probabilities = dict(zip(names, shares.tolist(), strict=True))
@@ -158,37 +165,36 @@ def predict_slice(
     return Prediction(found, path.stem, probabilities, explanation, warnings)
 
 
-def _asked(
-    path: Path, network: keras.Model, image: np.ndarray, k: int
-) -> tuple[np.ndarray, Explanation | None, list[str]]:
-    """Return logits (k,), the explanation where there is one, and what to say of the two."""
+def answers(told: Facts, arrays: Arrays) -> Iterator[tuple[Facts, Arrays]]:
+    """Yield nothing, and then what a model file says of one slice; see `Answers`."""
     from mri.gradcam.cam import GradCAM
     from mri.models.scores import Scorer
 
+    image, path = arrays["image"], told["handed"]["shown"]
+    network = load_handed(**told["handed"])
     try:
         scorer = Scorer(network, like=(1, *image.shape, 1))
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
     takes, expected = scorer.input.shape, (None, SIZE, SIZE, 1)
     fits = all(of in (None, side) for of, side in zip(takes[1:], expected[1:], strict=True))
-    if not fits or scorer.classes != k:
+    if not fits or scorer.classes != told["classes"]:
         raise ModelFileError(
             f"{path}: goes from {takes} to {scorer.gives}, expected {expected} to "
-            f"{(None, k)}; choose another --model, or say what it expects: python -m mri card "
-            f"{path} --help"
+            f"{(None, told['classes'])}; choose another --model, or say what it expects: "
+            f"python -m mri card {path} --help"
         )
-    explanation, said = None, []
+    yield {}, {}
     try:
         cam = GradCAM(network, method=METHOD)
-        explanation = cam(image)
-        logits, kind = explanation.logits[0], cam.kind
+        values, kind, said = vars(cam(image)), cam.kind, []
     except ValueError as error:
-        logits, kind = scorer(image[None])[0], scorer.kind
+        values, kind = {"logits": scorer(image[None])}, scorer.kind
         said = [f"No heatmap: {error}"]
-    if not np.isfinite(logits).all():
+    if not np.isfinite(values["logits"]).all():
         raise ModelFileError(f"{path}: gives logits that are not finite")
     said += [f"The network {READ_AS[kind]}."] if READ_AS[kind] else []
-    return logits, explanation, said
+    yield {"said": said}, values
 
 
 def _slice_alone(of: Prediction) -> Figure:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mri._arguments import require
 from mri._text import for_line, for_terminal
 
 if TYPE_CHECKING:
@@ -216,11 +217,16 @@ def zoo(options: Options) -> int:
 
 def heatmaps(options: Options) -> int:
     """Check the heatmaps of model files, a row of Markdown each."""
-    from mri.gradcam import heatmap_table
+    from mri.gradcam import heatmap_table, layer_table
 
-    scans, _, groups = protocols()
-    wanted = {"methods": options.methods, "slices": options.slices, "seed": options.seed}
-    for line in heatmap_table(options.files, scans, groups, **wanted):
+    if options.layers:
+        lines = layer_table()
+    else:
+        require(options.files, "Name at least one model file, or --layers.", files=options.files)
+        scans, _, groups = protocols()
+        wanted = {"methods": options.methods, "slices": options.slices, "seed": options.seed}
+        lines = heatmap_table(options.files, scans, groups, **wanted)
+    for line in lines:
         print(for_terminal(line), flush=True)
     return 0
 
@@ -323,7 +329,8 @@ def _parser() -> argparse.ArgumentParser:
     of.add_argument("--output", default="models/zoo")
     of.add_argument("--table", action="store_true", help="train nothing, print the table")
     of = command(heatmaps)
-    of.add_argument("files", metavar="FILE.keras", nargs="+")
+    of.add_argument("files", metavar="FILE.keras", nargs="*")
+    of.add_argument("--layers", action="store_true", help="name the layer of each network instead")
     of.add_argument("--methods", nargs="+", default=["grad-cam", "hirescam"])
     of.add_argument("--slices", type=int, default=64)
     of.add_argument("--seed", type=int, default=0)

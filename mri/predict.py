@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,13 +15,14 @@ from mri.data.labels import places_of
 from mri.data.one_slice import SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
 from mri.evaluation.persons import Answer, PersonModel, takes_person
-from mri.models.files import ModelFile, ModelFileError, find_model
+from mri.models.child import CHILD, Arrays, Facts, run_here
+from mri.models.files import ModelFile, ModelFileError, find_model, load_handed
 from mri.models.inputs import READ_AS
+from mri.models.own import is_own
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mri._keras import keras
     from mri.gradcam.cam import Explanation
 
 
@@ -157,6 +157,8 @@ def predict_slice(
     >>> round(sum(found.probabilities.values()), 3), found.explanation.maps.shape
     (1.0, (1, 128, 128))
     """
+    from mri.gradcam.cam import Explanation
+
     file = ModelFile(find_model(model))
     card = file.card or {}
     slices = list(_slices(source, row=row, plane=plane, check=check))
@@ -173,8 +175,12 @@ def predict_slice(
             "such as --model glass_box"
         )
     else:
-        network = file.load((SIZE, SIZE), names)
-        logits, explanation, said = _asked(file.path, network, slices[0].image, len(names))
+        with file.handed((SIZE, SIZE), names) as handed:
+            facts, arrays = {"handed": handed, "classes": len(names)}, {"image": slices[0].image}
+            run = run_here if is_own(file) else CHILD.run
+            told, values = run(answers, file.path, facts, arrays)
+        logits, said = values.pop("logits")[0], told["said"]
+        explanation = Explanation(logits=logits[None], **values) if values else None
     shares = softmax(logits.astype(np.float64) / card.get("temperature", 1.0))
     probabilities = dict(zip(names, shares.tolist(), strict=True))
     notes = [note for of in slices for note in of.notes]
@@ -235,37 +241,36 @@ def _severity(of: Answer) -> str:
     )
 
 
-def _asked(
-    path: Path, network: keras.Model, image: np.ndarray, k: int
-) -> tuple[np.ndarray, Explanation | None, list[str]]:
-    """Return logits (k,), the explanation where there is one, and what to say of the two."""
+def answers(told: Facts, arrays: Arrays) -> Iterator[tuple[Facts, Arrays]]:
+    """Yield nothing, and then what a model file says of one slice; see `Answers`."""
     from mri.gradcam.cam import GradCAM
     from mri.models.scores import Scorer
 
+    image, path = arrays["image"], told["handed"]["shown"]
+    network = load_handed(**told["handed"])
     try:
         scorer = Scorer(network, like=(1, *image.shape, 1))
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
     takes, expected = scorer.input.shape, (None, SIZE, SIZE, 1)
     fits = all(of in (None, side) for of, side in zip(takes[1:], expected[1:], strict=True))
-    if not fits or scorer.classes != k:
+    if not fits or scorer.classes != told["classes"]:
         raise ModelFileError(
             f"{path}: goes from {takes} to {scorer.gives}, expected {expected} to "
-            f"{(None, k)}; choose another --model, or say what it expects: python -m mri card "
-            f"{path} --help"
+            f"{(None, told['classes'])}; choose another --model, or say what it expects: "
+            f"python -m mri card {path} --help"
         )
-    explanation, said = None, []
+    yield {}, {}
     try:
         cam = GradCAM(network, method=METHOD)
-        explanation = cam(image)
-        logits, kind = explanation.logits[0], cam.kind
+        values, kind, said = vars(cam(image)), cam.kind, []
     except ValueError as error:
-        logits, kind = scorer(image[None])[0], scorer.kind
+        values, kind = {"logits": scorer(image[None])}, scorer.kind
         said = [f"No heatmap: {error}"]
-    if not np.isfinite(logits).all():
+    if not np.isfinite(values["logits"]).all():
         raise ModelFileError(f"{path}: gives logits that are not finite")
     said += [f"The network {READ_AS[kind]}."] if READ_AS[kind] else []
-    return logits, explanation, said
+    yield {"said": said}, values
 
 
 def _slice_alone(of: Prediction) -> Figure:

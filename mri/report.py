@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from mri._files import replacing
 from mri._text import clean_html, for_html, for_markdown, shorten
-from mri.models.files import describe, read_card
+from mri.models.cards import describe, read_card
 
 NOTEBOOKS = ("main", "models_compare")
 

@@ -160,6 +160,7 @@ WRONG = {
     ],
     "explore": [
         (lambda c: mri.explore({}, c.scans, c.groups, [0]), r"Received: \[\] and 1 slices"),
+        (lambda c: mri.explore({"a": c.model}, c.scans, c.groups, [0]), r"what mri\.train returns"),
         (lambda c: mri.explore(c.runs, c.scans, c.groups[1:], [0]), r"Received: shape=\(15,\)"),
         (lambda c: mri.explore(c.runs, c.scans, c.groups, [16]), r"outside=array\(\[16\]\)"),
     ],

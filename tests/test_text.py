@@ -19,7 +19,7 @@ from mri import plots
 from mri.__main__ import main
 from mri._text import clean_html, for_code, for_html, for_line, for_markdown, for_terminal, shorten
 from mri.evaluation.metrics import evaluate
-from mri.models.files import describe
+from mri.models.cards import describe
 from mri.report import write_report
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,23 +7,21 @@ the rows of the usual division may still lie about its network.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
-from mri._files import read_regular
 from mri.data.decode import DataError
 from mri.data.scans import Scans
 from mri.evaluation.logits import LogitsTable, run_rows
 from mri.models.cards import ModelFileError, check_rows
+from mri.models.child import CHILD
 from mri.models.files import ModelFile
+from mri.models.own import is_own
 from mri.subjects.splits import image_split, split_facts, subject_split
 
 VERIFIED = "verified"
@@ -32,7 +30,6 @@ OTHER_SLICES = "claimed: logits kept from other slices than these"
 _SAMPLE = 48
 # Of a probability: another processor's bfloat16 stays below a third of this.
 _MOST_APART = 0.1
-_OWN = Path(__file__).with_name("own.json")
 
 
 class Claims:
@@ -84,7 +81,7 @@ class Claims:
             raise DataError("no slices")
         rows = kept.rows
         if tuple(kept.about["class_names"]) != scans.class_names:
-            raise DataError("its classes are in another order than those of the slices")
+            raise DataError("its classes are not those of the slices")
         if problem := check_rows(rows, len(scans)):
             raise DataError(f"it names {problem}")
         if wrong := int((kept.labels != scans.labels[rows]).sum()):
@@ -103,7 +100,7 @@ class Claims:
             doubts.append("no card of its training")
         elif not self._is_division(split, rows):
             doubts.append("its division is not one that can be computed again")
-        if not new and not _is_own(file):
+        if not new and not is_own(file):
             if file.path.is_file():
                 _predict_anew(file, kept, scans, groups)
             else:
@@ -143,36 +140,10 @@ def _predict_anew(file: ModelFile, kept: LogitsTable, scans: Scans, groups: np.n
     """Raise DataError unless the network still says what was kept of a few rows."""
     # Which rows is nobody's to foresee; what is shown does not depend on it.
     at = np.random.default_rng().permutation(len(kept.rows))[:_SAMPLE]
-    found = run_rows(file, scans, groups, kept.rows[at])
+    found = run_rows(file, scans, groups, kept.rows[at], CHILD.run)
     apart = np.abs(softmax(found, axis=1) - softmax(kept.logits[at], axis=1)).max(1)
     if not (apart < _MOST_APART).all():
         raise DataError(
             f"the logits kept are not the network's: of {len(at)} rows predicted anew "
             f"{int((~(apart < _MOST_APART)).sum())} differ; remove {file.path.stem}.parquet"
         )
-
-
-def _is_own(file: ModelFile) -> bool:
-    """Whether card and kept logits are, byte for byte, those that come with this version."""
-    try:
-        return _digest(file.path) in _own()
-    except OSError:
-        return False
-
-
-@cache
-def _own() -> frozenset[str]:
-    return frozenset(json.loads(_OWN.read_text(encoding="utf-8")) if _OWN.is_file() else [])
-
-
-def _digest(path: Path) -> str:
-    parts = (read_regular(path.with_suffix(ending), 2**30) for ending in (".json", ".parquet"))
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-
-
-def write_own(folder: Path) -> None:
-    """Note the cards and kept logits of `folder` as this version's own, after they were made."""
-    found = sorted(
-        _digest(path) for path in folder.glob("[!.]*.json") if path.with_suffix(".parquet").exists()
-    )
-    _OWN.write_text(json.dumps(found, indent=0) + "\n", encoding="utf-8")

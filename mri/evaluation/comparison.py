@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pandas as pd
 
 from mri._arguments import integers
 from mri._text import for_code, for_line, for_markdown, progress
+from mri.data.labels import places_of
 from mri.data.parquet import CLASS_NAMES
 from mri.data.scans import Scans
 from mri.evaluation.claims import NO_SLICES, OTHER_SLICES, VERIFIED, Claims
@@ -22,6 +23,7 @@ from mri.evaluation.leaderboard import COSTS, INFLATED, PROTOCOLS, SEED, Compari
 from mri.evaluation.logits import LogitsTable, find_logits, keep_logits
 from mri.evaluation.metrics import Evaluation, evaluate
 from mri.evaluation.significance import ADDITIVE, pairwise
+from mri.models.child import CHILD
 from mri.models.files import ModelFile, ModelFileError
 from mri.models.formats import may_be_model
 from mri.models.inputs import READ_AS
@@ -43,6 +45,7 @@ def compare(
 ) -> Comparison:
     """Evaluate every model of `folder` and of its subfolder ``zoo`` and rank them.
 
+    Classes are told by their names: the order of a card may be another than that of the slices.
     A model is only measured on the test rows of its card, and only if the card names these very
     slices: whatever else it may have seen in training. A model without a card is listed with its
     figures on all slices and the warning that nobody knows what it was trained on. Where logits
@@ -88,16 +91,17 @@ def compare(
         raise FileNotFoundError(
             f"{folder}: no .keras file; run main.ipynb or python -m mri train compact"
         )
-    fingerprint = scans.fingerprint() if scans is not None else None
-    kept, claims, anew, rows = _answers(files, scans, groups, fingerprint)
-    names = _class_names(scans, kept)
-    by = by or (RANKED_BY if names == set(CLASS_NAMES) else "balanced_accuracy")
-    for name in [key for key, of in kept.items() if set(of.about["class_names"]) != names]:
-        told = ModelFileError(
-            f"{files[name].path}: classes {kept.pop(name).about['class_names']!s:.200}, those "
-            f"compared have {sorted(names)!s:.200}"
-        )
-        rows.append(_refused(name, files[name].path, told))
+    found, claims, anew, rows = _answers(files, scans, groups)
+    names = _class_names(scans, found)
+    by = by or (RANKED_BY if _alike(names, CLASS_NAMES) else "balanced_accuracy")
+    kept = {}
+    for name, of in found.items():
+        if (same := of.named(names)) is not None:
+            kept[name] = same
+            continue
+        told = f"classes {of.about['class_names']!s:.200}, those compared have {names!s:.200}"
+        error = ModelFileError(f"{files[name].path}: {told}")
+        rows.append(_refused(name, files[name].path, error))
     measured = joblib.Parallel(n_jobs=-1, prefer="threads")(
         joblib.delayed(_measure)(name, files[name], found, claims[name], by=by, seed=seed)
         for name, found in kept.items()
@@ -135,25 +139,53 @@ def _check_call(scans: Scans | None, groups: np.ndarray | None, by: str | None) 
         integers("groups", groups, len(scans))
 
 
+class _Slices:
+    """The slices at hand as each card numbers their classes; each order is made once."""
+
+    def __init__(self, scans: Scans | None, groups: np.ndarray | None) -> None:
+        self._given, self._groups = scans, groups
+        self._made: dict[tuple[str, ...], tuple[Scans | None, str | None, Claims]] = {}
+        self.fingerprint = None if scans is None else scans.fingerprint()
+
+    def of(self, file: ModelFile) -> tuple[Scans | None, str | None, Claims]:
+        """Return slices, their fingerprint and what checks claims, in the order of a card."""
+        scans = self._given
+        names = tuple((file.card or {}).get("class_names", ())) if file.trained_here else ()
+        if scans is not None:
+            names = names if _alike(names, scans.class_names) else scans.class_names
+        if names not in self._made:
+            fingerprint = self.fingerprint
+            if scans is not None and names != scans.class_names:
+                scans = replace(scans, class_names=names, labels=scans.labels_as(names))
+                fingerprint = scans.fingerprint()
+            self._made[names] = scans, fingerprint, Claims(scans, self._groups)
+        return self._made[names]
+
+
+def _alike(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists hold the same class names, in whatever order and spelling."""
+    return bool(names) and sorted(places_of(names, others) or []) == list(range(len(names)))
+
+
 def _answers(
-    files: Mapping[str, ModelFile],
-    scans: Scans | None,
-    groups: np.ndarray | None,
-    fingerprint: str | None,
+    files: Mapping[str, ModelFile], scans: Scans | None, groups: np.ndarray | None
 ) -> tuple[dict[str, LogitsTable], dict[str, str], list[str], list[dict[str, Any]]]:
     """Return logits and claim of each file, the files that were run, and rows of the others."""
     kept, said, anew, refused = {}, {}, [], []
-    claims = Claims(scans, groups)
+    slices = _Slices(scans, groups)
     for name, file in progress(files.items(), "models", len(files)):
         try:
+            own, fingerprint, claims = slices.of(file)
             found = find_logits(file, fingerprint)
             if new := found is None:
-                found = keep_logits(file, scans, groups, fingerprint)
+                found = keep_logits(file, own, groups, fingerprint, CHILD.run)
                 anew.append(name)
             said[name] = claims.check(file, found, fingerprint, new)
             if groups is not None and found.about["data"] == fingerprint:
                 people = np.asarray(groups)[found.rows]
-                found = replace(found, frame=found.frame.assign(subject=people))
+                # The same slices, in whichever order a card has their classes.
+                about = found.about | {"data": slices.fingerprint}
+                found = replace(found, frame=found.frame.assign(subject=people), about=about)
             kept[name] = found
         except Exception as error:  # Whatever one file holds, the others are ranked.
             refused.append(_refused(name, file.path, error))
@@ -216,17 +248,19 @@ def _test(
     return p_values
 
 
-def _class_names(scans: Scans | None, kept: Mapping[str, LogitsTable]) -> set[str]:
+def _class_names(scans: Scans | None, kept: Mapping[str, LogitsTable]) -> tuple[str, ...]:
     """Return the classes that are compared, which no single file can change for the others.
 
     They are those of the slices; without slices the public ones, where any file has them, else
     those that most files have.
     """
     if scans is not None:
-        return set(scans.class_names)
-    found = [frozenset(of.about["class_names"]) for of in kept.values()]
-    public = frozenset(CLASS_NAMES)
-    return set(public if public in found else max(found, key=found.count, default=public))
+        return scans.class_names
+    found = [tuple(of.about["class_names"]) for of in kept.values()]
+    if any(_alike(names, CLASS_NAMES) for names in found):
+        return CLASS_NAMES
+    most = max(found, key=lambda names: sum(_alike(names, of) for of in found), default=CLASS_NAMES)
+    return tuple(most)
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -10,26 +10,29 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy.special import softmax
 
 from mri._files import read_regular, replacing
 from mri.data.decode import DataError
 from mri.data.footer import FooterError, check_pages, read_groups
+from mri.data.labels import places_of
 from mri.data.parquet import MAX_NAME
 from mri.data.scans import Scans
 from mri.evaluation.doubts import doubts
 from mri.evaluation.persons import INPUT, PersonModel, takes_person
 from mri.models.cards import TABLE_SCHEMA, problem_of
+from mri.models.child import Run, run_here
 from mri.models.files import ModelFile, ModelFileError
 
 if TYPE_CHECKING:
@@ -39,6 +42,10 @@ if TYPE_CHECKING:
 _KEY = b"mri_logits"
 _UNREADABLE = (OSError, pa.ArrowException, ValueError, LookupError, TypeError, RecursionError)
 _MAX_TABLE, _MOST_CELLS = 2**30, 4_000_000
+
+_MOST_APART = 0.02  # Of a probability; rounding in bfloat16 stays below a third of it.
+_RANDOM = "answers the same slices otherwise each time, or by the others of a batch"
+_TWICE = "makes gray values small twice, by its card and by itself: does it take 0 to 255?"
 
 VERSION = 2
 """Of how a model is read; 1 took whatever it gave for logits, as those of `build_model` are."""
@@ -79,6 +86,18 @@ class LogitsTable:
     def logits(self) -> np.ndarray:
         """Logits, float32 (n, k)."""
         return self.frame[[f"logit_{name}" for name in self.about["class_names"]]].to_numpy()
+
+    def named(self, names: Sequence[str]) -> LogitsTable | None:
+        """Return the same with its classes in another order or spelling; None for other classes."""
+        own = self.about["class_names"]
+        if list(names) == own:
+            return self
+        at = places_of(names, own) or []
+        if sorted(at) != list(range(len(names))):
+            return None
+        columns = {f"logit_{of}": f"logit_{names[i]}" for of, i in zip(own, at, strict=True)}
+        frame = self.frame.assign(label=np.array(at)[self.labels]).rename(columns=columns)
+        return LogitsTable(frame, self.about | {"class_names": list(names)})
 
     def save(self, path: Path) -> None:
         """Write the table whole or not at all."""
@@ -185,6 +204,7 @@ def keep_logits(
     scans: Scans | None,
     groups: np.ndarray | None,
     fingerprint: str | None = None,
+    run: Run = run_here,
 ) -> LogitsTable:
     """Run a model on its test part and keep the logits beside it, as ``<name>.parquet``.
 
@@ -195,6 +215,8 @@ def keep_logits(
     groups : ndarray of int, shape (n,)
     fingerprint : str, optional
         Of `scans`, where it is known already.
+    run : callable
+        Where the model runs: `mri.models.child.run_here`, or `CHILD.run` for one of a stranger.
 
     Returns
     -------
@@ -207,7 +229,8 @@ def keep_logits(
     Raises
     ------
     ModelFileError
-        If the file is not safe, does not fit the slices, or nothing is left to measure it on.
+        If the file is not safe, does not fit the slices, takes more than it may, or nothing is left
+        to measure it on.
 
     Warns
     -----
@@ -220,27 +243,20 @@ def keep_logits(
         raise ModelFileError(f"{path}: no logits kept, and no slices to run it on")
     fingerprint = fingerprint or scans.fingerprint()
     test = file.held_out(scans, fingerprint)
-    ask = _asked(file, scans, groups)
-    logits = ask.rows(test)
-    if not np.isfinite(logits).all():
-        raise ModelFileError(f"{path}: gives logits that are not finite")
-    times = [_milliseconds(partial(ask.rows, test[:1], 1))]
-    # A person has 32 slices or so, and is judged as a whole.
-    whole = takes_person(file)
-    times.append(2 * times[0] if whole else _milliseconds(partial(ask.rows, test[:64], 64)))
+    facts, logits = _run_rows(file, scans, groups, test, run, timed=True)
     about = {
         "version": VERSION,
         "sha256": file.sha256,
         "data": fingerprint,
         "class_names": list(scans.class_names),
         "origin": scans.origin,
-        "parameters": ask.model.count_params(),
         "bytes": path.stat().st_size,
-        "milliseconds": times,
-        "output": ask.kind,
+        **facts,
         "expects": _expected(file),
-        "doubts": _doubts(file, scans.labels[test], logits, scans.class_names),
     }
+    if problem := problem_of(about, TABLE_SCHEMA):
+        raise ModelFileError(f"{path}: cannot be kept ({problem})")
+    about["doubts"] += _doubts(file, scans.labels[test], logits, scans.class_names)
     kept = LogitsTable(logits_frame(scans, groups, test, logits), about)
     try:
         kept.save(path.with_suffix(".parquet"))
@@ -249,31 +265,70 @@ def keep_logits(
     return kept
 
 
-class _Asked(NamedTuple):
-    """A model, what it ends in, and its logits of rows, given them and a batch size."""
-
-    model: keras.Model
-    kind: str
-    rows: Callable[..., np.ndarray]
-
-
-def _asked(file: ModelFile, scans: Scans, groups: np.ndarray) -> _Asked:
-    """Return what answers for rows of `scans`: slice by slice, or person by person."""
-    if takes_person(file):
-        of = PersonModel(file)
-        return _Asked(of.model, INPUT, lambda rows, _=0: of.logits(scans, groups, rows))
-    model = file.load(scans.images.shape[1:], scans.class_names)
-    scorer = _scorer(file.path, model, scans)
-
-    def rows(rows: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        return scorer(scans.images[rows], batch_size=batch_size)
-
-    return _Asked(model, scorer.kind, rows)
-
-
-def run_rows(file: ModelFile, scans: Scans, groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def run_rows(
+    file: ModelFile, scans: Scans, groups: np.ndarray, rows: np.ndarray, run: Run = run_here
+) -> np.ndarray:
     """Return the logits of the given rows, as they are kept: float (m, k)."""
-    return _asked(file, scans, groups).rows(rows)
+    return _run_rows(file, scans, groups, rows, run, timed=False)[1]
+
+
+def _run_rows(
+    file: ModelFile,
+    scans: Scans,
+    groups: np.ndarray,
+    rows: np.ndarray,
+    run: Run,
+    *,
+    timed: bool,
+) -> tuple[dict[str, Any], np.ndarray]:
+    names = scans.class_names
+    if takes_person(file):
+        facts, logits = _of_people(file, scans, groups, rows, timed=timed)
+    else:
+        with file.handed(scans.images.shape[1:], names) as handed:
+            told = {"handed": handed, "class_names": list(names), "timed": timed}
+            facts, arrays = run(answers, file.path, told, {"images": scans.images[rows]})
+        logits = arrays["logits"]
+    if logits.shape != (len(rows), len(names)) or not np.isfinite(logits).all():
+        raise ModelFileError(f"{file.path}: gives logits that are not finite")
+    return facts, logits
+
+
+def _of_people(
+    file: ModelFile, scans: Scans, groups: np.ndarray, rows: np.ndarray, *, timed: bool
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the same of a model of people; it runs here, for it can only be a glass box."""
+    of = PersonModel(file)
+    facts = {"parameters": of.model.count_params(), "doubts": [], "output": INPUT}
+    if timed:
+        person = _milliseconds(partial(of.logits, scans, groups, rows[:1]))
+        # A person has 32 slices or so, and is judged as a whole: 64 slices are two.
+        facts["milliseconds"] = [person, 2 * person]
+    return facts, of.logits(scans, groups, rows)
+
+
+def answers(
+    told: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Yield after the first slices, and again with what a model says of all; see `Answers`."""
+    from mri.models.files import load_handed
+    from mri.models.scores import rescalings
+
+    images, path = arrays["images"], Path(told["handed"]["shown"])
+    model = load_handed(**told["handed"])
+    scorer = _scorer(path, model, images.shape, told["class_names"])
+    few = min(64, 1 + len(images) // 2)
+    first = scorer(images[:few])
+    yield {}, {}
+    logits = scorer(images)
+    apart = np.abs(softmax(first, axis=1) - softmax(logits[:few], axis=1)).max()
+    signs = {_RANDOM: apart > _MOST_APART, _TWICE: rescalings(model) > 1}
+    facts = {"parameters": model.count_params()}
+    facts["doubts"] = [sign for sign, found in signs.items() if found]
+    if told["timed"]:
+        of = [partial(scorer, images[:n], batch_size=n) for n in (1, 64)]
+        facts["milliseconds"] = [_milliseconds(call) for call in of]
+    yield facts | {"output": scorer.kind}, {"logits": logits}
 
 
 def find_logits(file: ModelFile, fingerprint: str | None = None) -> LogitsTable | None:
@@ -351,7 +406,7 @@ def _doubts(
     )
 
 
-def _scorer(path: Path, model: keras.Model, scans: Scans) -> Scorer:
+def _scorer(path: Path, model: keras.Model, shape: tuple[int, ...], names: Sequence[str]) -> Scorer:
     """Return the model as a function of slices; say what it lacks where it does not fit them."""
     from mri.models.scores import Scorer
 
@@ -359,7 +414,7 @@ def _scorer(path: Path, model: keras.Model, scans: Scans) -> Scorer:
         scorer = Scorer(model)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
-    expected, takes = (None, *scans.images.shape[1:], 1), scorer.input.shape
+    expected, takes = (None, *shape[1:], 1), scorer.input.shape
     if not all(of in (None, side) for of, side in zip(takes[1:], expected[1:], strict=True)):
         _, height, width, channels = takes
         raise ModelFileError(
@@ -367,8 +422,6 @@ def _scorer(path: Path, model: keras.Model, scans: Scans) -> Scorer:
             f"say so: python -m mri card {path} --size {height or 128} {width or 128} "
             f"--channels {channels or 1} --range LOW HIGH"
         )
-    if scorer.classes != len(scans.class_names):
-        raise ModelFileError(
-            f"{path}: gives {scorer.gives}, the data have classes {scans.class_names}"
-        )
+    if scorer.classes != len(names):
+        raise ModelFileError(f"{path}: gives {scorer.gives}, the data have classes {tuple(names)}")
     return scorer

@@ -15,7 +15,9 @@ import numpy as np
 
 from mri._files import file_sha256
 from mri.data.scans import Scans
+from mri.data.tone_map import HEIGHTS, SLAB, STEP
 from mri.models.files import ModelFile, ModelFileError
+from mri.models.own import is_own
 from mri.subjects.person import Person, prepare_person
 from mri.subjects.template import Template, read_template
 
@@ -104,6 +106,12 @@ class PersonModel:
                 f"{self.file.path}: goes from {model.input_shape} to {model.output_shape}, "
                 f"expected {expected} to (None, classes), as its template is"
             )
+        # A stranger's network runs in a process of its own, but this one runs here.
+        if not (is_own(self.file) or _is_glass_box(model)):
+            raise ModelFileError(
+                f"{self.file.path}: its card says that it takes a {INPUT}, but its layers are not "
+                "those of mri.models.glass_box; only a glass box may"
+            )
         return model
 
     def ask(self, slices: np.ndarray) -> Answer:
@@ -160,3 +168,18 @@ class PersonModel:
         prepared = [prepare_person(scans.images[groups == who], self.template) for who in numbers]
         channels = np.stack([person.channels for person in prepared])
         return self.model.predict(channels, batch_size=16, verbose=0)[which]
+
+
+def _is_glass_box(model: keras.Model) -> bool:
+    """Whether a model has the layers of a glass box of its sizes, in their order."""
+    from mri.models.glass_box import glass_box
+
+    (_, rows, columns, _), classes = model.input_shape, model.output_shape[-1]
+    places = np.zeros((HEIGHTS // SLAB, rows // STEP, columns // STEP))
+    scores = np.zeros(classes)
+    made = glass_box(places, places, 0.0, slopes=scores, offsets=scores)
+
+    def forms(of: keras.Model) -> list[tuple[type, object]]:
+        return [(type(layer), layer.output.shape) for layer in of.layers]
+
+    return forms(model) == forms(made)

@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike
 
 from mri._arguments import require
 from mri._keras import keras, tf
+from mri.data.labels import places_of
 from mri.data.parquet import CLASS_NAMES
 from mri.gradcam.receptive_fields import cells_of, stretch
 from mri.gradcam.trace import choose, record_calls
-from mri.models.inputs import same_name
 from mri.models.scores import (
     are_probabilities,
     batches,
@@ -155,9 +155,11 @@ class GradCAM:
             raw = tf.nn.relu(tf.reduce_sum(METHODS[self.method](a, g), -1))
             maps = tf.math.divide_no_nan(raw, tf.reduce_max(raw, (1, 2), keepdims=True))
             axes = cells_of(images, target.tensor, target.grid)
-            maps = stretch(maps, axes, *tf.unstack(tf.shape(images)[1:3]))
-            maps = tf.math.divide_no_nan(maps, tf.reduce_max(maps, (1, 2), keepdims=True))
-            return maps, raw, classes, logits
+            sides = zip(images.shape[1:3], tf.unstack(tf.shape(images)[1:3]), strict=True)
+            full = stretch(maps, axes, *(of or side for of, side in sides))
+            if full is not maps:
+                full = tf.math.divide_no_nan(full, tf.reduce_max(full, (1, 2), keepdims=True))
+            return full, raw, classes, logits
 
         # One trace for all batch sizes, and here, so that what cannot work is said at once.
         self._explain = tf.function(explain, autograph=False).get_concrete_function(
@@ -232,12 +234,8 @@ class GradCAM:
         """Return the class of each of `n` images, -1 for the predicted one."""
         wanted = np.asarray(-1 if classes is None else classes)
         if wanted.dtype.kind in "UO" and wanted.shape in ((), (n,)):
-            places = [
-                [i for i, of in enumerate(self.class_names) if same_name(of, name)]
-                for name in np.atleast_1d(wanted).tolist()
-            ]
-            if all(len(at) == 1 for at in places):
-                wanted = np.array([at[0] for at in places]).reshape(wanted.shape)
+            at = places_of(self.class_names, [str(name) for name in np.atleast_1d(wanted)])
+            wanted = wanted if at is None else np.array(at).reshape(wanted.shape)
         fits = wanted.shape in ((), (n,)) and wanted.dtype.kind in "iu"
         if classes is not None and not (fits and 0 <= wanted.min() <= wanted.max() < self._k):
             known = f"one of {list(self.class_names)}, " if self.class_names else ""

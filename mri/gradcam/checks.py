@@ -6,11 +6,9 @@ nothing if it does no better than noise, or than a spot in the middle of the bra
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,12 +25,10 @@ from mri.gradcam.measures import (
     localisation,
     rank_correlation,
 )
-from mri.models.files import ModelFile
 
 if TYPE_CHECKING:
     from mri._keras import keras
     from mri.data.phantom import Phantoms
-    from mri.data.scans import Scans
     from mri.gradcam.cam import Explanation, GradCAM
 
 
@@ -395,47 +391,3 @@ def _decide(margin: Estimate) -> str:
 
 def _worst(verdicts: list[str]) -> str:
     return next((verdict for verdict in (_FAILS, _OPEN) if verdict in verdicts), _PASSES)
-
-
-def heatmap_table(
-    paths: Sequence[str | os.PathLike[str]],
-    scans: Scans,
-    groups: np.ndarray,
-    *,
-    methods: Sequence[str] = ("grad-cam", "hirescam"),
-    slices: int = 64,
-    seed: int = 0,
-) -> Iterator[str]:
-    """Check the maps of model files on slices they have not seen; yield rows of a Markdown table.
-
-    Parameters
-    ----------
-    paths : sequence of path
-        The ``.keras`` files.
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Subject of each slice.
-    methods : sequence of str
-    slices : int
-        How many are drawn from the test part of each model.
-    seed : int
-
-    Raises
-    ------
-    ModelFileError
-        If a file is not safe, or belongs to other slices.
-    """
-    for i, (path, method) in enumerate(product(paths, methods)):
-        file = ModelFile(path)
-        tested, model = file.held_out(scans), file.load()
-        few = np.random.default_rng(seed).choice(tested, slices, replace=False)
-        found = check_heatmaps(
-            model, scans.images[few], subjects=groups[few], method=method, seed=seed
-        )
-        if not i:
-            names = [name.split(" with ")[0] for name in found.table.index]
-            yield f"| network | method | {' | '.join(names)} | verdict |"
-            yield "|---" * (len(names) + 3) + "|"
-        pairs = zip(found.table["found"], found.table["verdict"], strict=True)
-        cells = " | ".join(f"{of.value:.2f} {verdict}" for of, verdict in pairs)
-        yield f"| `{model.name}` | {method} | {cells} | **{found.verdict}** |"

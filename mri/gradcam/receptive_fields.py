@@ -149,9 +149,14 @@ def stretch(maps: tf.Tensor, axes: Axes, height: int, width: int) -> tf.Tensor:
     >>> stretch(tf.constant([[[0.0, 1.0]]]), axes, 1, 8).numpy().tolist()
     [[[0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]]]
     """
-    cells = tf.shape(maps)[1:]
-    rows = _weights(axes[0], height, cells[0])
-    return tf.einsum("yi,nij,xj->nyx", rows, maps, _weights(axes[1], width, cells[1]))
+    for axis, pixels, along in zip(axes, (height, width), (1, 2), strict=True):
+        # Of open sizes, some of these are tensors.
+        known = isinstance(axis.step, float) and isinstance(pixels, int)
+        # A cell a pixel, where it belongs: to interpolate would cost more than the network.
+        if not known or (axis.step, axis.centre, maps.shape[along]) != (1.0, 0.0, pixels):
+            weights = _weights(axis, pixels, tf.shape(maps)[along])
+            maps = tf.einsum(("yi,nij->nyj", "xj,nij->nix")[along - 1], weights, maps)
+    return maps
 
 
 def _weights(axis: Axis, pixels: int, cells: int) -> tf.Tensor:

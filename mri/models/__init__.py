@@ -12,8 +12,8 @@ __getattr__, __dir__, __all__ = _face(
     __name__,
     {
         "builders": "augmentation build_model layers list_models register",
-        "files": "ModelFile ModelFileError declare describe find_model load_model read_card "
-        "save_model",
+        "cards": "ModelFileError describe read_card",
+        "files": "ModelFile declare find_model load_model save_model",
         "inputs": "READ_AS Expects adapt",
         "scores": "Scorer predict_logits",
     },

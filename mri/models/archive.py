@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mri.models.cards import ModelFileError
-from mri.models.formats import recognised
+from mri.models.formats import named, of_archive, of_start, recognised
 
 _MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
 _MAX_CONFIG = 4 * 2**20
@@ -26,6 +26,8 @@ _KINDS = {"activations", "constraints", "dtype_policies", "initializers", "layer
 _REFUSED = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "StringLookup",
             "IntegerLookup", "IndexLookup", "TextVectorization", "STFTSpectrogram", "__lambda__",
             "__typespec__"}  # fmt: skip
+# Keras' own, of its ConvNeXt.
+_ALLOWED = {"keras.applications.convnext.LayerScale"}
 # An output of a layer may hold so many times the numbers of a slice: 1024 channels at full size.
 _MAX_GROWTH = 1024
 
@@ -35,17 +37,17 @@ def inspect_archive(path: Path, read: Callable[[], bytes]) -> bytes:
 
     `read` gives the bytes of the file, which are returned.
     """
-    known = recognised(path) if path.exists() else ""
-    if path.suffix != ".keras":
-        way = known or "save it with model.save('….keras')"
-        raise ModelFileError(f"{path}: expected a .keras file; {way}")
-    if not path.is_file():
+    if path.suffix != ".keras" or not path.is_file():
+        known = recognised(path) if path.exists() else ""
+        if path.suffix != ".keras":
+            way = known or "save it with model.save('….keras')"
+            raise ModelFileError(f"{path}: expected a .keras file; {way}")
         raise ModelFileError(f"{path}: no such model file{known and f'; {known}'}")
-    content = read()
+    content, known = read(), ""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = sorted(archive.namelist())
-            if known:
+            if known := named(of_archive, archive):
                 raise ModelFileError(f"{path}: not a whole Keras archive ({known})")
             if members != sorted(_MEMBERS):
                 raise ModelFileError(f"{path}: expected {sorted(_MEMBERS)}, found {members}")
@@ -58,9 +60,13 @@ def inspect_archive(path: Path, read: Callable[[], bytes]) -> bytes:
     except ModelFileError:
         raise
     except Exception as error:
+        known = known or named(of_start, io.BytesIO(content))
         raise ModelFileError(f"{path}: not a whole Keras archive ({known or error})") from error
     for name in names:
-        root, *inner, last = name.replace("keras.src.", "keras.").split(".")
+        plain = name.replace("keras.src.", "keras.")
+        root, *inner, last = plain.split(".")
+        if plain in _ALLOWED:
+            continue
         if last in _REFUSED or root != "keras" or (inner and inner[0] not in _KINDS):
             raise ModelFileError(
                 f"{path}: holds {name}, which may run code on loading; only Keras' own layers "

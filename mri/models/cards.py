@@ -12,14 +12,21 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mri._arguments import require
 from mri._files import read_regular
-from mri._text import shorten
+from mri._text import for_markdown, shorten
 from mri.data.decode import DataError
 from mri.data.parquet import MAX_CLASSES, MAX_NAME
+
+if TYPE_CHECKING:
+    from mri.data.scans import Scans
+
+CARD_VERSION = 1
+"""Of the keys of `SCHEMA`; a card that names none is of this version too."""
 
 _MAX_CARD = 32 * 2**20
 _MOST = 10**15  # Of anything counted: bytes, weights, rows, seconds.
@@ -112,6 +119,10 @@ _TEXT = is_text, f"a text of up to {MAX_NAME} characters"
 _COUNT = is_count, f"an integer from 0 to {_MOST}"
 
 SCHEMA: dict[str, tuple[Check, str]] = {
+    "card_version": (
+        lambda value: type(value) is int and 1 <= value <= CARD_VERSION,
+        f"a version from 1 to {CARD_VERSION}, which is what this package reads",
+    ),
     "sha256": (lambda value: value == "" or is_digest(value), _HASH[1]),
     "network_sha256": _HASH,
     "data": _HASH,
@@ -134,6 +145,9 @@ SCHEMA: dict[str, tuple[Check, str]] = {
     "expects": (lambda value: isinstance(value, dict), "an object"),
 }
 """What each key of a card is, where it is there: a check and the words for it."""
+
+_DESCRIBED = {"split", "recipe", "versions", "validation", "builder", "synthetic", "data",
+              "parameters", "seed", "best_epoch", "seconds", "sha256", "temperature"}  # fmt: skip
 
 TABLE_SCHEMA: dict[str, tuple[Check, str]] = {
     key: SCHEMA[key] for key in ("sha256", "data", "parameters")
@@ -208,3 +222,85 @@ def check_rows(rows: np.ndarray, n: int) -> str | None:
     if rows.min() < 0 or rows.max() >= n:
         return f"row {rows.max() if rows.max() >= n else rows.min()}, there are 0 to {n - 1}"
     return "rows that stand there twice" if len(np.unique(rows)) < len(rows) else None
+
+
+def rows_to_test(card: Mapping[str, Any], scans: Scans, fingerprint: str) -> np.ndarray:
+    """Return the test rows that a card of a training names, int (m,).
+
+    Raises
+    ------
+    ModelFileError
+        If it does not say, or is of other slices than these.
+    """
+    missing = {"class_names", "data", "split", "temperature", "test_rows"}.difference(card)
+    if missing:
+        raise ModelFileError(
+            f"its card lacks {sorted(missing)}; train the model again, or leave in it only what "
+            f"the model expects: size, channels, range, scale, offset, mean, std, class_names"
+        )
+    if tuple(card["class_names"]) != scans.class_names:
+        raise ModelFileError(f"classes {card['class_names']}, the data have {scans.class_names}")
+    if card["data"] != fingerprint:
+        raise ModelFileError(
+            f"trained on other slices (fingerprint {card['data'][:12]}, these are "
+            f"{fingerprint[:12]}); which of these it has seen cannot be told"
+        )
+    if not card["test_rows"]:
+        raise ModelFileError("its card names no test rows, so nothing is left to measure")
+    rows = np.array(card["test_rows"])
+    if problem := check_rows(rows, len(scans)):
+        raise ModelFileError(f"the test rows of its card hold {problem}; train the model again")
+    return rows
+
+
+def describe(card: Mapping[str, Any]) -> str:
+    """Render a card that `mri.train` has written as a model card in Markdown.
+
+    The headings are those of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
+
+    Raises
+    ------
+    ValueError
+        If the card lacks what `mri.train` writes, naming it.
+
+    Examples
+    --------
+    >>> print(describe(read_card("models/zoo/tissue-subject.keras")).splitlines()[0])
+    ### Model card: tissue, subject-level split
+    """
+    missing = sorted(_DESCRIBED.difference(card))
+    require(not missing, "Expected a card that mri.train has written.", missing=missing)
+    problem = problem_of(dict(card))
+    require(problem is None, "Expected a card that mri.train has written.", problem=problem)
+    split, recipe, versions = card["split"], card["recipe"], card["versions"]
+    leaky = split["protocol"] != "subject"
+    parts = zip(("train", "validation", "test"), split["slices"], strict=True)
+    slices = ", ".join(f"{side} {count}" for side, count in parts)
+    builder, plain = for_markdown(card["builder"]), for_markdown
+    fold = "" if leaky else f", fold {split['fold']} of {split['folds']}"
+    figures = "; ".join(
+        f"{plain(k.replace('_', ' '))} {v:.3f}" for k, v in card["validation"].items()
+    )
+    # A model of people is fitted in one step and has no epochs.
+    kept = f"epoch {card['best_epoch'] + 1} of {recipe.get('epochs')} kept; " * ("epochs" in recipe)
+    chosen = ", by which the epoch was chosen" * str(recipe.get("monitor")).startswith("val_")
+    recommended = ", ".join(f"{plain(key)} {plain(value)}" for key, value in recipe.items())
+    return "\n\n".join(
+        [
+            f"### Model card: {builder}, {split['protocol']}-level split",
+            "**Intended use.** Teaching and method comparison. **Not a diagnostic device.**",
+            f"**Data.** {'Synthetic phantoms' if card['synthetic'] else 'Slices of OASIS-1'}, "
+            f"fingerprint `{card['data'][:16]}`; {slices} slices{fold}.",
+            f"**Training.** {card['parameters']} weights; {recommended}; seed {card['seed']}; "
+            f"{kept}{card['seconds']} s. "
+            + ", ".join(f"{plain(key)} {plain(value)}" for key, value in versions.items())
+            + f". File SHA-256 `{card['sha256'][:16]}`.",
+            f"**Figures.** On the validation part{chosen}: {figures}; "
+            f"temperature {card['temperature']:.2f}. "
+            "Test figures are in the notebooks, with intervals.",
+            "**Caveats.** Image-level split: the figures measure recognition of people."
+            if leaky
+            else "**Caveats.** Few people per class; "
+            "age and brain volume are confounded with the diagnosis.",
+        ]
+    )

@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mri._arguments import require
 from mri._files import file_sha256, read_regular, replacing
-from mri._text import for_markdown
 from mri.models.archive import check_growth, check_weights, inspect_archive, uncompiled
-from mri.models.cards import ModelFileError, problem_of, read_card
+from mri.models.cards import CARD_VERSION, ModelFileError, read_card, rows_to_test
 from mri.models.graph import check_graph
 from mri.models.inputs import FIELDS, SLICE, Expects, adapt, declared, only_declares
 
@@ -26,7 +24,6 @@ __all__ = [
     "ModelFile",
     "ModelFileError",
     "declare",
-    "describe",
     "find_model",
     "load_model",
     "read_card",
@@ -42,9 +39,6 @@ FOLDERS = ("models", "models/zoo")
 """Where models are looked for by name."""
 
 _MAX_FILE = 2**31
-
-_DESCRIBED = {"split", "recipe", "versions", "validation", "builder", "synthetic", "data",
-              "parameters", "seed", "best_epoch", "seconds", "sha256", "temperature"}  # fmt: skip
 
 
 def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,60 +64,10 @@ def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]
     with replacing(path.with_suffix(".json")) as temporary_card, replacing(path) as temporary:
         model.save(temporary)
         # A card that was read from a file carries the hash of that file.
-        card = {"sha256": "", **card} | {"sha256": file_sha256(temporary)}
+        own = {"sha256": file_sha256(temporary), "card_version": CARD_VERSION}
+        card = {**own, **card, **own}
         temporary_card.write_text(json.dumps(card, indent=1), encoding="utf-8")
     return card
-
-
-def describe(card: Mapping[str, Any]) -> str:
-    """Render a card that `mri.train` has written as a model card in Markdown.
-
-    The headings are those of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
-
-    Raises
-    ------
-    ValueError
-        If the card lacks what `mri.train` writes, naming it.
-
-    Examples
-    --------
-    >>> print(describe(read_card("models/zoo/tissue-subject.keras")).splitlines()[0])
-    ### Model card: tissue, subject-level split
-    """
-    missing = sorted(_DESCRIBED.difference(card))
-    require(not missing, "Expected a card that mri.train has written.", missing=missing)
-    problem = problem_of(dict(card))
-    require(problem is None, "Expected a card that mri.train has written.", problem=problem)
-    split, recipe, versions = card["split"], card["recipe"], card["versions"]
-    leaky = split["protocol"] != "subject"
-    parts = zip(("train", "validation", "test"), split["slices"], strict=True)
-    slices = ", ".join(f"{side} {count}" for side, count in parts)
-    builder, plain = for_markdown(card["builder"]), for_markdown
-    fold = "" if leaky else f", fold {split['fold']} of {split['folds']}"
-    figures = "; ".join(
-        f"{plain(k.replace('_', ' '))} {v:.3f}" for k, v in card["validation"].items()
-    )
-    kept = f"epoch {card['best_epoch'] + 1} of {recipe.get('epochs')} kept; " * ("epochs" in recipe)
-    recommended = ", ".join(f"{plain(key)} {plain(value)}" for key, value in recipe.items())
-    return "\n\n".join(
-        [
-            f"### Model card: {builder}, {split['protocol']}-level split",
-            "**Intended use.** Teaching and method comparison. **Not a diagnostic device.**",
-            f"**Data.** {'Synthetic phantoms' if card['synthetic'] else 'Slices of OASIS-1'}, "
-            f"fingerprint `{card['data'][:16]}`; {slices} slices{fold}.",
-            f"**Training.** {card['parameters']} weights; {recommended}; seed {card['seed']}; "
-            f"{kept}{card['seconds']} s. "
-            + ", ".join(f"{plain(key)} {plain(value)}" for key, value in versions.items())
-            + f". File SHA-256 `{card['sha256'][:16]}`.",
-            f"**Figures.** On the validation part, by which the epoch was chosen: {figures}; "
-            f"temperature {card['temperature']:.2f}. "
-            "Test figures are in the notebooks, with intervals.",
-            "**Caveats.** Image-level split: the figures measure recognition of people."
-            if leaky
-            else "**Caveats.** Few people per class; "
-            "age and brain volume are confounded with the diagnosis.",
-        ]
-    )
 
 
 class ModelFile:
@@ -222,6 +166,27 @@ class ModelFile:
         """Raise `ModelFileError` unless it is a plain Keras archive that agrees with its card."""
         _ = self._inspected
 
+    @contextmanager
+    def handed(
+        self, slices: tuple[int, int] = SLICE, order: Sequence[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Give what `load_handed` needs in any process: JSON-ready, with a private copy.
+
+        Parameters
+        ----------
+        slices, order
+            As for `load`.
+        """
+        expects = self.expects.declared() if self.expects else {}
+        with self._private() as copy:
+            yield {
+                "copy": str(copy),
+                "shown": str(self.path),
+                "slices": list(slices),
+                "order": None if order is None else list(order),
+                "expects": expects,
+            }
+
     def load(
         self, slices: tuple[int, int] = SLICE, order: Sequence[str] | None = None
     ) -> keras.Model:
@@ -235,39 +200,13 @@ class ModelFile:
             Class names in the order wanted, where the card names the model's own; by default those
             of the data set.
         """
-        model = self.load_bare()
-        if self.expects is None:
-            return model
-        told = {name: getattr(self.expects, name) for name in FIELDS}
-        try:
-            return adapt(model, slices=slices, order=order, **told)
-        except ValueError as error:
-            raise ModelFileError(f"{self.path.with_suffix('.json')}: {error}") from error
+        with self.handed(slices, order) as told:
+            return load_handed(**told)
 
     def load_bare(self) -> keras.Model:
         """Return the model as it is in the file, whatever its card declares."""
-        from mri._keras import keras
-
         with self._private() as copy:
-            try:
-                check_weights(copy, self.path)
-                with uncompiled(copy) as plain:
-                    check_growth(plain, self.path)
-                    model = keras.saving.load_model(plain, compile=False, safe_mode=True)
-                if isinstance(model, keras.Model) and model.built:
-                    check_graph(self.path, model)
-            except ModelFileError:
-                raise
-            except Exception as error:
-                raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
-        if not isinstance(model, keras.Model):
-            raise ModelFileError(f"{self.path}: holds a {type(model).__name__}, not a model")
-        if not model.built:
-            raise ModelFileError(
-                f"{self.path}: holds no weights, its network was saved before it was built; call "
-                "it once on images, train it, and save it again"
-            )
-        return model
+            return _loaded(copy, self.path)
 
     def load_into(self, model: keras.Model) -> None:
         """Give `model` the weights of the file, which must be of that very network.
@@ -303,9 +242,51 @@ class ModelFile:
         if self.card is None or not self.trained_here:
             return np.arange(len(scans))
         try:
-            return _test_rows(self.card, scans, fingerprint or scans.fingerprint())
+            return rows_to_test(self.card, scans, fingerprint or scans.fingerprint())
         except ModelFileError as error:
             raise ModelFileError(f"{self.path}: {error}") from None
+
+
+def load_handed(
+    copy: str,
+    shown: str,
+    slices: Sequence[int],
+    order: Sequence[str] | None,
+    expects: Mapping[str, Any],
+) -> keras.Model:
+    """Return the model of what `ModelFile.handed` gives; see `ModelFile.load`."""
+    model = _loaded(Path(copy), Path(shown))
+    if not expects:
+        return model
+    try:
+        return adapt(model, slices=(slices[0], slices[1]), order=order, **expects)
+    except ValueError as error:
+        raise ModelFileError(f"{Path(shown).with_suffix('.json')}: {error}") from error
+
+
+def _loaded(copy: Path, shown: Path) -> keras.Model:
+    """Load a file that was inspected; messages name the file `shown`."""
+    from mri._keras import keras
+
+    try:
+        check_weights(copy, shown)
+        with uncompiled(copy) as plain:
+            check_growth(plain, shown)
+            model = keras.saving.load_model(plain, compile=False, safe_mode=True)
+        if isinstance(model, keras.Model) and model.built:
+            check_graph(shown, model)
+    except ModelFileError:
+        raise
+    except Exception as error:
+        raise ModelFileError(f"{shown}: Keras cannot load it ({error})") from error
+    if not isinstance(model, keras.Model):
+        raise ModelFileError(f"{shown}: holds a {type(model).__name__}, not a model")
+    if not model.built:
+        raise ModelFileError(
+            f"{shown}: holds no weights, its network was saved before it was built; call it once "
+            "on images, train it, and save it again"
+        )
+    return model
 
 
 def load_model(path: str | os.PathLike[str]) -> keras.Model:
@@ -399,7 +380,9 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
     lines.append(f"takes: {takes}; a gray value of 0 reaches it as {low}, one of 255 as {high}")
     if write:
         card = file.card or {}
-        card = {**card, "expects": now} if file.trained_here else {"sha256": file.sha256, **now}
+        card = {"card_version": CARD_VERSION} | (
+            {**card, "expects": now} if file.trained_here else {"sha256": file.sha256, **now}
+        )
         with replacing(file.path.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(card, indent=1), encoding="utf-8")
     return "\n".join(lines)
@@ -426,29 +409,3 @@ def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -
                 return path
     known = sorted({path.stem for home in homes for path in home.glob("[!.]*.keras")})
     raise ModelFileError(f"no model {name!r} in {' or '.join(folders)}; there are {known}")
-
-
-def _test_rows(card: dict[str, Any], scans: Scans, fingerprint: str) -> np.ndarray:
-    missing = {"class_names", "data", "split", "temperature", "test_rows"}.difference(card)
-    if missing:
-        raise ModelFileError(
-            f"its card lacks {sorted(missing)}; train the model again, or leave in it only what "
-            f"the model expects: {', '.join(FIELDS)}"
-        )
-    if tuple(card["class_names"]) != scans.class_names:
-        raise ModelFileError(f"classes {card['class_names']}, the data have {scans.class_names}")
-    if card["data"] != fingerprint:
-        raise ModelFileError(
-            f"trained on other slices (fingerprint {card['data'][:12]}, these are "
-            f"{fingerprint[:12]}); which of these it has seen cannot be told"
-        )
-    if not card["test_rows"]:
-        raise ModelFileError("its card names no test rows, so nothing is left to measure")
-    rows = np.array(card["test_rows"])
-    known = np.intersect1d(rows, np.arange(len(scans)))
-    if rows.ndim != 1 or rows.dtype.kind != "i" or len(known) < len(rows):
-        raise ModelFileError(
-            f"the test rows of its card are not distinct rows of these {len(scans)} slices; train "
-            "the model again"
-        )
-    return rows

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 from mri._files import read_regular
 
@@ -65,13 +67,23 @@ def recognised(path: str | os.PathLike[str]) -> str:
     ''
     """
     path = Path(path)
+    # A pipe that nobody writes to would be waited for.
+    found = named(_of_folder, path) if path.is_dir() else ""
+    found = named(_of_file, path) if path.is_file() else found
+    return found or (_said(_ENDINGS[path.suffix]) if path.suffix in _ENDINGS else "")
+
+
+def named(look: Callable[[Any], tuple[str, str] | None], at: Any) -> str:
+    """Return in words what `look` finds, '' where it finds nothing or the file is damaged."""
     try:
-        # A pipe that nobody writes to would be waited for.
-        found = _of_folder(path) if path.is_dir() else _of_file(path) if path.is_file() else None
+        found = look(at)
     except Exception:  # Of a damaged file almost any kind.
-        found = None
-    found = found or _ENDINGS.get(path.suffix)
-    return "it is {}: {}".format(*found) if found else ""
+        return ""
+    return _said(found) if found else ""
+
+
+def _said(found: tuple[str, str]) -> str:
+    return "it is {}: {}".format(*found)
 
 
 def _of_folder(path: Path) -> tuple[str, str]:
@@ -85,51 +97,59 @@ def _of_folder(path: Path) -> tuple[str, str]:
 
 def _of_file(path: Path) -> tuple[str, str] | None:
     with path.open("rb") as file:
-        head = file.read(64)
+        if file.read(2) == b"PK":
+            with zipfile.ZipFile(file) as archive:
+                return of_archive(archive)
+        return of_start(file)
+
+
+def of_start(file: IO[bytes]) -> tuple[str, str] | None:
+    """Return what a file is that is no archive, and the way out."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(64)
     if not head:
         return "empty", "copy it again"
-    if head.startswith(b"PK"):
-        return _of_zip(path)
     for at, magic, name, way in _MAGIC:
         if head[at:].startswith(magic):
-            return _of_hdf5(path) if b"HDF" in magic else (name, way)
+            return _of_hdf5(file) if b"HDF" in magic else (name, way)
     length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and 0 < length < path.stat().st_size:
+    if head[8:9] == b"{" and 0 < length < size:
         return "a safetensors file, weights only", _REBUILD
     if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b":", b"B"):
         return "an ONNX model", _CONVERT
-    if head.lstrip()[:1] == b"{" and "class_name" in json.loads(read_regular(path, _MAX_TEXT)):
-        return "a network without its weights", f"give it its weights, and {_SAVE}"
+    if head.lstrip()[:1] == b"{" and size <= _MAX_TEXT:
+        file.seek(0)
+        if "class_name" in json.loads(file.read(_MAX_TEXT)):
+            return "a network without its weights", f"give it its weights, and {_SAVE}"
     return None
 
 
-def _of_zip(path: Path) -> tuple[str, str] | None:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        last = {name.rpartition("/")[2] for name in names}
-        if "data.pkl" in last:
-            return "a PyTorch model, which may run code and is never opened", _CONVERT
-        if names and all(name.endswith(".npy") for name in names):
-            return "NumPy arrays, weights only", _REBUILD
-        if "metadata.json" in names and archive.getinfo("metadata.json").file_size < 2**16:
-            version = str(json.loads(archive.read("metadata.json")).get("keras_version", ""))
-            if version.startswith("2."):
-                return f"a file of Keras {version}", (
-                    "in Keras 2 save its weights, build the network in Keras 3, load them, and "
-                    f"{_SAVE}"
-                )
+def of_archive(archive: zipfile.ZipFile) -> tuple[str, str] | None:
+    """Return what an archive is that is none of Keras 3, and the way out."""
+    names = archive.namelist()
+    if "data.pkl" in {name.rpartition("/")[2] for name in names}:
+        return "a PyTorch model, which may run code and is never opened", _CONVERT
+    if names and all(name.endswith(".npy") for name in names):
+        return "NumPy arrays, weights only", _REBUILD
+    if "metadata.json" in names and archive.getinfo("metadata.json").file_size < 2**16:
+        version = str(json.loads(archive.read("metadata.json")).get("keras_version", ""))
+        if version.startswith("2."):
+            return f"a file of Keras {version}", (
+                f"in Keras 2 save its weights, build the network in Keras 3, load them, and {_SAVE}"
+            )
     return None
 
 
-def _of_hdf5(path: Path) -> tuple[str, str]:
+def _of_hdf5(file: IO[bytes]) -> tuple[str, str]:
     import h5py
 
     try:
-        with h5py.File(path, "r") as file:
-            if "model_config" in file.attrs:
+        with h5py.File(file, "r") as opened:
+            if "model_config" in opened.attrs:
                 return "a whole model in Keras' older HDF5 format", _AGAIN
-            weights = bool({"layers", "_layer_checkpoint_dependencies", "vars"} & set(file)) or (
-                "layer_names" in file.attrs
+            weights = bool({"layers", "_layer_checkpoint_dependencies", "vars"} & set(opened)) or (
+                "layer_names" in opened.attrs
             )
     except OSError:
         return "a damaged HDF5 file", "copy it again"

@@ -16,6 +16,7 @@ from mri.models.cards import ModelFileError
 MAX_NUMBERS = 2**24
 """Numbers that any step may give for one slice: 1024 channels at full size, 64 MB."""
 
+_MAX_BATCH = 2**26
 _MAX_STEPS = 30_000
 _MAX_UNROLLED = 64
 # Layers whose outputs are all that they ever hold: `ModelFile.load` has measured those.
@@ -54,20 +55,50 @@ def check_graph(path: Path, model: Any) -> None:
     specs = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
     call = tf.function(lambda *x: model(x[0] if len(x) == 1 else list(x), training=False))
     graph = call.get_concrete_function(*specs).graph
-    count = 0
+    count, numbers, name = _measured(graph)
+    if count > _MAX_STEPS:
+        raise ModelFileError(f"{path}: its network has more than {_MAX_STEPS} steps")
+    if numbers > MAX_NUMBERS:
+        raise ModelFileError(
+            f"{path}: a step of its network, {name:.80}, gives {numbers} numbers for one slice, "
+            f"the limit is {MAX_NUMBERS}"
+        )
+
+
+def fitting_batch(graph: Any, batch_size: int) -> int:
+    """Return how many slices at a time keep each step of a trace below 256 MB.
+
+    Parameters
+    ----------
+    graph : tf.Graph
+        Of a trace with an open number of slices.
+    batch_size : int
+        At most.
+    """
+    return max(1, min(batch_size, _MAX_BATCH // max(1, _measured(graph, of_slices=True)[1])))
+
+
+def _measured(graph: Any, *, of_slices: bool = False) -> tuple[int, int, str]:
+    """Return the number of steps, how many numbers the largest gives for one slice, and its name.
+
+    With `of_slices`, of those alone whose result depends on the number of slices.
+    """
+    steps, most, name = 0, 0, ""
     for operation in _operations(graph):
-        count += 1
-        if count > _MAX_STEPS:
-            raise ModelFileError(f"{path}: its network has more than {_MAX_STEPS} steps")
+        steps += 1
+        if steps > _MAX_STEPS:
+            break
+        # Weights are read from the file, and so no larger than it.
+        if operation.type in ("ReadVariableOp", "Placeholder"):
+            continue
         for output in operation.outputs:
             shape = output.shape.as_list() if output.shape.rank is not None else []
+            if of_slices and None not in shape:
+                continue
             numbers = math.prod(side for side in shape if side is not None)
-            # Weights are read from the file, and so no larger than it.
-            if numbers > MAX_NUMBERS and operation.type not in ("ReadVariableOp", "Placeholder"):
-                raise ModelFileError(
-                    f"{path}: a step of its network, {operation.name:.80}, gives {numbers} numbers "
-                    f"for one slice, the limit is {MAX_NUMBERS}"
-                )
+            if numbers > most:
+                most, name = numbers, operation.name
+    return steps, most, name
 
 
 def _inner(model: Any) -> Iterator[Any]:

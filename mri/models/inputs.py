@@ -7,7 +7,6 @@ to 1, with their classes in another order. None of this can be seen in the file 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -149,8 +148,8 @@ def only_declares(card: Mapping[str, Any]) -> bool:
     """Whether a card says what a model expects and nothing of how it was trained."""
     return (
         bool(card)
-        and set(card) <= {*FIELDS, "classes", "expects", "sha256"}
-        and (set(card) != {"sha256"})
+        and set(card) <= {*FIELDS, "classes", "expects", "sha256", "card_version"}
+        and not set(card) <= {"sha256", "card_version"}
     )
 
 
@@ -245,24 +244,15 @@ def _ordered(
 ) -> keras.KerasTensor:
     """Return scores (n, k) of the named classes in the order wanted."""
     from mri._keras import keras
+    from mri.data.labels import places_of
     from mri.data.parquet import CLASS_NAMES
 
     order = CLASS_NAMES if order is None else order
-    places = [[i for i, of in enumerate(names) if same_name(of, name)] for name in order]
-    alike = len(names) == len(order) and all(len(at) == 1 for at in places)
+    at = places_of(names, order) or []
+    alike = sorted(at) == list(range(len(names)))
     require(
         alike, f"class_names must be those of the data, {list(order)}.", class_names=list(names)
     )
     given = scores.shape[1]
     require(given == len(names), f"The model gives {given} scores.", class_names=list(names))
-    at = [at[0] for at in places]
     return scores if at == list(range(given)) else keras.ops.take(scores, at, axis=1)
-
-
-def same_name(one: str, other: str) -> bool:
-    """Whether two class names differ only in case, spaces, ``_`` and ``-``."""
-    return _plain(one) == _plain(other)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", str(name)).casefold()

@@ -14,6 +14,7 @@ import numpy as np
 
 from mri._arguments import require
 from mri._keras import keras, tf
+from mri.models.graph import fitting_batch
 
 _ENDS = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid"}
 _PASSING = "Identity", "Cast", "Reshape", "Squeeze", "ExpandDims"
@@ -229,11 +230,13 @@ class Scorer:
         # One trace for all batch sizes.
         self._score = tf.function(score, autograph=False).get_concrete_function(self.input.spec)
         self.classes = int(self._score.structured_outputs.shape[1])
+        self._most = fitting_batch(self._score.graph, 2**16)
 
     def __call__(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """Return float32 logits (n, k) of images (n, h, w) or (n, h, w, c)."""
         images = images[..., None] if images.ndim == 3 else images
-        parts = [self._score(batch) for batch in batches(images, self.input, batch_size)]
+        size = min(batch_size, self._most)
+        parts = [self._score(batch) for batch in batches(images, self.input, size)]
         logits = np.concatenate(parts)[: len(images)]
         if self.kind == "logits" and are_probabilities(logits):
             self.kind = "probabilities"
@@ -282,7 +285,7 @@ def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 
         dtype=images.dtype,
     )
     require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
-    if 0 < images.max() <= 1 and _rescales(model):
+    if 0 < images.max() <= 1 and rescalings(model):
         warnings.warn(
             "these images have values 0 to 1, and this model rescales gray values 0 to 255 itself: "
             "give it the slices as they were read",
@@ -291,10 +294,10 @@ def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 
     return Scorer(model, like=shape)(images, batch_size)
 
 
-def _rescales(model: keras.Model) -> bool:
-    """Whether the first thing that a model does is to make gray values small."""
+def rescalings(model: keras.Model) -> int:
+    """Return how often gray values are made small on their way: `adapt` may do so once more."""
     layers = [v for v in model._flatten_layers() if isinstance(v, keras.layers.Rescaling)]
-    return any(np.max(np.abs(v.scale)) < 0.1 for v in layers[:1])
+    return sum(bool(np.max(np.abs(v.scale)) < 0.1) for v in layers)
 
 
 def batches(images: np.ndarray, to: ImageInput, batch_size: int) -> list[tf.Tensor]:

@@ -64,7 +64,10 @@ class Batches(keras.utils.PyDataset):
     Parameters
     ----------
     images : ndarray of uint8, shape (n, h, w)
+        Read batch by batch, so that a memory-mapped array stays on the disk.
     labels : ndarray of int, shape (n,)
+    rows : ndarray of int, shape (m,), optional
+        Those of `images` to draw from; by default all.
     classes : int
     batch_size : int
     balanced : bool
@@ -79,6 +82,7 @@ class Batches(keras.utils.PyDataset):
         images: np.ndarray,
         labels: np.ndarray,
         *,
+        rows: np.ndarray | None = None,
         classes: int,
         batch_size: int,
         balanced: bool,
@@ -86,8 +90,10 @@ class Batches(keras.utils.PyDataset):
         epoch: int,
     ) -> None:
         super().__init__()
-        self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.targets = np.eye(classes, dtype=np.float32)[labels]
+        self.images, self.batch_size = images, batch_size
+        self.rows = np.arange(len(labels)) if rows is None else rows
+        self.labels = labels[self.rows]
+        self.targets = np.eye(classes, dtype=np.float32)[self.labels]
         self.balanced, self.seed, self.epoch = balanced, seed, epoch
         self._draw()
 
@@ -107,8 +113,8 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return images uint8 (batch, h, w, 1) and one-hot labels float32 (batch, classes)."""
-        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.images[rows][..., None], self.targets[rows]
+        drawn = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.images[self.rows[drawn]][..., None], self.targets[drawn]
 
     def on_epoch_begin(self) -> None:
         """Draw the order of the epoch that now begins."""

@@ -302,8 +302,9 @@ def _fit(
         np.eye(classes, dtype=np.float32)[scans.labels[split.validation]],
     )
     batches = Batches(
-        scans.images[split.train],
-        scans.labels[split.train],
+        scans.images,
+        scans.labels,
+        rows=split.train,
         classes=classes,
         batch_size=recipe.batch_size,
         balanced=recipe.balance == "sampling",

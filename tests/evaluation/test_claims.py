@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mri.data.decode import DataError
-from mri.evaluation import claims
 from mri.evaluation.comparison import compare
 from mri.evaluation.logits import LogitsTable
+from mri.models import own
 from mri.models.files import read_card
 from mri.subjects.splits import image_split, subject_split
 from mri.training.loop import train
@@ -224,25 +224,25 @@ def test_a_card_and_logits_of_this_version_need_no_model_file(case, tmp_path, mo
     copy = Forgery(folder, tmp_path, "own")
     copy.without_file()
     assert compare(scans, subjects, tmp_path).claims["own"] == "claimed: its model file is absent"
-    monkeypatch.setattr(claims, "_OWN", tmp_path / "own.txt")
-    claims.write_own(tmp_path)
-    claims._own.cache_clear()
+    monkeypatch.setattr(own, "_OWN", tmp_path / "own.txt")
+    own.write_own(tmp_path)
+    own._own.cache_clear()
     try:
         assert compare(scans, subjects, tmp_path).claims["own"] == "verified"
         copy.logits(perfect)
         assert compare(scans, subjects, tmp_path).claims["own"].startswith("claimed")
     finally:
-        claims._own.cache_clear()
+        own._own.cache_clear()
 
 
 def test_the_networks_of_the_repository_are_those_of_this_version():
-    """Else, after training them anew: mri.evaluation.claims.write_own(Path("models/zoo"))."""
+    """Else, after training them anew: mri.models.own.write_own(Path("models/zoo"))."""
     from pathlib import Path
 
     zoo = Path(__file__).parents[2] / "models/zoo"
     kept = [path for path in zoo.glob("[!.]*.json") if path.with_suffix(".parquet").exists()]
     assert kept
-    assert {path.stem for path in kept if claims._digest(path) not in claims._own()} == set()
+    assert {path.stem for path in kept if own._digest(path) not in own._own()} == set()
 
 
 def test_one_file_changes_neither_the_metric_nor_the_ranking_of_the_others(case, tmp_path):

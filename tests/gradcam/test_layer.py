@@ -4,11 +4,14 @@ The measure is completeness: where what follows is linear, HiResCAM's map, befor
 the logit less its bias. A side branch gives only its share of it.
 """
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
 from mri.gradcam.cam import METHODS, GradCAM
+from mri.gradcam.tables import layer_table
 from mri.models.builders import build_model, list_models
 
 K = keras.layers
@@ -376,3 +379,11 @@ def test_channels_first_gives_the_maps_of_its_twin(method, rng):
     inputs = keras.Input((SIZE, SIZE, 1))
     inside = keras.Model(inputs, first(K.Permute((3, 1, 2))(inputs)))
     np.testing.assert_allclose(GradCAM(inside, method=method)(x).maps, one.maps, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_heatmap_page_names_the_layer_of_each_network():
+    page = Path("models/heatmaps.md").read_text(encoding="utf-8")
+    lines = list(layer_table())
+    assert len(lines) == 2 + len(list_models())
+    assert [line for line in lines if line not in page] == []

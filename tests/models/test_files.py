@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from mri._keras import keras
-from mri.models.files import ModelFileError, describe, load_model, read_card, save_model
+from mri.models.cards import describe
+from mri.models.files import ModelFileError, load_model, read_card, save_model
 
 # Keras' saving and loading.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -96,7 +97,8 @@ def test_a_saved_model_and_its_card_are_read_back(tmp_path, rng):
     assert files(path.parent) == ["a.b.json", "a.b.keras"]
     assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert next(iter(card)) == "sha256"
-    assert card == {"sha256": card["sha256"], "facts": [1, 0.1, None], "class_names": ["é", "e"]}
+    told = {"card_version": 1, "facts": [1, 0.1, None], "class_names": ["é", "e"]}
+    assert card == {"sha256": card["sha256"], **told}
     assert read_card(path) == card == json.loads(path.with_suffix(".json").read_text())
     again = load_model(path)
     for one, two in zip(model.get_weights(), again.get_weights(), strict=True):

@@ -28,14 +28,19 @@ pytestmark = [
 K, ops = keras.layers, keras.ops
 SIZE, CLASSES = 16, 4
 NAMES = ("Mild_Demented", "Moderate_Demented", "Non_Demented", "Very_Mild_Demented")
-KINDS = {}
+KINDS, WARNED = {}, {}
 
 
-def kind(expected="", suffix=".keras", heat=None):
-    """Register a maker of a file: `expected` is in its note if refused, `heat` if it has no map."""
+def kind(expected="", suffix=".keras", heat=None, warned=""):
+    """Register a maker of a file.
+
+    `expected` is in its note if refused, `heat` in the message if it has no map, `warned` in its
+    note though it is ranked.
+    """
 
     def put(make):
         KINDS[make.__name__.strip("_")] = (make, suffix, expected, heat)
+        WARNED[make.__name__.strip("_")] = warned
         return make
 
     return put
@@ -51,7 +56,7 @@ def saved(expected="", heat=None, **options):
             keras.Model(inputs, make(inputs)).save(path)
 
         save.__name__ = make.__name__
-        return kind(expected, heat=heat)(save)
+        return kind(expected, heat=heat, warned=options.get("warned", ""))(save)
 
     return put
 
@@ -314,7 +319,130 @@ def with_a_card_of_what_it_expects(path):
     path.with_suffix(".json").write_text(json.dumps(told))
 
 
+@saved()
+def softmax_as_an_operation(x):
+    return ops.softmax(head(trunk(x)))
+
+
+@saved()
+def log_softmax_as_an_operation(x):
+    return ops.log_softmax(head(trunk(x)), axis=-1)
+
+
+@saved()
+def softmax_behind_a_reshape(x):
+    x = K.Reshape((CLASSES,))(K.Reshape((2, 2))(head(trunk(x))))
+    return K.Activation("softmax")(x)
+
+
+@saved()
+def logits_by_a_temperature(x):
+    return K.Softmax()(head(trunk(x)) / 2.5)
+
+
+@saved(warned="probabilities whose logits are out of reach")
+def clipped_probabilities(x):
+    return ops.clip(head(trunk(x), activation="softmax"), 1e-7, 1 - 1e-7)
+
+
+@saved()
+def layer_scale_of_convnext(x):
+    from keras.src.applications.convnext import LayerScale
+
+    x = trunk(x)
+    y = K.LayerNormalization(epsilon=1e-6)(K.DepthwiseConv2D(7, padding="same")(x))
+    y = LayerScale(1e-6, 6)(K.Dense(6)(K.Dense(24, activation="gelu")(y)))
+    return head(K.Add()([x, y]))
+
+
+@saved()
+def swish_with_squeeze_and_excite(x):
+    x = K.Conv2D(6, 3, activation="swish")(K.Rescaling(1 / 255)(x))
+    s = K.Reshape((1, 1, 6))(K.GlobalAveragePooling2D()(x))
+    s = K.Conv2D(6, 1, activation="sigmoid")(K.Conv2D(2, 1, activation="swish")(s))
+    return head(K.multiply([x, s]))
+
+
+@saved(heat="with a grid")
+def transformer_of_flat_patches(x):
+    x = K.Permute((1, 3, 2, 4))(K.Reshape((4, 4, 4, 4))(K.Rescaling(1 / 255)(x)))
+    t = K.Dense(8)(K.Reshape((16, 16))(x))
+    t = K.Add()([t, K.MultiHeadAttention(2, 4)(t, t)])
+    return K.Dense(CLASSES)(K.GlobalAveragePooling1D()(K.LayerNormalization()(t)))
+
+
+@saved(heat="with a grid")
+def convolution_for_each_of_one_time_step(x):
+    x = K.TimeDistributed(K.Conv2D(4, 3, activation="relu"))(K.Reshape((1, SIZE, SIZE, 1))(x))
+    x = K.TimeDistributed(K.GlobalAveragePooling2D())(x)
+    return K.Dense(CLASSES)(K.Flatten()(x))
+
+
+@saved(heat="must be named")
+def one_network_for_both_mirror_sides(x):
+    inner = keras.Sequential([K.Conv2D(4, 3, activation="relu"), K.GlobalAveragePooling2D()])
+    return K.Dense(CLASSES)(K.Add()([inner(x), inner(ops.flip(x, axis=2))]))
+
+
+@kind()
+def policy_of_bfloat16(path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        sequential(K.Softmax()).save(path)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@saved(warned="otherwise each time")
+def dropout_that_is_always_on(x):
+    return head(K.Dropout(0.9, seed=1)(trunk(x) * 100.0, training=True))
+
+
+@saved(warned="otherwise each time")
+def normalised_by_its_batch(x):
+    return K.BatchNormalization()(head(trunk(x)) * 100.0, training=True)
+
+
+@kind(warned="makes gray values small twice")
+def rescaled_by_card_and_by_itself(path):
+    sequential().save(path)
+    path.with_suffix(".json").write_text(json.dumps({"range": [0, 1]}))
+
+
+@kind()
+def scores_of_named_classes_in_a_dict(path):
+    inputs = keras.Input((SIZE, SIZE, 1))
+    keras.Model(inputs, {"scores": head(trunk(inputs), activation="softmax")}).save(path)
+    path.with_suffix(".json").write_text(json.dumps({"class_names": list(NAMES[::-1])}))
+
+
+@kind()
+def weights_in_float16(path):
+    model = sequential()
+    model.set_weights([w.astype("float16").astype("float32") for w in model.get_weights()])
+    model.save(path)
+
+
 # --- which are refused by name ---
+
+
+@kind("class_names must be those of the data")
+def three_of_the_four_classes(path):
+    inputs = keras.Input((SIZE, SIZE, 1))
+    keras.Model(inputs, K.Dense(3)(K.Flatten()(inputs))).save(path)
+    path.with_suffix(".json").write_text(json.dumps({"class_names": list(NAMES[:3])}))
+
+
+@kind("needs one image input")
+def two_slices_at_a_time(path):
+    inputs = [keras.Input((SIZE, SIZE, 1), name=f"slice{i}") for i in range(2)]
+    keras.Model(inputs, head(K.Concatenate()(inputs))).save(path)
+
+
+@saved("must be class scores (n, k)")
+def scores_for_each_of_its_rows(x):
+    return K.TimeDistributed(K.Dense(CLASSES))(K.Reshape((SIZE, SIZE))(x))
 
 
 @saved("takes (None, 32, 32, 3), the slices are (None, 16, 16, 1)", shape=(32, 32, 3))
@@ -554,7 +682,7 @@ def check(found):
     wrong = []
     for name, (ranked, note, layer) in found.items():
         *_, expected, heat = KINDS[name]
-        if ranked != (not expected) or expected not in note:
+        if ranked != (not expected) or expected not in note or WARNED[name] not in note:
             wrong.append(f"{name}: {note}")
         elif ranked and (heat not in layer if heat else " " in layer):
             wrong.append(f"{name}: {layer}")

@@ -52,7 +52,8 @@ def test_a_new_file_is_read_hashed_and_inspected_once_by_a_comparison(tmp_path, 
     counts.clear()
     found = compare(scans, phantoms.subjects, tmp_path)
     assert found.evaluated == ("new",), found.table["note"].tolist()
-    once = dict.fromkeys(("read_card", "read_regular", "inspect_archive", "check_weights"), 1)
+    once = dict.fromkeys(("read_card", "read_regular", "inspect_archive"), 1)
+    # Weights of a stranger are opened in another process.
     assert counts == once
     counts.clear()
     assert compare(scans, phantoms.subjects, tmp_path).evaluated == ()

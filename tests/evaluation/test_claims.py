@@ -174,7 +174,7 @@ FORGERIES = {
     rows_beyond: ("own", "it names row"),
     negative_rows: ("own", "a list of different row numbers"),
     repeated_rows: ("own", "a list of different row numbers"),
-    classes_in_another_order: ("own", "in another order"),
+    classes_in_another_order: ("own", "claimed: logits kept from other slices"),
     another_division: ("own", "claimed: its division"),
     division_of_many_folds: ("own", "claimed: its division"),
 }

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import clone
 from sklearn.metrics import pairwise_distances_argmin
 from tqdm.auto import tqdm
 
@@ -208,12 +207,10 @@ def cross_validate_probes(
     for split in folds_of(scans.labels, groups, folds=folds, division=division):
         rows, train = held_out(split), pixels[split.train]
         nearest = split.train[pairwise_distances_argmin(pixels[rows], train)]
-        components = linear_probe(train, scans.labels[split.train])
-        reduced, judged = (components[:-1].transform(x) for x in (train, pixels[rows]))
         for end, labels in truth.items():
-            probe = clone(components[-1]).fit(reduced, labels[split.train])
+            probe = linear_probe(train, labels[split.train])
             shares = np.zeros((len(rows), len(scans.class_names)))
-            shares[:, probe.classes_] = probe.predict_proba(judged)
+            shares[:, probe.classes_] = probe.predict_proba(pixels[rows])
             votes = np.eye(len(scans.class_names))[labels[nearest]]
             dealt = Scans(scans.images, labels, scans.class_names, scans.rejected, scans.synthetic)
             for name, logits in zip(PROBES, (votes, np.log(shares.clip(1e-9))), strict=True):

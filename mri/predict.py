@@ -97,6 +97,7 @@ class Prediction(NamedTuple):
         if self.explanation is None:
             return _slice_alone(self)
         names = list(self.probabilities)
+        said = f"predicted: {for_line(self.answer.replace('_', ' '), 40)}"
         at = None if self.truth is None else places_of(names, [self.truth])
         return heatmap_grid(
             self.slice.image[None],
@@ -104,7 +105,7 @@ class Prediction(NamedTuple):
             None if at is None else np.array(at),
             np.array([list(self.probabilities.values())]),
             names,
-            title=f"{for_line(self.model, 60)}, {METHOD}\nnot a diagnostic device",
+            title=f"{for_line(self.model, 60)}, {METHOD}\n{said}; not a diagnostic device",
         )
 
     def _by_share(self) -> list[tuple[str, float]]:

@@ -10,13 +10,19 @@ import numpy as np
 from mri.subjects.coverage import by_size, coverage, fitting_ends, strangers_within, two_levels
 from mri.subjects.heights import along_the_tree, heights
 from mri.subjects.identity import Patterns
-from mri.subjects.neighbours import Neighbours, Tree, distinct, mixtures, nearest, spanning_tree
+from mri.subjects.neighbours import (
+    Neighbours,
+    Tree,
+    distinct,
+    looked_further,
+    mixtures,
+    spanning_tree,
+)
 
 CEILING = 0.45
 """Correlation that no two people reach: right answers had at most 0.41, wrong ones 0.72."""
 
 _FLOOR = 0.3  # Links as weak as strangers' best correlations say nothing.
-_MOST = 640  # Neighbours that are looked at.
 _TRUST = 0.8  # In heights, from which they serve to check groups.
 
 
@@ -83,18 +89,19 @@ def people(
     if len(patterns) < 3:
         return f"there are {len(patterns)} different slices, wanted at least 3"
     near = distinct(patterns, seed)
-    n, low = len(near.nodes), low[near.nodes]
-    columns, similarity = near.columns, near.similarity
-    most = min(_MOST, n - 1)
-    while True:
+    nodes = near.nodes
+    n, low = len(nodes), low[nodes]
+    further: Neighbours | None = near
+    while further:
+        near = further
         mixed, one, other = mixtures(
-            near.own, columns, similarity, lambda rows: plain(near.nodes[rows])
+            near.own, near.columns, near.similarity, lambda rows: plain(nodes[rows])
         )
         pure = np.ones(n, bool)
         pure[mixed] = False
         if pure.sum() < 3:
             return f"{len(mixed)} of {n} distinct slices are mixtures of others"
-        tree = spanning_tree(columns, similarity, pure)
+        tree = spanning_tree(near.columns, near.similarity, pure)
         edges = tree.similarity
         if len(edges) < 2:
             return f"{n} distinct slices have too few links"
@@ -102,12 +109,7 @@ def people(
         threshold = float(edges[cut : cut + 2].mean())
         inside = tree.above(threshold)
         groups = inside.groups(n)
-        # A slice sees its nearest stranger only if it has more neighbours than slices of its own.
-        largest = np.bincount(groups).max()
-        if largest < columns.shape[1] or columns.shape[1] == most or largest > 2 * _MOST:
-            break
-        columns = nearest(near.points, min(2 * columns.shape[1], most))
-        similarity = near.own.likeness(np.arange(n), columns)
+        further = looked_further(near, groups, pure)
     count = len(np.unique(groups[pure]))
     refusal = why_unclear(edges, cut, min_margin, count, int(pure.sum()))
     if refusal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -17,7 +17,7 @@ from mri.subjects.identity import Patterns, Points, in_threads, without_common_a
 COPY = 0.97
 """Correlation of patterns from which a slice counts as an altered copy of another."""
 
-_NEIGHBOURS, _BLOCK = 40, 256
+_NEIGHBOURS, _MOST, _BLOCK = 40, 640, 256  # Neighbours looked at, at first and at most.
 _UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
 _AT_A_TIME = 20_000  # Possible mixtures, whose patterns are held together.
 _INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
@@ -30,7 +30,8 @@ class Neighbours:
 
     `nodes` (m,) are the rows of slices that are altered copies of none, and `original` (n,) says
     for every row which node it is a copy of. The patterns of the nodes are `own`, those to search
-    in `points`. `columns` (m, k) are the nearest other nodes, `similarity` their likeness.
+    in `points`. `columns` (m, k) are the nearest other nodes, `similarity` their likeness. `exact`
+    (m,) says which nodes were compared with all others.
     """
 
     nodes: np.ndarray
@@ -39,6 +40,7 @@ class Neighbours:
     points: Points
     columns: np.ndarray
     similarity: np.ndarray
+    exact: np.ndarray
 
 
 def distinct(patterns: Patterns, seed: int) -> Neighbours:
@@ -57,7 +59,40 @@ def distinct(patterns: Patterns, seed: int) -> Neighbours:
         place[kept] = np.arange(len(kept))
         original = place[copies[original]]
         nodes = nodes[kept]
-    return Neighbours(nodes, original, own, points, columns, similarity)
+    exact = np.full(len(nodes), not _has_index(len(nodes)))
+    return Neighbours(nodes, original, own, points, columns, similarity, exact)
+
+
+def looked_further(near: Neighbours, groups: np.ndarray, pure: np.ndarray) -> Neighbours | None:
+    """Look for links that the groups (m,) may lack; None where there is nothing to look for.
+
+    A slice sees its nearest stranger only if it has more neighbours than slices of its own. What an
+    index tore off a person is a small group: its slices are compared with all others, but a tenth
+    of all slices at most. What is not `pure` (m,) stands alone because it is a mixture.
+    """
+    sizes, k = np.bincount(groups), near.columns.shape[1]
+    most = min(_MOST, len(groups) - 1)
+    if k <= sizes.max() <= 2 * _MOST and k < most:
+        columns = nearest(near.points, min(2 * k, most))
+        similarity = near.own.likeness(np.arange(len(groups)), columns)
+        exact = np.full(len(groups), not _has_index(len(groups)))
+        return replace(near, columns=columns, similarity=similarity, exact=exact)
+    # Of any two parts of a person one has half of the slices at most.
+    small = sizes[groups] <= np.quantile(sizes[groups], 0.8) / 2
+    rows = np.flatnonzero(small & pure & ~near.exact)
+    left = len(groups) // 10 - near.exact.sum()
+    if not len(rows) or left <= 0:
+        return None
+    rows = np.sort(rows[np.argsort(sizes[groups[rows]], kind="stable")][:left])
+    columns, similarity, exact = near.columns.copy(), near.similarity.copy(), near.exact.copy()
+    columns[rows] = _exactly(near.points, rows, k)
+    similarity[rows] = near.own.likeness(rows, columns[rows])
+    exact[rows] = True
+    return replace(near, columns=columns, similarity=similarity, exact=exact)
+
+
+def _has_index(n: int) -> bool:
+    return n > _INDEXED and find_spec("faiss") is not None
 
 
 def nearest(points: Points, neighbours: int) -> np.ndarray:
@@ -66,9 +101,9 @@ def nearest(points: Points, neighbours: int) -> np.ndarray:
     Of many points only those in the cells around it are looked at, if faiss is installed.
     """
     n = len(points[0])
+    if _has_index(n):
+        return _by_index(points, neighbours)
     if n > _INDEXED:
-        if find_spec("faiss"):
-            return _by_index(points, neighbours)
         warnings.warn(
             f"faiss is not installed: {n:,} slices are compared pair by pair, which takes longer. "
             "To change that: python -m pip install faiss-cpu",
@@ -105,8 +140,7 @@ def _by_index(halves: Points, neighbours: int) -> np.ndarray:
     """Return nearly all of the nearest others, searched for themselves and for mirror images.
 
     An inverted file: points are sorted into cells, and compared with those of the nearest cells
-    (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663), by faiss. The hundredth that finds
-    least in them is compared with all points, lest a slice stay alone at the border of its cell.
+    (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663), by faiss.
     """
     import faiss
 
@@ -120,25 +154,21 @@ def _by_index(halves: Points, neighbours: int) -> np.ndarray:
     index.cp.niter, index.nprobe = 8, _PROBED
     index.train(points[:: max(1, n // (40 * cells))])
     index.add(points)
-    found, best = np.empty((n, neighbours), np.int64), np.empty(n, np.float32)
+    found = np.empty((n, neighbours), np.int64)
     for start in range(0, n, 16384):
         block = slice(start, start + 16384)
         like, rows = index.search(points[block], neighbours + 1)
         mirrored = points[block].copy()
         mirrored[:, wide:] *= -1
         turned, others = index.search(mirrored, neighbours + 1)
-        found[block], best[block] = _merged(
+        found[block] = _merged(
             np.concatenate([like, turned], axis=1), np.concatenate([rows, others], axis=1), start, n
         )
-    alone = np.sort(np.argsort(best)[: n // 100])
-    found[alone] = _exactly(halves, alone, neighbours)
     return found
 
 
-def _merged(
-    like: np.ndarray, rows: np.ndarray, start: int, n: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best half of the candidates, each once and none the row itself; the best score."""
+def _merged(like: np.ndarray, rows: np.ndarray, start: int, n: int) -> np.ndarray:
+    """Return the best half of the candidates, each once and none the row itself."""
     order = np.lexsort([-like, rows])
     like, rows = np.take_along_axis(like, order, 1), np.take_along_axis(rows, order, 1)
     own = np.arange(start, start + len(rows))[:, None]
@@ -149,7 +179,7 @@ def _merged(
     missing = ~np.isfinite(np.take_along_axis(like, best, 1))
     # Where cells hold too few, any other slice fills the row: it is judged by its likeness.
     any_other = (own + 1 + np.arange(neighbours)) % n
-    return np.where(missing, any_other, np.take_along_axis(rows, best, 1)), like.max(1)
+    return np.where(missing, any_other, np.take_along_axis(rows, best, 1))
 
 
 def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:

@@ -79,8 +79,9 @@ def recover_subjects(
     in the components that follow, then correlated exactly) are joined to a spanning tree, and the
     tree is cut at the widest gap between its correlations. Copies, and sums of two slices, are set
     aside before and given back to their people at the end. More than 20,000 slices are searched by
-    an approximate index where faiss is installed (``python -m pip install faiss-cpu``), otherwise
-    pair by pair; the correlations are exact in both.
+    an approximate index where faiss is installed (``python -m pip install faiss-cpu``), and small
+    groups are then compared with all slices; otherwise pair by pair. The correlations are exact in
+    both.
 
     The heights of the slices, learnt from within the groups, then check these: a group with unlike
     slices of one height is two people, groups that share no heights may be one. What can be neither

@@ -3,19 +3,26 @@
 Each gets the two published parts as folders of PNG, in a process of its own and with its own
 defaults. Its pairs of a test and a train slice are held against the people of `recover_subjects`:
 how many test slices are found whose person stands in train, and how many pairs are of one person.
+A peer that takes too long is ended, and its row says after how long.
 """
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
-from harness import child, clock, folder_of_slices, main, row
+from harness import ROOT, clock, folder_of_slices, main, row
 
 from mri.data.scans import read_scans
 from mri.subjects.recovery import recover_subjects
+
+LIMIT = 360
+"""Seconds that a peer may take."""
 
 COMMON = """
 import json, os, resource, sys, time, warnings
@@ -119,9 +126,28 @@ def measure(quick: bool) -> list[dict]:
         work = f"test slices found, of {of:,} whose person stands in train"
         for name, code in PEERS.items():
             print(f"{name}: measuring", file=sys.stderr, flush=True)
-            told = child(COMMON.format(root=str(root)) + guarded(code))
-            rows.append(line(work, name, json.loads(told)))
+            told = limited(COMMON.format(root=str(root)) + guarded(code))
+            rows.append(line(work, name, told))
     return rows
+
+
+def limited(code: str) -> list | str:
+    """Run Python code in a session of its own; return what it tells, or that time was up."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True
+    )
+    try:
+        told = process.communicate(timeout=LIMIT)[0]
+    except subprocess.TimeoutExpired:
+        # A busy machine gives a peer less of the processor than the clock says.
+        command = ["ps", "-o", "cputimes=", "-s", str(process.pid)]
+        used = subprocess.run(command, capture_output=True, text=True).stdout.split()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return f"not finished in {LIMIT} s ({sum(map(int, used))} s of processor time)"
+    if process.returncode:
+        return f"failed with exit code {process.returncode}"
+    return json.loads(told.splitlines()[-1])
 
 
 def guarded(code: str) -> str:

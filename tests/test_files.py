@@ -213,8 +213,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
     assert caught.value.errno == errno.EFBIG
     assert caught.value.filename == str(folder / ".m.state.npz")
     assert caught.value.__notes__ == [
-        f"Kept in {folder / '.m.state.npz'}: 2 finished epochs, with the best weights so far. "
-        "Repeat the same call to continue."
+        f"Kept in {folder / '.m.state.npz'}: 2 finished epochs. Repeat the same call to continue."
     ]
     assert names(folder) == [".m.state.npz"]
     seen = []

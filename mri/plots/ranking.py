@@ -83,7 +83,9 @@ def p_values(matrix: pd.DataFrame, *, ax: Axes | None = None, title: str = "") -
     rows, columns = (np.flatnonzero(differs.any(axis)) for axis in (1, 0))
     pairs = len(matrix) * (len(matrix) - 1) // 2
     said = f"{differs.sum()} of {pairs} pairs differ (p < 0.05 after Holm's correction)"
-    ax = panel(ax, 3.2 + 0.34 * len(columns), max(0.9, 1.9 + 0.3 * len(rows)))
+    names = [for_line(name, _LONGEST) for name in matrix.index]
+    longest = max((len(names[i]) for i in {*rows, *columns}), default=0)
+    ax = panel(ax, 3.2 + 0.34 * len(columns) + 0.06 * longest, 1 + 0.3 * len(rows) + 0.06 * longest)
     ax.set_title("\n".join(filter(None, (title, said))))
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -96,7 +98,6 @@ def p_values(matrix: pd.DataFrame, *, ax: Axes | None = None, title: str = "") -
         p = matrix.iloc[rows[i], columns[j]]
         text = "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
         ax.text(j, i, text, ha="center", va="center", fontsize=7, color="white")
-    names = [for_line(name, _LONGEST) for name in matrix.index]
     ticks = [names[j] for j in columns]
     ax.set_xticks(range(len(columns)), ticks, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(rows)), [names[i] for i in rows])

@@ -153,7 +153,8 @@ def test_figures_are_those_of_the_models_own_test_part(found, case, name):
         ("three", ["gives (None, 3)", "Very_Mild_Demented"]),
         ("infinite", ["not finite"]),
         ("otherdata", ["trained on other slices", "0" * 12]),
-        ("otherclasses", ["classes", "Very_Mild_Demented"]),
+        # The slices whose labels count in that order are others.
+        ("otherclasses", ["trained on other slices"]),
         ("notest", ["no test rows"]),
         ("oldcard", ["lacks ['temperature']", "train the model again"]),
     ],

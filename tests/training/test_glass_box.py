@@ -274,7 +274,7 @@ def test_the_explorer_shows_the_person(closed, phantoms, saved):
     run = Trained(load_model(path), read_card(path), path)
     explorer = Explorer({"box": run}, phantoms.scans, phantoms.subjects, saved[2].test)
     figure = explorer.draw(next(iter(explorer.people)), 3)
-    assert "all slices together" in figure.get_suptitle()
+    assert "all slices" in figure.get_suptitle()
 
 
 def test_a_missing_or_other_template_is_refused(saved, tmp_path):

@@ -19,7 +19,7 @@ COPY = 0.97
 
 _NEIGHBOURS, _MOST, _BLOCK = 40, 640, 256  # Neighbours looked at, at first and at most.
 _UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
-_AT_A_TIME = 20_000  # Possible mixtures, whose patterns are held together.
+_AT_A_TIME = 4000  # Possible mixtures, whose patterns are held together.
 _INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
 _IN_A_CELL, _PROBED = 100, 16  # Slices in a cell of the index, and cells compared with a slice.
 
@@ -140,7 +140,8 @@ def _by_index(halves: Points, neighbours: int) -> np.ndarray:
     """Return nearly all of the nearest others, searched for themselves and for mirror images.
 
     An inverted file: points are sorted into cells, and compared with those of the nearest cells
-    (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663), by faiss.
+    (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663), by faiss. The hundredth that finds
+    least in them is compared with all points, lest a slice stay alone at the border of its cell.
     """
     import faiss
 
@@ -154,21 +155,25 @@ def _by_index(halves: Points, neighbours: int) -> np.ndarray:
     index.cp.niter, index.nprobe = 8, _PROBED
     index.train(points[:: max(1, n // (40 * cells))])
     index.add(points)
-    found = np.empty((n, neighbours), np.int64)
+    found, best = np.empty((n, neighbours), np.int64), np.empty(n, np.float32)
     for start in range(0, n, 16384):
         block = slice(start, start + 16384)
         like, rows = index.search(points[block], neighbours + 1)
         mirrored = points[block].copy()
         mirrored[:, wide:] *= -1
         turned, others = index.search(mirrored, neighbours + 1)
-        found[block] = _merged(
+        found[block], best[block] = _merged(
             np.concatenate([like, turned], axis=1), np.concatenate([rows, others], axis=1), start, n
         )
+    alone = np.sort(np.argsort(best)[: n // 100])
+    found[alone] = _exactly(halves, alone, neighbours)
     return found
 
 
-def _merged(like: np.ndarray, rows: np.ndarray, start: int, n: int) -> np.ndarray:
-    """Return the best half of the candidates, each once and none the row itself."""
+def _merged(
+    like: np.ndarray, rows: np.ndarray, start: int, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best half of the candidates, each once and none the row itself; the best score."""
     order = np.lexsort([-like, rows])
     like, rows = np.take_along_axis(like, order, 1), np.take_along_axis(rows, order, 1)
     own = np.arange(start, start + len(rows))[:, None]
@@ -179,7 +184,7 @@ def _merged(like: np.ndarray, rows: np.ndarray, start: int, n: int) -> np.ndarra
     missing = ~np.isfinite(np.take_along_axis(like, best, 1))
     # Where cells hold too few, any other slice fills the row: it is judged by its likeness.
     any_other = (own + 1 + np.arange(neighbours)) % n
-    return np.where(missing, any_other, np.take_along_axis(rows, best, 1))
+    return np.where(missing, any_other, np.take_along_axis(rows, best, 1)), like.max(1)
 
 
 def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:

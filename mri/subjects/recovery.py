@@ -14,7 +14,7 @@ from mri.subjects.identity import Patterns, empty_patterns, folding_patterns, in
 from mri.subjects.linking import people
 from mri.subjects.pose import LEARNT, SIDE, Pose, resized
 
-_BLOCK = 256
+_BLOCK, _BYTES = 256, 2**24  # Slices, and bytes of them, that are held at once.
 
 
 class UnclearSubjectsError(ValueError):
@@ -129,20 +129,26 @@ def recover_subjects(
     fits = images.ndim == 3 and len(images) >= 3 and images.dtype.kind in "uif"
     expected = "images must be numbers (n, h, w) with n of at least 3."
     require(fits, expected, shape=images.shape, dtype=images.dtype)
-    wrong = np.flatnonzero(~np.isfinite(images).all((1, 2)))[:5]
-    require(not len(wrong), "Pixels must be finite.", slices=wrong)
     require(0 < min_margin < 2, "min_margin must be between 0 and 2.", min_margin=min_margin)
     labels = None if labels is None else integers("labels", labels, len(images))
-    _refuse_flat(np.equal(images.min((1, 2)), images.max((1, 2))))
+    # A minimum or maximum over NaN is NaN.
+    ends = np.stack([(image.min(), image.max()) for image in images])
+    wrong = np.flatnonzero(~np.isfinite(ends).all(1))[:5]
+    require(not len(wrong), "Pixels must be finite.", slices=wrong)
+    _refuse_flat(np.equal(*ends.T))
     # On a busy machine the libraries' own threads wait for each other; blocks have threads here.
     with threadpool_limits(1):
         first, which = unequal(images)
         patterns, low = _described(images, first)
-        some = np.logical_or(patterns.even.any(axis=1), patterns.odd.any(axis=1))
-        _refuse_flat(~np.asarray(some)[which])
+        any_pattern = np.logical_or(patterns.even.any(axis=1), patterns.odd.any(axis=1))
+        _refuse_flat(~np.asarray(any_pattern)[which])
 
         def plain(rows: np.ndarray) -> Patterns:
-            return folding_patterns(resized(images[first[rows]], SIDE), False)
+            whole, blocks = empty_patterns(len(rows), False), _blocks(images, rows)
+            for start in blocks:
+                some = first[rows[start : start + blocks.step]]
+                folding_patterns(resized(images[some], SIDE), False, whole, start)
+            return whole
 
         found = people(patterns, low, plain, min_margin=min_margin, seed=seed)
     if isinstance(found, str):
@@ -161,18 +167,30 @@ def recover_subjects(
     return Subjects(final, found.threshold, found.same, found.different, mixed, tuple(told))
 
 
+def _blocks(images: np.ndarray, rows: np.ndarray) -> range:
+    """Return where blocks of rows begin whose slices are small enough to be held at once."""
+    return range(0, len(rows), max(1, min(_BLOCK, _BYTES // images[0].nbytes)))
+
+
 def _described(images: np.ndarray, rows: np.ndarray) -> tuple[Patterns, np.ndarray]:
     """Return patterns and low detail of some slices, block by block."""
-    pose = Pose.learn(images[rows[:: max(1, len(rows) // LEARNT)]])
+    some = rows[:: max(1, len(rows) // LEARNT)]
+    blocks = _blocks(images, some)
+    small = [
+        resized(images[some[start : start + blocks.step]], SIDE, keep_shape=True)
+        for start in blocks
+    ]
+    pose = Pose.learn(np.concatenate(small))
     patterns = empty_patterns(len(rows), pose.outline is not None)
     low = np.empty((len(rows), LOW), np.float32)
+    blocks = _blocks(images, rows)
 
     def fill(start: int) -> None:
-        canonical = pose.draw(images[rows[start : start + _BLOCK]])
+        canonical = pose.draw(images[rows[start : start + blocks.step]])
         folding_patterns(canonical, pose.outline is not None, patterns, start)
         low[start : start + len(canonical)] = low_detail(canonical)
 
-    in_threads(fill, range(0, len(rows), _BLOCK))
+    in_threads(fill, blocks)
     return patterns, low
 
 

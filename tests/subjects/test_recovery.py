@@ -222,6 +222,22 @@ def test_labels_of_another_length_are_refused(phantoms):
         recover_subjects(images, np.zeros(3, int))
 
 
+def test_pixels_on_disk_are_read_block_by_block(tmp_path, monkeypatch):
+    phantoms = make_phantoms(6, 16, size=64, seed=3)
+    images = np.lib.format.open_memmap(
+        tmp_path / "slices.npy", "w+", np.float64, (6 * 16, 384, 384)
+    )
+    for out, image in zip(images, phantoms.images, strict=True):
+        out[:] = cv2.resize(image, (384, 384))
+    monkeypatch.setattr("mri.subjects.recovery._BYTES", 2**22)
+    tracemalloc.start()
+    found = recover_subjects(images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert same_partition(found.groups, phantoms.subjects)
+    assert peak < images.nbytes / 4, f"{peak / 1e6:.0f} of {images.nbytes / 1e6:.0f} MB"
+
+
 def drawn_people(people, slices, side=64):
     """Each person's slices change step by step, as folds do: next neighbours correlate by 0.9."""
     rng = np.random.default_rng(0)

@@ -3,7 +3,8 @@
 Each gets the two published parts as folders of PNG, in a process of its own and with its own
 defaults. Its pairs of a test and a train slice are held against the people of `recover_subjects`:
 how many test slices are found whose person stands in train, and how many pairs are of one person.
-A peer that takes too long is ended, and its row says after how long.
+A peer that takes too long is ended, and its row says after how long: so all are asked about the
+slices of 50 people too.
 """
 
 import json
@@ -23,6 +24,8 @@ from mri.subjects.recovery import recover_subjects
 
 LIMIT = 360
 """Seconds that a peer may take."""
+FEW = 50
+"""People of the smaller run."""
 
 COMMON = """
 import json, os, resource, sys, time, warnings
@@ -119,11 +122,17 @@ def write(root: Path, most: int | None) -> int:
 
 
 def measure(quick: bool) -> list[dict]:
+    return asked(12) if quick else asked(None) + asked(FEW)
+
+
+def asked(most: int | None) -> list[dict]:
+    """Return the rows of all peers, on all slices or on those of the first `most` people."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        of = write(root, 12 if quick else None)
-        work = f"test slices found, of {of:,} whose person stands in train"
+        of = write(root, most)
+        people = f" ({most} people)" if most else ""
+        work = f"test slices found, of {of:,} whose person stands in train{people}"
         for name, code in PEERS.items():
             print(f"{name}: measuring", file=sys.stderr, flush=True)
             told = limited(COMMON.format(root=str(root)) + guarded(code))

@@ -130,6 +130,7 @@ def test_the_truth_of_a_row_is_told_by_its_name(tmp_path, image):
         assert f"true: {name} Demented" in drawn
 
 
+@pytest.mark.slow
 def test_without_a_file_it_takes_what_is_there(tmp_path, monkeypatch, capsys):
     """So that a first heatmap needs no more than a clone."""
     (tmp_path / "models").symlink_to(ZOO.parent)

@@ -171,6 +171,7 @@ def test_the_page_of_the_committed_notebooks_is_small(tmp_path):
     assert page.stat().st_size < 2 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1250", "ascii"])
 def test_the_command_in_a_czech_terminal_and_a_path_with_spaces(encoding, tmp_path):
     """What is printed needs no character that the terminal lacks; pages are UTF-8 all the same."""

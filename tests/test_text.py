@@ -289,6 +289,7 @@ def test_no_model_name_is_an_error(capsys, tmp_path):
     assert "name of the model is empty" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_terminal_of_few_letters_shows_the_answer(tmp_path):
     picture = tmp_path / "é\u202eß.png"
     cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 256, (128, 128)))

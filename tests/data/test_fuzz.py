@@ -493,6 +493,7 @@ def test_sixty_thousand_mutations_are_read_or_refused(tmp_path, keep_figures):
     keep_figures("mutated data", **summary(total), **counts, growth_mb=round(growth))
 
 
+@pytest.mark.slow
 @needs_proc
 def test_footers_that_once_ended_the_process_do_no_harm(tmp_path):
     """A type, a histogram of levels, the name of a leaf that contradict the schema."""
@@ -515,6 +516,7 @@ def faulty(case, folder):
     return "refused"
 
 
+@pytest.mark.slow
 @needs_proc
 def test_what_goes_wrong_is_counted_and_hides_nothing_behind_it(tmp_path):
     total, _, errors = fuzz({"faulty": 20}, tmp_path, block=15)

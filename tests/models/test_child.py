@@ -76,7 +76,7 @@ def test_one_process_serves_many_and_is_replaced_where_it_has_to_be(child):
     ("name", "message"),
     [
         ("sleeps", r"no answer after 2 s.*MRI_MODEL_SECONDS to more than 16"),
-        ("sleeps_later", r"no answer after 16 s"),
+        pytest.param("sleeps_later", r"no answer after 16 s", marks=pytest.mark.slow),
         ("aborts", r"ended the process in which it was run \(SIGABRT\); do not use it"),
         ("leaves", r"ended the process in which it was run \(exit status 0\)"),
         ("lies", r"ended the process"),

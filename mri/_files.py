@@ -44,15 +44,18 @@ def read_regular(path: Path, limit: int) -> bytes:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; at the end, the file is on disk under the name `path`.
 
-    If anything fails, the old file at `path` stays as it was. An OSError names the file.
+    If anything fails, the old file at `path` stays as it was. An OSError names the file. What a
+    killed process left half-written is removed.
     """
     # Keras needs its own ending, so the mark of a temporary file comes before it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        yield temporary
-        with temporary.open("r+b") as file:  # Windows flushes only files open for writing.
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        # Not the lock of `alone`: logits are kept while another process trains under their name.
+        with _locked(path, path.name, re.escape(path.suffix)):
+            yield temporary
+            with temporary.open("r+b") as file:  # Windows flushes only files open for writing.
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except OSError as error:
         if error.errno is None:  # Errors of Arrow and HDF5 have only a text.
             error.add_note(f"{path}: not written")
@@ -60,7 +63,8 @@ def replacing(path: Path) -> Iterator[Path]:
             error.filename = os.fspath(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # The error of the folder, if any, has been raised.
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -80,9 +84,15 @@ def alone(path: Path) -> Iterator[None]:
     RuntimeWarning
         If this process has to wait for another one.
     """
+    with _locked(path, path.stem, r"\.\w+"):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, lock_name: str, suffix: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    name = path.with_name(f".{path.stem}.lock")
+    name = path.with_name(f".{lock_name}.lock")
     lock = FileLock(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,13 +100,13 @@ def alone(path: Path) -> Iterator[None]:
             lock.acquire(blocking=False)
         except Timeout:
             message = f"{path}: another process works on it; waiting until it is done"
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
+            warnings.warn(message, RuntimeWarning, stacklevel=6)
             lock.acquire()
     except OSError as error:
         error.add_note(f"{path.parent}: cannot be written, nothing was done; use another folder")
         raise
     try:
-        left = re.compile(rf"\.+{re.escape(path.stem)}(\.state)?\.\d+\.tmp\.\w+")
+        left = re.compile(rf"\.+{re.escape(path.stem)}(\.state)?\.\d+\.tmp{suffix}")
         for entry in path.parent.iterdir():
             if left.fullmatch(entry.name):
                 entry.unlink(missing_ok=True)

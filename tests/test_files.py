@@ -74,6 +74,15 @@ def test_until_it_is_whole_the_old_file_stands(tmp_path):
     assert names(tmp_path) == ["file.txt"]
 
 
+def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
+    """A table of logits is saved under no lock of a training, so it has to clean up by itself."""
+    others = [".fold.cell.7.tmp.json", ".fold.7.tmp.parquet", ".fold.cell.parquet"]
+    for name in [*others, ".fold.cell.7.tmp.parquet", ".fold.cell.parquet.lock"]:
+        (tmp_path / name).touch()
+    write(tmp_path / "fold.cell.parquet", b"new")
+    assert names(tmp_path) == sorted([*others, "fold.cell.parquet"])
+
+
 def test_a_text_without_a_number_is_kept(tmp_path):
     """Arrow's and HDF5's errors are such: a file name would take the place of the text."""
     with pytest.raises(OSError) as caught:
@@ -191,6 +200,7 @@ def no_file_over(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path):
     """The run ends with an error that names file and remedy; with room again it goes on."""
     unbroken = cases.run(tmp_path / "whole")

@@ -194,6 +194,7 @@ def test_a_person_is_asked_about_with_all_slices_and_with_one(head):
     assert "not a diagnostic device" in text
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_the_slices_of_a_person(tmp_path, head, capsys):
     files = [str(tmp_path / f"{number}.png") for number in range(len(head))]
     for file, image in zip(files, head, strict=True):

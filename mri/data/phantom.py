@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mri._files import alone, replacing
+from mri._files import replacing
 from mri.data.parquet import CLASS_NAMES, SCHEMA
 from mri.data.scans import Scans
 
@@ -224,7 +224,7 @@ def write_phantom(
     )
     for path, rows in zip(paths, (np.flatnonzero(~is_test), np.flatnonzero(is_test)), strict=True):
         images = [{"bytes": jpegs[order[i]], "path": f"phantom_{i:05d}.jpg"} for i in rows]
-        with alone(path), replacing(path) as temporary:
+        with replacing(path) as temporary:
             pq.write_table(pa.table({"image": images, "label": labels[rows]}, schema), temporary)
     return folder
 

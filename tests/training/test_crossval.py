@@ -140,6 +140,7 @@ def test_people_are_divided_at_the_median_of_their_ventricles(found):
     assert odds["small ventricles"].max() <= odds["large ventricles"].min()
 
 
+@pytest.mark.slow
 def test_the_page_and_the_place_in_the_readme(found, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nLAST\n{END}\nafter\n")

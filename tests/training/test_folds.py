@@ -27,7 +27,11 @@ from mri.training.people import cross_validate_probes
 from mri.training.recipe import Recipe
 
 # Keras' saving and loading.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    # A sweep end to end, resumed, is in test_crossval.py.
+    pytest.mark.slow,
+]
 
 layers = keras.layers
 SIZE, SUBJECTS, SLICES, FOLDS = 12, 24, 3, 3

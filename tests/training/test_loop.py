@@ -958,6 +958,7 @@ def test_a_finished_run_keeps_its_arithmetic_on_another_machine(tmp_path, monkey
     assert again.card == done.card and again.card["recipe"]["dtype"] == "mixed_bfloat16"
 
 
+@pytest.mark.slow
 def test_another_run_of_that_name_is_not_lost_unasked(tmp_path, capsys):
     short = replace(RECIPE, epochs=1)
     first = run(tmp_path, recipe=short, verbose=2)

@@ -51,7 +51,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         # Not the lock of `alone`: logits are kept while another process trains under their name.
-        with _locked(path, path.name, re.escape(path.suffix)):
+        with _locked(path, f"{path.name}.write", re.escape(path.suffix)):
             yield temporary
             with temporary.open("r+b") as file:  # Windows flushes only files open for writing.
                 os.fsync(file.fileno())

@@ -77,7 +77,7 @@ def test_until_it_is_whole_the_old_file_stands(tmp_path):
 def test_the_next_write_removes_what_a_killed_one_left(tmp_path):
     """A table of logits is saved under no lock of a training, so it has to clean up by itself."""
     others = [".fold.cell.7.tmp.json", ".fold.7.tmp.parquet", ".fold.cell.parquet"]
-    for name in [*others, ".fold.cell.7.tmp.parquet", ".fold.cell.parquet.lock"]:
+    for name in [*others, ".fold.cell.7.tmp.parquet", ".fold.cell.parquet.write.lock"]:
         (tmp_path / name).touch()
     write(tmp_path / "fold.cell.parquet", b"new")
     assert names(tmp_path) == sorted([*others, "fold.cell.parquet"])

@@ -164,6 +164,7 @@ print(json.dumps(found))
     assert {name: found for name, found in json.loads(done.stdout).items() if found} == {}
 
 
+@pytest.mark.slow
 def test_keras_is_imported_without_announcements_and_errors_are_heard_afterwards():
     done = subprocess.run(
         [sys.executable, "-c", "from mri._keras import keras; import os; os.write(2, b'heard')"],

@@ -65,6 +65,7 @@ def test_models_are_looked_for_in_order(tmp_path, monkeypatch):
         find_model("gone")
 
 
+@pytest.mark.slow
 def test_warnings_fit_the_card(tmp_path, image):
     network = build_model("tissue")
     card = json.loads((ZOO / "tissue-subject.json").read_text())

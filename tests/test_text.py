@@ -300,6 +300,7 @@ def test_a_terminal_of_few_letters_shows_the_answer(tmp_path):
     assert b"Not a diagnostic device" in done.stdout and b"Picture: " in done.stdout
 
 
+@pytest.mark.slow
 def test_pictures_of_slices_of_the_same_name_stand_side_by_side(tmp_path, capsys):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

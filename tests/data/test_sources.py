@@ -971,6 +971,7 @@ print(private() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is in /proc")
 def test_mapped_slices_are_put_together_without_memory(tmp_path):
     """Three arrays of 150 to 300 MB in all, of which nothing is private memory."""

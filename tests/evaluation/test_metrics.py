@@ -105,6 +105,7 @@ def test_ties_in_auc_count_half():
     assert values(found)["auc_b"] == pytest.approx((3 + 2 * 0.5 + 1) / 6, abs=1e-15)
 
 
+@pytest.mark.slow
 def test_intervals_equal_a_bootstrap_by_loops(uneven, evaluation):
     """The same draws, slices repeated one by one and measured by scikit-learn."""
     labels, logits, subjects = uneven

@@ -84,6 +84,7 @@ def test_twins_give_the_same_answers_and_maps(twins, phantoms):
     assert "The network ends in softmax" in str(found["softmax"])
 
 
+@pytest.mark.slow
 def test_logits_kept_by_an_older_reading_are_made_anew(twins, phantoms, tmp_path):
     for file in ("softmax.keras", "logits.keras"):
         (tmp_path / file).write_bytes((twins / file).read_bytes())

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mri._keras import keras
 from mri.gradcam.cam import GradCAM
@@ -31,6 +32,7 @@ def figures():
     return [found.logits.tolist(), found.maps[:, ::4, ::4].tolist(), dtypes, model.count_params()]
 
 
+@pytest.mark.slow
 def test_the_home_folder_changes_nothing(tmp_path):
     told = {"floatx": "float64", "epsilon": 0.01, "image_data_format": "channels_first",
             "backend": "jax"}  # fmt: skip

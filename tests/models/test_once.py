@@ -80,6 +80,7 @@ def test_a_finished_run_is_built_once_and_its_file_read_once(tmp_path, counts, p
     assert again.card == first.card
 
 
+@pytest.mark.slow
 def test_a_finished_run_of_a_damaged_file_starts_from_its_own_weights(tmp_path, phantoms):
     """The file is read into the network of the run, which must not begin from there."""
     scans = phantoms.scans

@@ -70,6 +70,7 @@ def test_a_drawing_is_of_what_was_chosen(case, monkeypatch):
     assert drawn[1][1].classes == plain.logits.argmax()
 
 
+@pytest.mark.slow
 def test_layers_are_those_that_have_a_map(case):
     explorer = Explorer(*case[:4])
     found = explorer.layers("compact")

@@ -504,6 +504,7 @@ def check_anatomy(images, subjects):
     assert gray["fissure between the hemispheres"] < gray["thalamus"]
 
 
+@pytest.mark.slow
 def test_names_of_the_anatomy_point_at_what_they_name():
     phantoms = make_phantoms(30, slices=9)
     check_anatomy(phantoms.images, phantoms.subjects)

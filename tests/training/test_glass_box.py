@@ -249,6 +249,7 @@ def test_a_person_is_asked_about(phantoms, saved):
     assert abs(one.severity - box.intercept) < abs(answer.severity - box.intercept) + 0.2
 
 
+@pytest.mark.slow
 def test_it_is_compared_by_people_and_verified(phantoms, saved):
     path, _, split = saved
     found = compare(phantoms.scans, phantoms.subjects, path.parent)
@@ -325,6 +326,7 @@ def test_a_person_is_drawn_with_what_adds_up_beside_another_model(closed, phanto
     assert [len(of.axes) for of in figure.subfigs] == [9, 9]
 
 
+@pytest.mark.slow
 def test_both_pictures_are_written(closed, phantoms, saved, tmp_path):
     found = glass_box_pictures(saved[0], phantoms.scans, phantoms.subjects, tmp_path)
     assert [path.name for path in found] == ["glass_box.png", "glass_box_person.png"]

@@ -450,6 +450,7 @@ def test_the_saved_model_is_the_first_best_epoch(unbroken):
     np.testing.assert_array_equal(logits, validation(unbroken)[1])
 
 
+@pytest.mark.slow
 def test_by_default_the_last_epoch_is_kept(unbroken, tmp_path, monkeypatch):
     """The choice of epoch changes no step: the loss is that of the run which keeps the best one."""
     last = replace(RECIPE, monitor="last")
@@ -739,6 +740,7 @@ class Poison(keras.callbacks.Callback):
             self.model.set_weights([np.full_like(w, np.nan) for w in self.model.get_weights()])
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_keeps_what_was_good(unbroken, tmp_path):
     """Two whole epochs, from which the same call goes on to the result of an unspoilt run."""
     with pytest.raises(RuntimeError, match="NaN or Inf loss encountered") as caught:
@@ -933,6 +935,7 @@ if __name__ == "__main__":
     die(*sys.argv[1:])
 
 
+@pytest.mark.slow
 def test_a_network_of_real_slices_is_not_overwritten_by_one_of_phantoms(tmp_path):
     done = run(tmp_path)
     save_model(done.model, done.path, done.card | {"synthetic": False})

@@ -114,9 +114,9 @@ MINING = Recipe(epochs=20, learning_rate=3e-4, hardest=0.2)
 RECIPES = {
     "default": Recipe(),
     "baseline": PLAIN,
-    # The original authors trained this one longest, for 50 epochs.
+    # As many epochs as the original authors gave these two.
     "baseline_dropout": replace(PLAIN, epochs=50),
-    "baseline_dropout_reduced": PLAIN,
+    "baseline_dropout_reduced": replace(PLAIN, epochs=32),
     "baseline_dropout_light": PLAIN,
     "baseline_deep": PLAIN,
     "baseline_deep_plain": PLAIN,

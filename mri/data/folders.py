@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from mri.data.decode import DataError
@@ -20,11 +19,11 @@ from mri.data.parquet import REMEDY
 from mri.data.parts import (
     Item,
     Part,
-    Rows,
     begun_split,
     digest,
     file_stamp,
     first_bytes,
+    in_steps,
     one_split,
     refuse_pointer,
     split_of,
@@ -161,7 +160,7 @@ def _lists_slices(file: Path) -> bool:
         return False
     with file.open(encoding="utf-8", errors="replace") as opened:
         head = set(re.split(r"[,;\t]", opened.readline(10_000).strip().replace('"', "")))
-    return set(Columns().names()) <= head
+    return set(Columns()) <= head
 
 
 def _names(found: Sequence[Found]) -> list[str]:
@@ -257,19 +256,21 @@ def from_tree(folder: Path, classes: Sequence[Path]) -> list[Part]:
     if found:
         refuse_pointer(found[0][1])
 
-    def read(size: int) -> Iterator[Rows]:
-        for start in range(0, len(found), size):
-            some = found[start : start + size]
-            items: list[Item] = [
-                file if name else "it lies in no class folder" for name, file in some
-            ]
-            files, numbers = [str(file) for _, file in some], np.zeros(len(some), np.int64)
-            yield Rows(files, numbers, items, labels.slice(start, len(some)))
+    items: list[Item] = [file if name else "it lies in no class folder" for name, file in found]
 
     def stamp() -> str:
         return digest(*(f"{name} {file_stamp(file)}" for name, file in found))
 
-    return [Part(str(folder), labels, read, one_split(None, len(found)), stamp=stamp)]
+    return [
+        Part(
+            str(folder),
+            labels,
+            in_steps(len(items), lambda start, stop: items[start:stop]),
+            one_split(None, len(items)),
+            files=[str(file) for _, file in found],
+            stamp=stamp,
+        )
+    ]
 
 
 def _pictures(folder: Path, deep: bool = True) -> Iterator[Path]:

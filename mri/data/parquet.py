@@ -135,7 +135,7 @@ def arrow_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of some columns, up to `rows` at a time, fewer where values are long.
 
-    `same` is called with the schema and raises if it is not that expected.
+    `same` gets the schema, and raises if it is not the expected one.
     """
     start, pool = 0, pa.default_memory_pool()
     with open_parquet(file, columns) as opened:

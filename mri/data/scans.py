@@ -264,7 +264,9 @@ def read_scans(
     Scans(32 synthetic phantom slices of 128 × 128, 0 rows rejected)
     """
     options = _Options(size, on_error, threads, 4 if cache is None else 6)
-    slices, parts = _opened(source, split, Columns(image, label), class_names, options)
+    slices, parts = _opened(
+        source, split, Columns(image or "image", label or "label"), class_names, options
+    )
     if cache is None:
         return _read(slices, parts, _in_memory, options)
     from mri.data.cache import cached
@@ -351,7 +353,9 @@ def iter_batches(
     """
     require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
     options = _Options(size, on_error, threads, 3)
-    slices, parts = _opened(source, split, Columns(image, label), class_names, options)
+    slices, parts = _opened(
+        source, split, Columns(image or "image", label or "label"), class_names, options
+    )
     batches = _decoded(slices, parts, options, batch_size)
     return ((of.images, of.labels) for of in batches if len(of.labels))
 
@@ -430,4 +434,4 @@ def _loaded(items: Sequence[Item], pool: ThreadPoolExecutor) -> list[np.ndarray 
     """Read what stands in files of its own; the other items are as they are."""
     if not any(isinstance(item, Path) for item in items):
         return list(items)  # type: ignore[arg-type]
-    return list(pool.map(lambda item: load(item) if isinstance(item, Path) else item, items))
+    return list(pool.map(load, items))

@@ -173,7 +173,7 @@ def _open(source: Source, columns: Columns) -> list[Part]:
         opened = from_table("the table", source, columns, lambda: digest(*source.to_pylist()))
     elif hasattr(source, "with_format") and not isinstance(source, Mapping):
         opened = from_dataset(source, columns)
-    elif isinstance(source, Mapping) and set(columns.names()) <= source.keys():
+    elif isinstance(source, Mapping) and set(columns) <= source.keys():
         opened = from_frame(
             pd.DataFrame({k: pd.Series(list(v)) for k, v in source.items()}), columns
         )
@@ -233,7 +233,7 @@ def _refuse(parts: Sequence[Part], split: str, what: str) -> None:
 def _content(part: Part) -> str:
     """Return a digest of the labels and of the first slices of a part."""
     first = next(part.rows(8), None)
-    items = [load(i) if isinstance(i, Path) else i for i in first.items] if first else []
+    items = [load(item) for item in first.items] if first else []
     return digest(part.labels.to_pylist(), *items)
 
 

@@ -55,6 +55,11 @@ class Columns(NamedTuple):
     image: str = "image"
     label: str = "label"
 
+    @classmethod
+    def named(cls, image: str | None, label: str | None) -> Columns:
+        """Return columns of these names; None is the usual one."""
+        return cls(image or "image", label or "label")
+
 
 def check_schema(
     place: object, schema: pa.Schema, columns: Columns
@@ -177,6 +182,7 @@ def _table_part(
     columns: Columns,
     column: Callable[[str], pa.Array | pa.ChunkedArray | None],
     cells: Callable[[int, int], list[Item]],
+    *,
     stamp: Callable[[], str],
     schema: pa.Schema | None = None,
 ) -> list[Part]:
@@ -205,7 +211,7 @@ def from_table(
     def cells(start: int, stop: int) -> list[Item]:
         return items_of(table[columns.image][start:stop].combine_chunks(), homes)
 
-    return _table_part(place, columns, column, cells, stamp, table.schema)
+    return _table_part(place, columns, column, cells, stamp=stamp, schema=table.schema)
 
 
 def from_saved(folder: Path, columns: Columns) -> list[Part]:
@@ -280,7 +286,9 @@ def from_dataset(dataset: Any, columns: Columns) -> list[Part]:
     # The package keeps a fingerprint of the data and of all that was done to them.
     known = getattr(dataset, "_fingerprint", None)
     stamp = partial(str, known) if known else lambda: digest(*arrow[:][image].to_pylist())
-    return _table_part(f"the data set ({len(dataset)} rows)", columns, column, cells, stamp, schema)
+    return _table_part(
+        f"the data set ({len(dataset)} rows)", columns, column, cells, stamp=stamp, schema=schema
+    )
 
 
 def from_frame(
@@ -304,7 +312,9 @@ def from_frame(
     def cells(start: int, stop: int) -> list[Item]:
         return [item_of(values[i], homes) for i in range(start, stop)]
 
-    return _table_part(place, columns, column, cells, partial(_frame_stamp, frame[[*columns]]))
+    return _table_part(
+        place, columns, column, cells, stamp=partial(_frame_stamp, frame[[*columns]])
+    )
 
 
 def _frame_stamp(frame: pd.DataFrame) -> str:

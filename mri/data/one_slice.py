@@ -220,10 +220,10 @@ def _compare(image: np.ndarray) -> tuple[float, float, str]:
 def _from_table(path: Path, row: int) -> OneSlice:
     """Return a row of a file of slices and labels."""
     slices = Slices(path)
-    part, rows = one_row(slices, None, row)
-    slices.warn([part], stacklevel=3)
+    rows = one_row(slices, None, row)
+    slices.warn([rows.part], stacklevel=3)
     content, place = rows.content(0), rows.told(0)
-    values, causes = slices.meaning(part).check(rows.labels)
+    values, causes = slices.meaning(rows.part).check(rows.labels)
     label = None if causes else int(values[0])
     truth = None if label is None else slices.class_names[label]
     # Pixels without a file are encoded, so that they are resized as the others are.

@@ -808,11 +808,14 @@ def test_find_data(tmp_path, monkeypatch):
     monkeypatch.delenv("MRI_DATA", raising=False)
     assert find_data() is None
     Path("data").mkdir()
-    Path("data/train-00000-of-00001.parquet").touch()
+    write("data/train-00000-of-00001.parquet", [png(np.zeros((2, 2)))])
     half = r"data: train-00000-of-00001.parquet is there, but no test file beside it\. Put"
     with pytest.raises(DataError, match=half):
         find_data()
     Path("data/test.parquet").touch()
+    with pytest.raises(DataError, match=r"test\.parquet: not a readable parquet file"):
+        find_data()
+    write("data/test.parquet", [png(np.zeros((2, 2)))])
     assert find_data() == Path("data")
     monkeypatch.setenv("MRI_DATA", "")
     assert find_data() == Path("data"), "an empty variable is no variable"

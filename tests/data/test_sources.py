@@ -920,7 +920,8 @@ def test_a_cache_is_mapped_and_made_once(tmp_path, monkeypatch):
     assert plain["plain"].fingerprint() == plain["cache"].fingerprint()
     assert isinstance(plain["cache"].images, np.memmap)
     monkeypatch.setattr("mri.data.scans.decode_into", None)
-    again = read_scans(tmp_path / "d", on_error="skip", cache=tmp_path / "c/slices.npy")
+    with pytest.warns(UserWarning, match="1 of 13 rows rejected"):
+        again = read_scans(tmp_path / "d", on_error="skip", cache=tmp_path / "c/slices.npy")
     assert again.fingerprint() == plain["plain"].fingerprint()
     pd.testing.assert_frame_equal(again.rejected, plain["plain"].rejected)
     assert again.class_names == plain["plain"].class_names

@@ -71,10 +71,7 @@ class Opened(NamedTuple):
 def open_parquet(file: Path, columns: Sequence[str] = ()) -> Iterator[Opened]:
     """Open a file once; check its footer, and the pages of `columns` if these are to be read.
 
-    Raises
-    ------
-    DataError
-        If it is not parquet, or declares what it cannot hold.
+    DataError if it is not parquet, or declares what it cannot hold.
     """
     try:
         if not stat.S_ISREG(file.stat().st_mode):

@@ -41,6 +41,7 @@ _ARCHIVES = (".zip", ".gz", ".tar", ".tgz", ".rar", ".7z")
 # What a clone of this project holds beside its slices, pictures among it, is no data.
 _CLONE = (".git", "pyproject.toml", "main.ipynb")
 _DEPTH = 6
+_NO_CLASSES = {"mask", "masks", "annotation", "annotations", "segmentation", "segmentations"}
 
 
 class NoSlicesError(DataError):
@@ -109,8 +110,8 @@ def _inside(folder: Path, columns: Columns, depth: int = 0) -> list[Part]:
         if not shards and (below := _below(data, columns, depth)):
             return below
         trees = [] if clone else _trees(folder, folders, columns, depth, bool(shards or tables))
-    # A table beside slices may be of something else, unless it has the columns.
-    if (shards or trees) and not any(_has_columns(file, columns) for file in tables):
+    # A table beside slices may be of something else, unless it tells labels or files.
+    if (shards or trees) and not any(_lists_slices(file, columns) for file in tables):
         tables = []
     found = {"parquet files": shards, "folders": [Path(of.place) for of in trees], "tables": tables}
     told = [f"{k} ({', '.join(of.name for of in v[:4])})" for k, v in found.items() if v]
@@ -119,13 +120,13 @@ def _inside(folder: Path, columns: Columns, depth: int = 0) -> list[Part]:
     return trees or [part for file in shards or tables for part in from_file(file, columns)]
 
 
-def _has_columns(file: Path, columns: Columns) -> bool:
-    """Whether the first line of a table names the two columns."""
+def _lists_slices(file: Path, columns: Columns) -> bool:
+    """Whether the first line of a table names the column of labels, or one of files."""
     if not file.is_file():
         return False
     with file.open(encoding="utf-8-sig", errors="replace") as opened:
         head = re.split(r"[,;\t]", opened.readline(10_000).strip().replace('"', ""))
-    return set(columns) <= set(head)
+    return columns.label in head or "file_name" in head
 
 
 def _below(folders: Sequence[Path], columns: Columns, depth: int) -> list[Part]:
@@ -202,6 +203,8 @@ def from_tree(folder: Path, classes: Sequence[Path]) -> Part:
     """Read class folders: the name of each is its class; pictures may lie deeper in it."""
     spelt: dict[str, Path] = {}
     for of in classes:
+        if name_key(of.name) in _NO_CLASSES:
+            raise DataError(f"{folder}: the folder {of.name!r} is no class; move it away")
         if (other := spelt.setdefault(name_key(of.name), of)) is not of:
             raise DataError(
                 f"{folder}: the folders {other.name!r} and {of.name!r} name the same class; "

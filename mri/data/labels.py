@@ -140,7 +140,7 @@ def settle(
     """
     if isinstance(class_names, str) or (class_names is not None and not len(class_names)):
         raise ValueError(f"class_names must be names. Received: class_names={class_names!r}")
-    found = _distinct(place, columns)
+    found = _distinct(place, columns, isinstance(class_names, Mapping))
     if isinstance(class_names, Mapping):
         own = list(dict.fromkeys(class_names.values()))
         keys = [name_key(of) if isinstance(of, str) else of for of in class_names]
@@ -184,7 +184,7 @@ def _by_number(
     return Meaning(own, values, said)
 
 
-def _distinct(place: object, columns: Sequence[pa.Array]) -> list[Any]:
+def _distinct(place: object, columns: Sequence[pa.Array], mapped: bool) -> list[Any]:
     """Return the distinct labels of all columns: all are text, or all are integers."""
     found = {value for column in columns for value in pc.unique(column).to_pylist()} - {None}
     texts = [value for value in found if isinstance(value, str)]
@@ -193,6 +193,13 @@ def _distinct(place: object, columns: Sequence[pa.Array]) -> list[Any]:
     # If all texts are numbers, such as folders 0 to 3, they are no names.
     if texts and all(map(_NUMBER.fullmatch, texts)):
         return [int(float(text)) for text in texts]
+    numbers = sorted(filter(_NUMBER.fullmatch, texts))
+    names = sorted(text for text in texts if re.search(r"[^\W\d_]", text))
+    if numbers and names and not mapped:
+        raise DataError(
+            f"{place}: some labels are numbers, such as {numbers[0]!r}, and some are names, such "
+            f"as {names[0]!r}; write one kind, or pass class_names=: a dict from label to name"
+        )
     return list(found)
 
 

@@ -183,15 +183,16 @@ def _refuse_copies(parts: Sequence[Part]) -> None:
                 )
             if len(of) > total:
                 _refuse(of, split, "a whole series of files and another file")
-        seen: dict[str, Part] = {}
-        for part in of if len(of) > 1 else ():
-            if (first := seen.setdefault(_content(part), part)) is not part and len(part) > 1:
-                _refuse([first, part], split, "the same slices")
+    seen: dict[str, Part] = {}
+    for part in parts if len(parts) > 1 else ():
+        if (first := seen.setdefault(_content(part), part)) is not part and len(part) > 1:
+            shared = first.split_names & part.split_names
+            _refuse([first, part], min(shared, default="same"), "the same slices")
 
 
 def _refuse(parts: Sequence[Part], split: str, what: str) -> None:
     raise DataError(
-        f"{parts[0].place}: two copies of the {split} part, {what} "
+        f"{parts[0].place}: two copies of the {split or 'same'} part, {what} "
         f"({', '.join(Path(part.place).name for part in parts[:4])}); keep one of them"
     )
 

@@ -19,7 +19,7 @@ _MOST_BYTES, _SPARE_BYTES = 16, 4 * 2**20
 _MOST_PARTS, _PIXELS_A_PART = 1024, 64
 _MOST_SCANS = 32
 
-# The start-of-frame markers of JPEG: all of C0 to CF but Huffman, reserved and arithmetic tables.
+# The start-of-frame markers of JPEG: C0 to CF without Huffman, reserved and arithmetic tables.
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Without a length to skip by: behind one, a frame could hide from this reader but not from OpenCV.
 _BARE_MARKERS = frozenset([*range(0xC0), *range(0xD0, 0xDA)])
@@ -52,8 +52,7 @@ def dict_to_image(
     Raises
     ------
     DataError
-        If there is no image: null, empty, truncated, neither JPEG nor PNG, or a side over
-        4096 pixels.
+        If it is null, empty, truncated, neither JPEG nor PNG, or has a side over 4096 pixels.
 
     Examples
     --------

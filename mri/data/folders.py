@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -182,6 +183,10 @@ def _trees(
     # One folder alone is a class of a part, else just a folder of pictures.
     if len(pictured) == 1 and not split_of(folder.name):
         return []
+    others = [of.name for of in folders if of not in pictured and any(of.iterdir())]
+    if others:
+        told = f"{folder}: no JPEG or PNG images in {', '.join(others)}, so these are no classes"
+        warnings.warn(told, UserWarning, stacklevel=2)
     return [from_tree(folder, pictured)]
 
 

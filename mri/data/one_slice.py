@@ -176,9 +176,9 @@ def check_slice(image: np.ndarray) -> str | None:
 
 @cache
 def _reference() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return share of heads (h, w) that reach a pixel, inner pixels (h, w), patterns of both.
+    """Return share of heads (h, w) that cover a pixel, inner pixels (h, w), patterns of both.
 
-    A pattern is of the mean of a quarter of the heights: (4, h * w) and (4, inner pixels).
+    There is one pattern for each quarter of the heights: (4, h * w) and (4, inner pixels).
     """
     phantoms = make_phantoms(4, 32)
     share = (phantoms.images > _DARK).mean(0)
@@ -250,7 +250,7 @@ def _from_picture(path: Path, content: bytes, check: bool) -> OneSlice:
 
 
 def _refuse_labels(place: object, image: np.ndarray, check: bool) -> None:
-    """Raise DataError if an image is a map of labels, as a segmentation is one."""
+    """Raise DataError if an image is a map of labels, such as a segmentation."""
     if check and 1 < (count := len(np.unique(image))) < _LEAST_VALUES:
         raise DataError(
             f"{place}: has {count} gray values, a scan has over a hundred; it looks like a "

@@ -40,7 +40,7 @@ class Slices:
         For messages.
     parts : list of Part
     class_names : tuple of str
-        In label order, for all parts: a class that one part lacks shifts nothing.
+        In label order, for all parts alike.
     """
 
     def __init__(

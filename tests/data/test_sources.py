@@ -718,6 +718,14 @@ def test_a_table_of_labels_beside_class_folders_is_not_ignored(tmp_path):
         read_scans(tmp_path)
 
 
+def test_a_class_whose_files_are_no_pictures_is_told(tmp_path):
+    class_tree(tmp_path)
+    (tmp_path / "Other").mkdir()
+    (tmp_path / "Other/0.npy").touch()
+    with pytest.warns(UserWarning, match="no JPEG or PNG images in Other, so these are no classes"):
+        assert len(read_scans(tmp_path)) == 12
+
+
 def test_a_folder_of_masks_is_no_class(tmp_path):
     class_tree(tmp_path)
     (tmp_path / "Masks").mkdir()

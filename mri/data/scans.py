@@ -379,7 +379,8 @@ class _Reading:
             while (batch := ahead.result()) is not None:
                 ahead = reader.submit(next, batches, None)  # Reads on while the others decode.
                 rows, values, causes = batch
-                views = list(pool.map(load, rows.items))
+                on_disk = any(isinstance(item, Path) for item in rows.items)
+                views = list((pool.map if on_disk else map)(load, rows.items))
                 if self.size is not None:  # Every picture may be as large as it likes.
                     asked += declared_pixels(views)
                 elif shape is None and (shape := first_shape(views)) is not None:

@@ -701,7 +701,7 @@ def test_many_bad_rows_in_all_places(tmp_path, rng):
 
 def test_rejected_rows_carry_their_own_file(tmp_path):
     for name in "ab":
-        write(tmp_path / f"{name}.parquet", [png(GOOD), b"", png(GOOD), b"?"])
+        write(tmp_path / f"{name}.parquet", [png(GOOD), b"", png(GOOD), f"?{name}".encode()])
     with pytest.warns(UserWarning, match="4 of 8 rows rejected"):
         rejected = read_scans(tmp_path, on_error="skip").rejected
     assert [Path(name).stem for name in rejected["file"]] == ["a", "a", "b", "b"]

@@ -85,7 +85,7 @@ def audit(options: Options) -> int:
     from mri.data.sources import Slices
     from mri.subjects import audit, audit_html
 
-    columns = Columns(options.image, options.label)
+    columns = Columns.named(options.image, options.label)
     source = options.train
     if options.test is not None:
         source = {"train": options.train, "test": options.test}

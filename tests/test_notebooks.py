@@ -10,12 +10,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from mri.data.phantom import write_phantom
+from mri.data.parquet import CLASS_NAMES
+from mri.data.phantom import make_phantoms, write_phantom
 from mri.data.scans import read_scans
 from mri.evaluation.logits import LogitsTable
 from mri.evaluation.metrics import evaluate, metric_label
@@ -245,6 +247,24 @@ def test_every_sentence_is_true_of_another_seed_metric_and_number_of_threads(
     (log,) = [c for c in book.cells if "log" in c.metadata.get("tags", [])]
     assert "trained anew" in shown(log)[0]
     assert "trained before, loaded" in book.metadata.again[book.cells.index(log)][0]
+
+
+def class_tree(folder: Path, seed: int = 0) -> Path:
+    """Write phantoms as class folders of JPEG images of 208 rows and 176 columns."""
+    phantoms, rng = make_phantoms(20, seed=seed), np.random.default_rng(seed)
+    for name, row in enumerate(rng.permutation(len(phantoms.images))):
+        part = "test" if name % 5 == 0 else "train"
+        image = cv2.resize(phantoms.images[row], (176, 176), interpolation=cv2.INTER_LINEAR)
+        home = folder / part / CLASS_NAMES[phantoms.labels[row]].replace("_", "")
+        home.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(home / f"{name}.jpg"), cv2.copyMakeBorder(image, 16, 16, 0, 0, 0))
+    return folder
+
+
+@pytest.mark.slow
+def test_main_runs_on_class_folders_of_larger_images(tmp_path):
+    book = run("main.ipynb", tmp_path, class_tree(tmp_path / "tree"), EPOCHS=1, CHECKED=8)
+    assert "Scans(640 MRI slices of 208" in text(book)
 
 
 @pytest.mark.slow

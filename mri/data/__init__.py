@@ -1,11 +1,9 @@
 """From files to pixels.
 
-`decode` turns one JPEG or PNG into an image. `sources` decides what a source is, and `folders` what
-stands in a folder. `formats` has one function for each kind; `parquet` and `footer` know that
-container. `parts` holds the rows of a source, and `labels` what its labels mean. `scans` reads all
-into one array or a stream, and `cache` keeps it in a file. `download` fetches the public files, and
-`ready` says what a run will use.
-`phantom` draws synthetic slices with known truth. `one_slice` reads a single slice of any format.
+`decode` turns one JPEG or PNG into an image. `sources` and `folders` find what there is to read.
+`formats`, `parquet` and `footer` read it as `parts`, and `labels` says what its labels mean.
+`scans` makes one array or a stream of it, and `cache` keeps the array. `one_slice` and `headers`
+read a single slice of any format. `phantom` draws synthetic slices with known truth.
 """
 
 from mri import _face

@@ -11,33 +11,27 @@ import pandas as pd
 
 from mri._files import alone, replacing
 from mri.data.decode import DataError
-from mri.data.scans import Scans
+from mri.data.scans import New, Scans
 
-_VERSION = 2
-New = Callable[[tuple[int, ...]], np.ndarray]
+_VERSION = 3
 
 
 def cached(path: Path, stamp: str, read: Callable[[New], Scans]) -> Scans:
-    """Return the slices kept at `path` under this stamp, read anew where there are none.
+    """Return the slices kept at `path` under this stamp, mapped read-only; first read what is not.
 
     Parameters
     ----------
     path : path
-        Of a NumPy file, pixels uint8 (n, h, w); what belongs to them is in ``<path>.json``.
+        A NumPy file, pixels uint8 (n, h, w). ``<path>.json`` has all that belongs to them.
     stamp : str
         Of the data and of how they are read: another one makes the file anew.
     read : callable
         From a function that makes an array of a shape to the `Scans` that fill its beginning.
 
-    Returns
-    -------
-    Scans
-        `images` are mapped, read-only.
-
     Raises
     ------
     DataError
-        If something else bears that name.
+        If something else has that name.
     """
     about = path.with_name(path.name + ".json")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,18 +48,17 @@ def cached(path: Path, stamp: str, read: Callable[[New], Scans]) -> Scans:
 
 def _write(path: Path, about: Path, stamp: str, read: Callable[[New], Scans]) -> None:
     with replacing(path) as temporary:
-
-        def new(shape: tuple[int, ...]) -> np.ndarray:
-            return np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-
-        scans = read(new)
+        scans = read(lambda shape: np.lib.format.open_memmap(temporary, "w+", np.uint8, shape))
         if isinstance(scans.images.base, np.memmap):
             scans.images.base.flush()
-    rejected = scans.rejected.values.tolist()
-    facts = {"version": _VERSION, "stamp": stamp, "class_names": list(scans.class_names)}
-    facts |= {"labels": scans.labels.tolist(), "rejected": rejected, "synthetic": scans.synthetic}
-    numbers, names = pd.factorize(scans.splits)
-    facts["splits"] = {"names": names.tolist(), "rows": numbers.tolist()}
+    facts = {
+        "version": _VERSION,
+        "stamp": stamp,
+        "class_names": scans.class_names,
+        "synthetic": scans.synthetic,
+        "rows": {"label": scans.labels.tolist(), "split": np.array(scans.splits).tolist()},
+        "rejected": scans.rejected.to_dict("list"),
+    }
     with replacing(about) as temporary:
         temporary.write_text(json.dumps(facts), encoding="utf-8")
 
@@ -76,18 +69,12 @@ def _kept(path: Path, about: Path, stamp: str) -> Scans | None:
         if (facts["version"], facts["stamp"]) != (_VERSION, stamp):
             return None
         images = np.load(path, mmap_mode="r", allow_pickle=False)
-        labels = np.array(facts["labels"], np.int64)
-        splits = np.array(facts["splits"]["names"])[facts["splits"]["rows"]]
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        labels = np.array(facts["rows"]["label"], np.int64)
+        splits = np.array(facts["rows"]["split"], str)
+        rejected = pd.DataFrame(facts["rejected"]).astype({"row": np.int64})
+        names = tuple(facts["class_names"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if images.dtype != np.uint8 or images.ndim != 3 or len(images) < len(labels):
         return None
-    rejected = pd.DataFrame(facts["rejected"], columns=["file", "row", "cause"])
-    return Scans(
-        images[: len(labels)],
-        labels,
-        tuple(facts["class_names"]),
-        rejected.astype({"row": np.int64}),
-        facts["synthetic"],
-        splits,
-    )
+    return Scans(images[: len(labels)], labels, names, rejected, facts["synthetic"], splits)

@@ -19,18 +19,13 @@ _MOST_BYTES, _SPARE_BYTES = 16, 4 * 2**20
 _MOST_PARTS, _PIXELS_A_PART = 1024, 64
 _MOST_SCANS = 32
 
-MIXED_SIZES = "size {found} differs from {expected} of the first slice"
-
-# The start-of-frame markers of JPEG: all of C0 to CF but Huffman, reserved and arithmetic tables.
+# The start-of-frame markers of JPEG: C0 to CF without Huffman, reserved and arithmetic tables.
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Without a length to skip by: behind one, a frame could hide from this reader but not from OpenCV.
 _BARE_MARKERS = frozenset([*range(0xC0), *range(0xD0, 0xDA)])
 
 # Baseline and extended frames, Huffman or arithmetic: of one component they have one scan.
 _SINGLE_SCAN = frozenset({0xC0, 0xC1, 0xC9})
-
-# Up to the frame all JPEGs of one encoder are alike: the bytes of the last, and what they declare.
-_last_header: tuple[bytes, tuple[int, int], bool] = b"\xff\xd8none", (0, 0), True
 
 
 class DataError(ValueError):
@@ -57,8 +52,7 @@ def dict_to_image(
     Raises
     ------
     DataError
-        If there is no image: null, empty, truncated, neither JPEG nor PNG, or a side over
-        4096 pixels.
+        If it is null, empty, truncated, neither JPEG nor PNG, or has a side over 4096 pixels.
 
     Examples
     --------
@@ -74,7 +68,7 @@ def dict_to_image(
         raise DataError(
             f"expected the bytes of a JPEG or PNG image. Received: record={record!r:.200}"
         )
-    image = _decode(np.frombuffer(blob, np.uint8), size)
+    image = _image(np.frombuffer(blob, np.uint8), size)
     if isinstance(image, str):
         raise DataError(f"{image}; expected the bytes of a JPEG or PNG image")
     return image
@@ -82,24 +76,15 @@ def dict_to_image(
 
 def check_size(size: tuple[int, int] | None) -> None:
     """Raise ValueError unless `size` is None or (h, w) within `MAX_SIDE`."""
-    if size is None:
-        return
     pair = size if isinstance(size, tuple | list) and len(size) == 2 else (0, 0)
-    if not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in pair):
+    if size is not None and not all(isinstance(of, int) and 1 <= of <= MAX_SIDE for of in pair):
         raise ValueError(f"size must be (h, w), each 1 to {MAX_SIDE}. Received: size={size!r}")
 
 
 def column_views(column: pa.Array) -> list[np.ndarray | None]:
     """Return one uint8 view a row into the Arrow buffer of `column`, None where it is null.
 
-    Parameters
-    ----------
-    column : pyarrow.Array
-        Of type struct with `bytes` as its only field, or of any binary type.
-
-    Returns
-    -------
-    list of ndarray of uint8 or None
+    The column is of a binary type, or a struct with `bytes` as its only field.
     """
     if pa.types.is_struct(column.type):
         column = column.flatten()[0]
@@ -124,7 +109,7 @@ def declared_pixels(views: Sequence[np.ndarray | str | None]) -> int:
     """Return how many pixels the headers of `views` declare in all."""
     encoded = [v for v in views if isinstance(v, np.ndarray) and v.ndim == 1 and v.size]
     found = [declared_size(view) for view in encoded]
-    return sum(sides[0] * sides[1] for sides in found if not isinstance(sides, str))
+    return sum(of[0] * of[1] for of in found if not isinstance(of, str))
 
 
 def decode_into(
@@ -134,43 +119,19 @@ def decode_into(
     pool: ThreadPoolExecutor,
     threads: int,
 ) -> dict[int, str]:
-    """Decode row i of `views` into ``out[i]``, on the threads of `pool`.
+    """Decode row i of `views` into ``out[i]``, resized to `size` if that is given.
 
-    Parameters
-    ----------
-    out : ndarray of uint8, shape (n, h, w)
-        Filled in place; a row that fails is left as it was.
-    views : list of n ndarrays of uint8, or None
-        Encoded bytes (k,) or pixels (h, w); a text is the reason why there are none.
-    size : tuple of int or None
-        Resize to (h, w), which is then the shape of `out`.
-    pool : ThreadPoolExecutor
-    threads : int
-
-    Returns
-    -------
-    dict
-        Row to cause, for the rows that failed.
+    Returns the causes of the rows that failed; `out` keeps its old content there.
     """
 
     def part(start: int) -> dict[int, str]:
         causes = {}
-        known, budget = _known_header()
-        length = len(known)
         for i in range(start, len(views), threads):
-            view: Any = views[i]
-            plain = size is None and isinstance(view, np.ndarray) and view.ndim == 1
-            # Nearly all pictures of a file begin alike: what was checked once is not read again.
-            if plain and length < len(view) <= budget and view[:length].tobytes() == known:
-                image = _unpacked(view)
-            else:
-                image = _image(view, size)
-                known, budget = _known_header()
-                length = len(known)
+            image = _image(views[i], size)
             if isinstance(image, str):
                 causes[i] = image
             elif image.shape != out.shape[1:]:
-                causes[i] = MIXED_SIZES.format(found=image.shape, expected=out.shape[1:])
+                causes[i] = f"size {image.shape} differs from {out.shape[1:]} of the first slice"
             else:
                 out[i] = image
         return causes
@@ -184,11 +145,15 @@ def _image(view: np.ndarray | str | None, size: tuple[int, int] | None) -> np.nd
         return "the image is null"
     if isinstance(view, str):
         return view
-    return _decode(view, size) if view.ndim == 1 else _resized(view, size)
+    image = view if view.ndim == 2 else _decode(view)
+    if size is None or isinstance(image, str) or image.shape == tuple(size):
+        return image
+    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, size[::-1], interpolation=method)
 
 
-def _decode(blob: np.ndarray, size: tuple[int, int] | None) -> np.ndarray | str:
-    """Return the image, or the reason why there is none."""
+def _decode(blob: np.ndarray) -> np.ndarray | str:
     if not blob.size:
         return "the image has zero bytes"
     declared = declared_size(blob)
@@ -199,11 +164,6 @@ def _decode(blob: np.ndarray, size: tuple[int, int] | None) -> np.ndarray | str:
         return f"the header declares {height} × {width} pixels, the limit is {MAX_SIDE} a side"
     if blob.size > _MOST_BYTES * height * width + _SPARE_BYTES:
         return f"{blob.size} bytes for {height} × {width} pixels, at most {_MOST_BYTES} each"
-    image = _unpacked(blob)
-    return image if isinstance(image, str) else _resized(image, size)
-
-
-def _unpacked(blob: np.ndarray) -> np.ndarray | str:
     try:
         image = cv2.imdecode(blob, cv2.IMREAD_GRAYSCALE)
     except cv2.error as error:
@@ -211,75 +171,50 @@ def _unpacked(blob: np.ndarray) -> np.ndarray | str:
     return f"the image is truncated or corrupt ({blob.size} bytes)" if image is None else image
 
 
-def _known_header() -> tuple[bytes, int]:
-    """Return what JPEGs begin with that need no further check, and up to how many bytes."""
-    header, (height, width), single = _last_header
-    sound = single and 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE
-    return (header, _MOST_BYTES * height * width + _SPARE_BYTES) if sound else (b"", -1)
-
-
-def _resized(image: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    if size is not None and image.shape != tuple(size):
-        shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        image = cv2.resize(image, size[::-1], interpolation=method)
-    return image
-
-
 def declared_size(blob: np.ndarray) -> tuple[int, int] | str:
-    """Return (h, w) as the header has it, or the reason why the picture is refused undecoded.
+    """Return (h, w) as the header has it, or the reason to refuse the picture before decoding.
 
-    A bomb is refused before memory or time is set aside for it.
+    So a bomb gets no memory and no time.
     """
     head = blob.data
     if head[:16].tobytes() == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" and len(head) >= 24:
         return _declared_by_png(head)
-    global _last_header
-    same, sides, single = _last_header
-    if head[: len(same)].tobytes() != same:
-        if head[:2].tobytes() != b"\xff\xd8":
-            return f"not a JPEG or PNG image, it begins with {bytes(head[:8])!r}"
-        found = _declared_by_jpeg(head)
-        if isinstance(found, str):
-            return found
-        at, sides, single = found
-        # Long ones are those of one picture; comparing them would cost more than reading.
-        if at < _MOST_PARTS:
-            _last_header = head[:at].tobytes(), sides, single
-    if not single:
-        # Each scan goes over all pixels once more. Between them these two bytes only begin one.
-        scans = np.count_nonzero((blob[:-1] == 0xFF) & (blob[1:] == 0xDA))
-        if scans > _MOST_SCANS:
-            return f"{scans} scans of one picture, at most {_MOST_SCANS} are read"
-    return sides
+    if head[:2].tobytes() == b"\xff\xd8":
+        return _declared_by_jpeg(blob)
+    return f"not a JPEG or PNG image, it begins with {bytes(head[:8])!r}"
 
 
 def _declared_by_png(head: memoryview) -> tuple[int, int] | str:
-    # OpenCV sets aside what a chunk declares, up to 2 GB, and of an animation checks no sums.
-    sides = int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
-    most = _MOST_PARTS + sides[0] * sides[1] // _PIXELS_A_PART
+    # OpenCV reserves what a chunk declares, up to 2 GB, and checks no sums of an animation.
+    height, width = int.from_bytes(head[20:24]), int.from_bytes(head[16:20])
+    most = _MOST_PARTS + min(height * width, MAX_SIDE**2) // _PIXELS_A_PART
     at, parts = 8, 0
     while head[at + 4 : at + 8].tobytes() != b"IEND":
-        end = at + 8 + int.from_bytes(head[at : at + 4], "big")
-        crc = int.from_bytes(head[end : end + 4], "big")
-        if end + 4 > len(head) or zlib.crc32(head[at + 4 : end]) != crc:
+        end = at + 8 + int.from_bytes(head[at : at + 4])
+        if end + 4 > len(head) or zlib.crc32(head[at + 4 : end]) != int.from_bytes(
+            head[end : end + 4]
+        ):
             return f"the image is truncated or corrupt ({len(head)} bytes)"
         at, parts = end + 4, parts + 1
-        if parts > min(most, MAX_SIDE * MAX_SIDE // _PIXELS_A_PART):
-            return f"more than {parts - 1} chunks in one PNG"
-    return sides
+        if parts > most:
+            return f"more than {most} chunks in one PNG"
+    return height, width
 
 
-def _declared_by_jpeg(head: memoryview) -> tuple[int, tuple[int, int], bool] | str:
-    """Return where the header of the frame ends, (h, w), and whether one scan is all it has."""
-    at = 2
+def _declared_by_jpeg(blob: np.ndarray) -> tuple[int, int] | str:
+    head, at = blob.data, 2
     for _ in range(_MOST_PARTS):
         if at + 10 > len(head) or head[at] != 0xFF or head[at + 1] in _BARE_MARKERS:
             return f"the JPEG header is truncated or corrupt ({len(head)} bytes)"
-        if head[at + 1] in _FRAME_MARKERS:
-            sides = int.from_bytes(head[at + 5 : at + 7]), int.from_bytes(head[at + 7 : at + 9])
-            return at + 10, sides, head[at + 1] in _SINGLE_SCAN and head[at + 9] == 1
-        # Fill bytes may stand before a marker; every other one here is followed by its length.
-        fill = head[at + 1] == 0xFF
-        at += 1 if fill else 2 + (head[at + 2] << 8 | head[at + 3])
-    return f"more than {_MOST_PARTS} segments or fill bytes before the JPEG frame"
+        if (marker := head[at + 1]) in _FRAME_MARKERS:
+            break
+        # Fill bytes may precede a marker; every other marker here is followed by its length.
+        at += 1 if marker == 0xFF else 2 + (head[at + 2] << 8 | head[at + 3])
+    else:
+        return f"more than {_MOST_PARTS} segments or fill bytes before the JPEG frame"
+    if marker not in _SINGLE_SCAN or head[at + 9] != 1:
+        # Each scan visits all pixels again. These two bytes always begin one.
+        scans = np.count_nonzero((blob[:-1] == 0xFF) & (blob[1:] == 0xDA))
+        if scans > _MOST_SCANS:
+            return f"{scans} scans of one picture, at most {_MOST_SCANS} are read"
+    return head[at + 5] << 8 | head[at + 6], head[at + 7] << 8 | head[at + 8]

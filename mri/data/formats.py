@@ -33,15 +33,15 @@ from mri.data.parquet import (
 from mri.data.parts import (
     Item,
     Part,
-    Rows,
     begun_split,
     digest,
     file_stamp,
+    in_steps,
     is_image_type,
     item_of,
     items_of,
     one_split,
-    only_paths,
+    refuse_only_paths,
     refuse_pointer,
     split_of,
 )
@@ -50,36 +50,29 @@ _MANY = 1 << 16
 
 
 class Columns(NamedTuple):
-    """Names of the columns that hold slices and labels; None is the usual name."""
+    """Names of the columns that hold slices and labels."""
 
-    image: str | None = None
-    label: str | None = None
+    image: str = "image"
+    label: str = "label"
 
-    def names(self) -> tuple[str, str]:
-        """Return both names."""
-        return self.image or "image", self.label or "label"
+    @classmethod
+    def named(cls, image: str | None, label: str | None) -> Columns:
+        """Return columns of these names; None is the usual one."""
+        return cls(image or "image", label or "label")
 
 
 def check_schema(
-    place: object, schema: pa.Schema, image: str, label: str
+    place: object, schema: pa.Schema, columns: Columns
 ) -> tuple[tuple[str, ...] | None, bool]:
     """Return (class names, synthetic) of a table, after a check of its two columns.
-
-    Parameters
-    ----------
-    place : object
-        Of messages.
-    schema : pyarrow.Schema
-    image, label : str
-        Names of the columns.
 
     Raises
     ------
     DataError
         If a column is missing, stands twice or is of a wrong type, or the metadata are damaged.
     """
-    if any(schema.names.count(name) != 1 for name in (image, label)):
-        raise _wrong_columns(place, schema.names, image, label)
+    image, label = columns
+    _check_names(place, schema.names, columns)
     of, classes = schema.field(image).type, schema.field(label).type
     if not is_image_type(of):
         raise DataError(
@@ -89,87 +82,79 @@ def check_schema(
     if not is_label_type(classes):
         raise wrong_labels(place, label, classes)
     metadata = schema.metadata or {}
+    synthetic = PHANTOM_KEY in metadata
     try:
         features = json.loads(metadata.get(b"huggingface", "{}")).get("info", {})
         names = features.get("features", {}).get(label, {}).get("names") or None
     except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{place}: unreadable 'huggingface' metadata ({error})") from error
     if names is None:
-        return None, PHANTOM_KEY in metadata
+        return None, synthetic
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(
             f"{place}: class names {names!r:.200} in its metadata, expected a list of names"
         )
-    longest = max(map(len, names), default=0)
+    longest = max(map(len, names))
     if len(names) > MAX_CLASSES or longest > MAX_NAME:
         raise DataError(
             f"{place}: {len(names)} class names of up to {longest} characters in its metadata, "
             f"expected at most {MAX_CLASSES} of {MAX_NAME}"
         )
-    return tuple(names), PHANTOM_KEY in metadata
+    return tuple(names), synthetic
 
 
-def _wrong_columns(place: object, found: list[str], image: str, label: str) -> DataError:
-    return DataError(
-        f"{place}: columns {found}, expected one {image!r} and one {label!r}; name them by image= "
-        "and label="
-    )
+def _check_names(place: object, found: list[str], columns: Columns) -> None:
+    if any(found.count(name) != 1 for name in columns):
+        raise DataError(
+            f"{place}: columns {found}, expected one {columns.image!r} and one {columns.label!r}; "
+            "name them by image= and label="
+        )
 
 
 def from_parquet(file: Path, columns: Columns) -> list[Part]:
     """Read one parquet file."""
-    image, label = columns.names()
+    image, label = columns
     with open_parquet(file) as opened:
         schema = opened.file.schema_arrow
-        names, synthetic = check_schema(file, schema, image, label)
+        names, synthetic = check_schema(file, schema, columns)
         # Paths are read only where bytes may be missing.
         whole = no_nulls(opened.groups, f"{image}.bytes")
     wanted, homes = [f"{image}.bytes" if whole else image, label], [file.parent, Path()]
     size = file.stat().st_size
+    labels = _column(file, label)
     changed = DataError(f"{file}: was changed while it was read; read it again")
 
     def same(found: pa.Schema) -> None:
-        if check_schema(file, found, image, label) != (names, synthetic):
+        if check_schema(file, found, columns) != (names, synthetic):
             raise changed
 
-    def read(most: int) -> Iterator[Rows]:
+    def read(most: int) -> Iterator[list[Item]]:
         items: list[Item] = []
-        values: list[pa.Array] = []
-        start = 0
+        row = 0
         for batch in arrow_batches(file, most, wanted, same):
-            taken = 0
-            while taken < batch.num_rows:
-                some = batch.slice(taken, most - len(items))
-                taken += some.num_rows
-                items += items_of(some.column(image), homes)
-                values.append(plain_labels(file, some.column(label)))
-                if start + len(items) > len(labels):
-                    raise changed
-                if len(items) == most:
-                    yield _rows(file, start, items, values)
-                    start, items, values = start + most, [], []
+            if plain_labels(file, batch.column(label)) != labels.slice(row, len(batch)):
+                raise changed
+            row += len(batch)
+            items += items_of(batch.column(image), homes)
             room = MAX_BATCH + 4 * size
             if sum(of.nbytes for of in items if isinstance(of, np.ndarray)) > room:
                 raise DataError(
-                    f"{file}, at or after row {start}: damaged parquet data ({len(items)} rows "
+                    f"{file}, before row {row}: damaged parquet data ({len(items)} rows "
                     f"take more than {room} bytes; read fewer at a time); {AGAIN}"
                 )
+            while len(items) >= most:
+                yield items[:most]
+                items = items[most:]
         if items:
-            yield _rows(file, start, items, values)
+            yield items
 
-    labels = _column(file, label)
     if not whole:
-        only_paths(file, next((rows.items for rows in read(64)), []))
+        refuse_only_paths(file, next(read(64), []))
     splits = one_split(begun_split(file.name), len(labels))
     if "split" in schema.names and not any(splits):
         splits = _splits(file, _column(file, "split"))
     stamp = partial("{} {}".format, file_stamp(file), wanted)
     return [Part(str(file), labels, read, splits, names, synthetic, stamp=stamp, size=size)]
-
-
-def _rows(file: Path, start: int, items: list[Item], labels: list[pa.Array]) -> Rows:
-    numbers = np.arange(start, start + len(items))
-    return Rows(str(file), numbers, items, pa.concat_arrays(labels))
 
 
 def _column(file: Path, name: str) -> pa.Array:
@@ -178,19 +163,13 @@ def _column(file: Path, name: str) -> pa.Array:
     return pa.concat_arrays(batches) if batches else pa.array([], pa.int64())
 
 
-def _splits(place: object, column: pa.Array) -> np.ndarray:
-    """Return the splits that a column `split` tells, str (n,).
-
-    Raises
-    ------
-    DataError
-        If a value is null or no usual name of a split: such rows would be in no part.
-    """
+def _splits(place: object, column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Return the splits that a column `split` tells, str (n,)."""
     if not is_label_type(column.type):
         return one_split(None, len(column))
     values = plain_labels(place, column).to_pylist()
     told = np.array([split_of(value) or "" for value in values], object)
-    for i in np.flatnonzero(told == "")[:1]:
+    for i in np.flatnonzero(told == "")[:1]:  # Such a row would be in no part.
         raise DataError(
             f"{place}, row {i}: column 'split' is {values[i]!r}, expected train, test or "
             "validation; drop the column if it means something else"
@@ -200,52 +179,39 @@ def _splits(place: object, column: pa.Array) -> np.ndarray:
 
 def _table_part(
     place: str,
-    labels: pa.Array | pa.ChunkedArray,
+    columns: Columns,
+    column: Callable[[str], pa.Array | pa.ChunkedArray | None],
     cells: Callable[[int, int], list[Item]],
-    splits: pa.Array | pa.ChunkedArray | None,
-    **about: Any,
+    *,
+    stamp: Callable[[], str],
+    schema: pa.Schema | None = None,
 ) -> list[Part]:
     """Return a table as a part.
 
-    Parameters
-    ----------
-    place : str
-        For messages.
-    labels : pyarrow.Array or ChunkedArray
-    cells : callable
-        From the first row and that behind the last to the items between.
-    splits : pyarrow.Array or ChunkedArray, optional
-        The column `split`.
-    **about
-        `names`, `synthetic` and `stamp` of `Part`.
+    `column` gives a column of labels or splits by name, None if there is none. `cells` gives the
+    items from one row up to another.
     """
-    labels = plain_labels(place, labels)
-
-    def read(size: int) -> Iterator[Rows]:
-        for start in range(0, len(labels), size):
-            stop = min(start + size, len(labels))
-            numbers = np.arange(start, stop)
-            yield Rows(place, numbers, cells(start, stop), labels.slice(start, stop - start))
-
-    only_paths(place, cells(0, min(64, len(labels))))
-    told = one_split(None, len(labels)) if splits is None else _splits(place, splits)
-    return [Part(place, labels, read, told, **about)]
+    about = (None, False) if schema is None else check_schema(place, schema, columns)
+    labels = plain_labels(place, column(columns.label))
+    refuse_only_paths(place, cells(0, min(64, len(labels))))
+    split = column("split")
+    splits = one_split(None, len(labels)) if split is None else _splits(place, split)
+    return [Part(place, labels, in_steps(len(labels), cells), splits, *about, stamp=stamp)]
 
 
 def from_table(
     place: str, table: pa.Table, columns: Columns, stamp: Callable[[], str]
 ) -> list[Part]:
     """Read an Arrow table."""
-    image, label = columns.names()
-    names, synthetic = check_schema(place, table.schema, image, label)
     homes = [Path(place).parent if os.sep in place else Path(), Path()]
 
-    def cells(start: int, stop: int) -> list[Item]:
-        return items_of(table[image].slice(start, stop - start).combine_chunks(), homes)
+    def column(name: str) -> pa.ChunkedArray | None:
+        return table[name] if name in table.column_names else None
 
-    splits = table["split"] if "split" in table.column_names else None
-    about = {"names": names, "synthetic": synthetic, "stamp": stamp}
-    return _table_part(place, table[label], cells, splits, **about)
+    def cells(start: int, stop: int) -> list[Item]:
+        return items_of(table[columns.image][start:stop].combine_chunks(), homes)
+
+    return _table_part(place, columns, column, cells, stamp=stamp, schema=table.schema)
 
 
 def from_saved(folder: Path, columns: Columns) -> list[Part]:
@@ -303,55 +269,52 @@ def from_dataset(dataset: Any, columns: Columns) -> list[Part]:
     """Read a `datasets.Dataset`, known by its methods: the package is not imported for it."""
     if not hasattr(dataset, "__len__"):
         raise DataError("a streaming data set has no rows to count; load it without streaming=True")
-    image, label = columns.names()
-    place = f"the data set ({len(dataset)} rows)"
+    image, label = columns
     arrow = dataset.with_format("arrow")
     classes = getattr(dataset.features.get(label), "names", None)
-    features = {label: {"names": list(classes)}} if classes else {}
-    metadata = {b"huggingface": json.dumps({"info": {"features": features}})}
-    schema = arrow[:1].replace_schema_metadata(metadata).schema
-    names, synthetic = check_schema(place, schema, image, label)
+    about = {"info": {"features": {label: {"names": list(classes)}} if classes else {}}}
+    schema = arrow[:1].replace_schema_metadata({b"huggingface": json.dumps(about)}).schema
 
-    def column(name: str) -> pa.ChunkedArray:
+    def column(name: str) -> pa.ChunkedArray | None:
+        if name not in dataset.column_names:
+            return None
         return dataset.select_columns([name]).with_format("arrow")[:][name]
 
     def cells(start: int, stop: int) -> list[Item]:
         return items_of(arrow[start:stop][image].combine_chunks(), [Path()])
 
-    # The package keeps one of its own, of the data and all that was done to them.
+    # The package keeps a fingerprint of the data and of all that was done to them.
     known = getattr(dataset, "_fingerprint", None)
     stamp = partial(str, known) if known else lambda: digest(*arrow[:][image].to_pylist())
-    splits = column("split") if "split" in dataset.column_names else None
-    about = {"names": names, "synthetic": synthetic, "stamp": stamp}
-    return _table_part(place, column(label), cells, splits, **about)
+    return _table_part(
+        f"the data set ({len(dataset)} rows)", columns, column, cells, stamp=stamp, schema=schema
+    )
 
 
 def from_frame(
     frame: pd.DataFrame, columns: Columns, place: str = "the table", home: Path | None = None
 ) -> list[Part]:
     """Read a pandas table of bytes, pixels, pictures or paths; paths are relative to `home`."""
-    image, label = columns.names()
-    if any(list(frame.columns).count(name) != 1 for name in (image, label)):
-        raise _wrong_columns(place, list(frame.columns), image, label)
-    values = frame[image].array
+    _check_names(place, list(frame.columns), columns)
+    values, homes = frame[columns.image].array, [home or Path(), Path()]
+
+    def column(name: str) -> pa.Array | None:
+        if name not in frame.columns:
+            return None
+        try:
+            found = pa.array(frame[name], from_pandas=True)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise DataError(f"{place}: column {name!r} mixes types ({error})") from error
+        if not is_label_type(found.type):
+            raise wrong_labels(place, name, found.type)
+        return found
 
     def cells(start: int, stop: int) -> list[Item]:
-        return [item_of(values[i], [home or Path(), Path()]) for i in range(start, stop)]
+        return [item_of(values[i], homes) for i in range(start, stop)]
 
-    splits = _series(place, frame["split"]) if "split" in frame.columns else None
-    stamp = partial(_frame_stamp, frame[[image, label]])
-    return _table_part(place, _series(place, frame[label]), cells, splits, stamp=stamp)
-
-
-def _series(place: str, series: pd.Series) -> pa.Array:
-    """Return a column of labels or splits."""
-    try:
-        found = pa.array(series, from_pandas=True)
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise DataError(f"{place}: column {series.name!r} mixes types ({error})") from error
-    if not is_label_type(found.type):
-        raise wrong_labels(place, series.name, found.type)
-    return plain_labels(place, found)
+    return _table_part(
+        place, columns, column, cells, stamp=partial(_frame_stamp, frame[[*columns]])
+    )
 
 
 def _frame_stamp(frame: pd.DataFrame) -> str:

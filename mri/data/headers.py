@@ -6,12 +6,12 @@ Then no more bytes are unpacked than a volume or slice of that size has.
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,38 +39,30 @@ _RUN_LENGTHS = "1.2.840.10008.1.2.5"
 
 
 def open_volume(path: Path, nibabel: ModuleType) -> Any:
-    """Return the image of nibabel, in memory, that a volume of bounded size holds.
+    """Return the image of nibabel, in memory, that a NIfTI, Analyze or MGH volume holds.
 
-    Parameters
-    ----------
-    path : Path
-        ``.nii``, ``.nii.gz``, ``.mgz``, ``.mgh``, or the ``.hdr`` or ``.img`` of a pair.
-    nibabel : module
-
-    Raises
-    ------
-    DataError
-        If it is larger than `MAX_VOXELS`, or its file cannot hold what its header declares.
+    DataError if it is larger than `MAX_VOXELS`, or its file cannot hold what its header declares.
     """
     name = path.name.lower()
     if name.endswith((".hdr", ".img")):
         return _open_pair(path, nibabel)
     packed = read_regular(path, _MAX_FILE)
-    pieces = _gunzip(packed) if packed[:2] == b"\x1f\x8b" else iter([packed])
-    begin = b""
-    while len(begin) < 1024 and (piece := next(pieces, b"")):
-        begin += piece
-    if name.endswith((".mgz", ".mgh")):
-        kind, header = nibabel.MGHImage, begin[:284]
-    elif int.from_bytes(begin[:4], "little") == 540 or int.from_bytes(begin[:4], "big") == 540:
-        kind, header = nibabel.Nifti2Image, begin[:540]
-    else:
-        kind, header = nibabel.Nifti1Image, begin[:348]
-    # Without what follows: extensions may be as long as they say.
-    length = _expected(path, kind.header_class(header, check=True))
-    if length > max(_SMALL, _MOST_A_BYTE * len(packed)):
-        raise DataError(f"{path}: unpacks from {len(packed)} to {length} bytes")
-    return kind.from_bytes(_whole(path, [begin, *_upto(pieces, length - len(begin))], length))
+    zipped = packed[:2] == b"\x1f\x8b"
+    with gzip.open(io.BytesIO(packed)) if zipped else io.BytesIO(packed) as file:
+        begin = file.read(1024)
+        if name.endswith((".mgz", ".mgh")):
+            kind, header = nibabel.MGHImage, begin[:284]
+        elif 540 in (int.from_bytes(begin[:4], "little"), int.from_bytes(begin[:4], "big")):
+            kind, header = nibabel.Nifti2Image, begin[:540]
+        else:
+            kind, header = nibabel.Nifti1Image, begin[:348]
+        # The header alone: extensions may be as long as they say.
+        length = _expected(path, kind.header_class(header, check=True))
+        if length > max(_SMALL, _MOST_A_BYTE * len(packed)):
+            raise DataError(f"{path}: unpacks from {len(packed)} to {length} bytes")
+        content = begin + file.read(max(0, length - len(begin)))
+    _check_length(path, content, length)
+    return kind.from_bytes(content)
 
 
 def _open_pair(path: Path, nibabel: ModuleType) -> Any:
@@ -79,7 +71,7 @@ def _open_pair(path: Path, nibabel: ModuleType) -> Any:
     kind = type(nibabel.load(names["header"]))  # Of NIfTI, Analyze or SPM; reads the header only.
     length = _expected(path, kind.header_class.from_fileobj(io.BytesIO(header)))
     content = {"header": header, "image": read_regular(names["image"], _MAX_FILE)}
-    _whole(path, [content["image"]], length)
+    _check_length(path, content["image"], length)
     # Where SPM keeps the orientation.
     if "mat" in dict(kind.files_types) and path.with_suffix(".mat").is_file():
         content["mat"] = read_regular(path.with_suffix(".mat"), _MAX_HEADER)
@@ -103,51 +95,16 @@ def _expected(path: Path, header: Any) -> int:
     return offset + voxels * dtype.itemsize
 
 
-def _gunzip(packed: bytes) -> Iterator[bytes]:
-    """Yield the content of a gzip file in pieces of up to a megabyte."""
-    while packed:
-        unpack = zlib.decompressobj(31)
-        while not unpack.eof:
-            piece = unpack.decompress(packed, 2**20)
-            packed = unpack.unconsumed_tail
-            if piece:
-                yield piece
-            elif not packed:
-                return
-        packed = unpack.unused_data
-        if packed[:2] != b"\x1f\x8b":
-            return
-
-
-def _upto(pieces: Iterator[bytes], length: int) -> Iterator[bytes]:
-    while length > 0 and (piece := next(pieces, b"")):
-        length -= len(piece)
-        yield piece
-
-
-def _whole(path: Path, pieces: list[bytes], length: int) -> bytes:
-    content = b"".join(pieces)
+def _check_length(path: Path, content: bytes, length: int) -> None:
     if len(content) < length:
         raise DataError(f"{path}: has {len(content)} bytes, its header declares {length}")
-    return content
 
 
 def open_dicom(path: Path, content: bytes, pydicom: ModuleType) -> tuple[Any, np.ndarray]:
     """Return the data set of a DICOM file and its pixels, checked before they are unpacked.
 
-    Parameters
-    ----------
-    path : Path
-        For messages.
-    content : bytes
-        Of the file, read once.
-    pydicom : module
-
-    Raises
-    ------
-    DataError
-        If it does not hold one picture of at most `MAX_SIDE` pixels a side, or the picture takes
-        far more bytes than its pixels.
+    DataError if it does not hold one picture of at most `MAX_SIDE` pixels a side, or the picture
+    takes far more bytes than its pixels.
     """
     if _DEFLATED in content:
         content = _inflated(path, content)
@@ -197,12 +154,11 @@ def _check_picture(path: Path, data: Any) -> None:
     syntax, pixels = str(data.file_meta.TransferSyntaxUID), bytes(data.PixelData)
     if len(pixels) > 2**20 + 16 * rows * columns:
         raise DataError(f"{path}: {len(pixels)} bytes for {rows} × {columns} pixels")
-    if syntax in _NATIVE:
-        return
-    if syntax == _RUN_LENGTHS:
-        # Runs are unpacked in Python, and a byte may stand for 64.
-        if rows * columns > 2**20 or len(pixels) > 2**16 + rows * columns * bits // 4:
-            raise DataError(f"{path}: {len(pixels)} bytes of runs for {rows} × {columns} pixels")
+    # Runs are unpacked in Python, and a byte may stand for 64.
+    many = rows * columns > 2**20 or len(pixels) > 2**16 + rows * columns * bits // 4
+    if syntax == _RUN_LENGTHS and many:
+        raise DataError(f"{path}: {len(pixels)} bytes of runs for {rows} × {columns} pixels")
+    if syntax in (*_NATIVE, _RUN_LENGTHS):
         return
     from pydicom.encaps import generate_fragments
 

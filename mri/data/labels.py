@@ -27,16 +27,10 @@ _NAME_THEM = "pass class_names=: the names in label order, or a dict from label 
 
 @dataclass(frozen=True)
 class Meaning:
-    """Which class a label of the data is.
+    """Class names in label order, and which label each value of the data is.
 
-    Attributes
-    ----------
-    class_names : tuple of str
-        In label order.
-    values : dict
-        From what stands in the data, an integer or the key of a name, to the label.
-    said : str
-        What had to be assumed, for one warning; empty where all was told.
+    The keys of `values` are integers or what `name_key` returns. `said` is the warning about what
+    had to be assumed, '' if nothing.
     """
 
     class_names: tuple[str, ...]
@@ -47,14 +41,21 @@ class Meaning:
         """Return the labels as int64, and row to cause for those that are null or of no class."""
         encoded = labels.dictionary_encode()
         raw = encoded.dictionary.to_pylist()
-        found = [self.values.get(_value(value, self.values)) for value in raw]
-        rows = encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)
-        table = np.array([-1 if label is None else label for label in found] or [0], np.int64)
-        null = encoded.indices.is_null().to_numpy(zero_copy_only=False)
-        values = np.where(null, 0, table[rows]) if len(rows) else np.empty(0, np.int64)
-        causes = {int(i): self._outside(raw[rows[i]]) for i in np.flatnonzero(values < 0)}
-        causes |= {int(i): "the label is null" for i in np.flatnonzero(null)}
-        return values, causes
+        # Nulls get the index behind the last value.
+        at = encoded.indices.fill_null(len(raw)).to_numpy(zero_copy_only=False).astype(int)
+        found = [self._label(value) for value in raw]
+        wrong = {i: self._outside(raw[i]) for i, label in enumerate(found) if label < 0}
+        wrong[len(raw)] = "the label is null"
+        causes = {int(i): wrong[at[i]] for i in np.flatnonzero(np.isin(at, list(wrong)))}
+        return np.array([*found, 0], np.int64)[at], causes
+
+    def _label(self, value: str | int) -> int:
+        """Return the label of a value, -1 if it has none. Text may be a number."""
+        if isinstance(value, str):
+            key = name_key(value)
+            number = _NUMBER.fullmatch(value) and key not in self.values
+            value = int(float(value)) if number else key
+        return self.values.get(value, -1)
 
     def _outside(self, value: object) -> str:
         if value == "":
@@ -71,9 +72,7 @@ def remedy(cause: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """Return what two spellings of one name have in common.
-
-    Case, spaces, ``_`` and ``-`` do not count, nor how an accent is stored: file systems differ.
+    """Return what two spellings of one name have in common; how an accent is stored is ignored.
 
     >>> name_key("MildDemented") == name_key("mild-demented") == name_key("Mild_Demented")
     True
@@ -87,10 +86,7 @@ def name_key(name: str) -> str:
 def checked_names(place: object, names: Sequence[str]) -> tuple[str, ...]:
     """Return the names, in the public spelling where all are public.
 
-    Raises
-    ------
-    DataError
-        If one is empty, or two are the same name.
+    An empty name, or two spellings of one name, is a DataError.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -110,13 +106,6 @@ def checked_names(place: object, names: Sequence[str]) -> tuple[str, ...]:
 def places_of(names: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
     """Return where in `names` each of `wanted` stands, None where one is missing.
 
-    Parameters
-    ----------
-    names, wanted : sequence of str
-        Class names, compared loosely.
-
-    Examples
-    --------
     >>> places_of(("Well", "Mild_Demented"), ("MildDemented", "well"))
     [1, 0]
     """
@@ -131,52 +120,39 @@ def settle(
     names: Sequence[str] | None,
     class_names: Names | None = None,
 ) -> Meaning:
-    """Decide what the labels of a whole source mean, its train and test part alike.
+    """Decide what the labels of all parts of a source mean.
 
     Parameters
     ----------
     place : object
-        Of messages.
+        For messages.
     columns : sequence of pyarrow.Array
         All labels, as `plain_labels` returns them.
     names : sequence of str, optional
-        As the data give them, in label order.
+        Class names from the data, in label order.
     class_names : sequence or mapping, optional
-        As the caller gives them, in label order or from label to name.
-
-    Returns
-    -------
-    Meaning
+        Class names from the caller, in label order or from label to name.
 
     Raises
     ------
     DataError
-        If names are given twice or contradict each other, or nobody says where labels count from.
+        If names contradict each other, or nothing says where labels count from.
     """
     if isinstance(class_names, str) or (class_names is not None and not len(class_names)):
         raise ValueError(f"class_names must be names. Received: class_names={class_names!r}")
-    found = _distinct(place, columns)
+    found = _distinct(place, columns, isinstance(class_names, Mapping))
     if isinstance(class_names, Mapping):
-        return _by_mapping(place, found, class_names)
+        own = list(dict.fromkeys(class_names.values()))
+        keys = [name_key(of) if isinstance(of, str) else of for of in class_names]
+        labels = map(own.index, class_names.values())
+        return Meaning(checked_names(place, own), dict(zip(keys, labels, strict=True)))
     given = None if class_names is None else checked_names(place, [str(n) for n in class_names])
-    if any(isinstance(value, str) for value in found):
-        spelt: dict[str, str] = {}
-        # Sorted as they are compared: another spelling changes no order.
-        for value in sorted(found, key=lambda value: (name_key(value), value)):
-            if value.strip():
-                spelt.setdefault(name_key(value), value.strip())
-        own = given or checked_names(place, names or list(spelt.values()))
-        return Meaning(own, {name_key(name): i for i, name in enumerate(own)})
-    return _by_number(place, found, checked_names(place, names) if names else None, given)
-
-
-def _by_mapping(place: object, found: list[Any], mapping: Mapping[Any, str]) -> Meaning:
-    own: list[str] = list(dict.fromkeys(mapping.values()))
-    names = checked_names(place, own)
-    values = {_plain(value): own.index(name) for value, name in mapping.items()}
-    if any(isinstance(value, str) for value in found):
-        values = {name_key(str(value)): label for value, label in values.items()}
-    return Meaning(names, values)
+    if not any(isinstance(value, str) for value in found):
+        return _by_number(place, found, checked_names(place, names) if names else None, given)
+    # Sorted as they are compared: another spelling changes no order.
+    spelt = {name_key(of): of.strip() for of in sorted(found, reverse=True) if of.strip()}
+    named = given or checked_names(place, names or [spelt[key] for key in sorted(spelt)])
+    return Meaning(named, {name_key(name): i for i, name in enumerate(named)})
 
 
 def _by_number(
@@ -185,54 +161,52 @@ def _by_number(
     names: tuple[str, ...] | None,
     given: tuple[str, ...] | None,
 ) -> Meaning:
-    own = names or given or CLASS_NAMES
-    order = list(range(len(own)))
-    if names and given:
-        at = places_of(given, names)
-        if at is None or len(given) != len(names):
-            raise DataError(f"{place}: its classes are {names}. Received: class_names={given}")
-        order, own = at, given
+    own = given or names or CLASS_NAMES
+    order = places_of(own, names or own)
+    if order is None or (names and len(own) != len(names)):
+        raise DataError(f"{place}: its classes are {names}. Received: class_names={given}")
     used = [value for value in found if value >= 0]
     low, high = min(used, default=0), max(used, default=0)
-    first = int(low >= 1 and high == len(own))
-    values = {i + first: label for i, label in enumerate(order)}
-    listing = ", ".join(f"{value} = {own[label]}" for value, label in values.items())
     if low >= 1 and high > len(own):
         raise DataError(
             f"{place}: labels {low} to {high} are not those of the {len(own)} classes {own}; "
             f"{_NAME_THEM}"
         )
-    said = f"labels count from 1: {listing}" if first else ""
+    first = int(low >= 1 and high == len(own))
+    values = {i + first: label for i, label in enumerate(order)}
+    listing = ", ".join(f"{value} = {own[label]}" for value, label in values.items())
+    said = f"{place}: labels count from 1: {listing}" if first else ""
     if not (names or given):
-        said = f"no class names in the data, assumed: {listing}"
+        said = f"{place}: no class names in the data, assumed: {listing}"
         if low >= 1 and not first:
             said += f" (labels {low} to {high} occur, taken to count from 0)"
         said += f"; {_NAME_THEM}"
-    return Meaning(own, values, f"{place}: {said}" if said else "")
+    return Meaning(own, values, said)
 
 
-def _distinct(place: object, columns: Sequence[pa.Array]) -> list[Any]:
-    """Return the distinct labels of all columns, strings or integers."""
-    found: set[Any] = set()
-    for column in columns:
-        found |= set(pc.unique(column).to_pylist())
-    found.discard(None)
+def _distinct(place: object, columns: Sequence[pa.Array], mapped: bool) -> list[Any]:
+    """Return the distinct labels of all columns: all are text, or all are integers."""
+    found = {value for column in columns for value in pc.unique(column).to_pylist()} - {None}
     texts = [value for value in found if isinstance(value, str)]
     if texts and len(texts) < len(found):
         raise DataError(f"{place}: labels are text in one part and numbers in another; rewrite one")
-    # Text that is all numbers, as of folders 0 to 3, names nothing: it counts as numbers.
-    if texts and all(_NUMBER.fullmatch(text) for text in texts):
+    # If all texts are numbers, such as folders 0 to 3, they are no names.
+    if texts and all(map(_NUMBER.fullmatch, texts)):
         return [int(float(text)) for text in texts]
+    numbers = sorted(filter(_NUMBER.fullmatch, texts))
+    names = sorted(text for text in texts if re.search(r"[^\W\d_]", text))
+    if numbers and names and not mapped:
+        raise DataError(
+            f"{place}: some labels are numbers, such as {numbers[0]!r}, and some are names, such "
+            f"as {names[0]!r}; write one kind, or pass class_names=: a dict from label to name"
+        )
     return list(found)
 
 
 def plain_labels(place: object, labels: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Return labels as one array of integers or strings, dictionaries and views spelt out.
 
-    Raises
-    ------
-    DataError
-        If they are numbers with fractions.
+    Numbers with fractions are a DataError.
     """
     if isinstance(labels, pa.ChunkedArray):
         labels = labels.combine_chunks()
@@ -267,16 +241,3 @@ def wrong_labels(place: object, column: object, kind: pa.DataType) -> DataError:
         f"{place}: column {column!r} is {kind}, expected an integer class index or a name; write "
         "the names of the classes there"
     )
-
-
-def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, np.integer) else value
-
-
-def _value(value: Any, values: Mapping[Any, int]) -> Any:
-    """Return a label as the keys of `values` are: text that is all numbers may be a number."""
-    if not isinstance(value, str):
-        return value
-    if _NUMBER.fullmatch(value) and name_key(value) not in values:
-        return int(float(value))
-    return name_key(value)

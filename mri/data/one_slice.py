@@ -109,33 +109,35 @@ def read_slice(
     if not os.fspath(path):
         raise DataError("the name of the file is empty; give a file, or none at all")
     path = Path(path)
-    if path.is_dir():
-        return _checked(_from_series(path, plane, check), check)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; give a JPEG, PNG, parquet, NIfTI or DICOM file")
     name = path.name.lower()
-    if name.endswith(_TABLES):
+    if path.is_dir():
+        found = _from_series(path, plane, check)
+    elif not path.is_file():
+        raise DataError(f"{path}: no such file; give a JPEG, PNG, parquet, NIfTI or DICOM file")
+    elif name.endswith(_TABLES):
         found = _from_table(path, row)
     elif name.endswith(_VOLUMES):
         found = _from_volume(path, plane, check)
     elif name.endswith(_MINC):
         raise DataError(f"{path}: a MINC volume; convert it with mnc2nii and give the NIfTI file")
     else:
-        try:
-            content = read_regular(path, _MAX_FILE)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error})") from error
-        if name.endswith((".dcm", ".ima")) or content[128:132] == b"DICM":
-            found = _from_dicom(path, content, check)
-        else:
-            found = _from_picture(path, content, check)
-    return _checked(found, check)
-
-
-def _checked(found: OneSlice, check: bool) -> OneSlice:
+        content = _content(path)
+        is_dicom = _is_dicom(path, content)
+        found = (_from_dicom if is_dicom else _from_picture)(path, content, check)
     if check and (problem := check_slice(found.image)):
         raise DataError(f"{found.place}: {problem}")
     return found
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_regular(path, _MAX_FILE)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def _is_dicom(path: Path, content: bytes) -> bool:
+    return path.name.lower().endswith((".dcm", ".ima")) or content[128:132] == b"DICM"
 
 
 def check_slice(image: np.ndarray) -> str | None:
@@ -174,9 +176,9 @@ def check_slice(image: np.ndarray) -> str | None:
 
 @cache
 def _reference() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return share of heads (h, w) that reach a pixel, inner pixels (h, w), patterns of both.
+    """Return share of heads (h, w) that cover a pixel, inner pixels (h, w), patterns of both.
 
-    A pattern is of the mean of a quarter of the heights: (4, h * w) and (4, inner pixels).
+    There is one pattern for each quarter of the heights: (4, h * w) and (4, inner pixels).
     """
     phantoms = make_phantoms(4, 32)
     share = (phantoms.images > _DARK).mean(0)
@@ -220,10 +222,10 @@ def _compare(image: np.ndarray) -> tuple[float, float, str]:
 def _from_table(path: Path, row: int) -> OneSlice:
     """Return a row of a file of slices and labels."""
     slices = Slices(path)
-    part, rows = one_row(slices, None, row)
-    slices.warn([part], stacklevel=3)
+    rows = one_row(slices, None, row)
+    slices.warn([rows.part], stacklevel=3)
     content, place = rows.content(0), rows.told(0)
-    values, causes = slices.meaning(part).check(rows.labels)
+    values, causes = slices.meaning(rows.part).check(rows.labels)
     label = None if causes else int(values[0])
     truth = None if label is None else slices.class_names[label]
     # Pixels without a file are encoded, so that they are resized as the others are.
@@ -248,7 +250,7 @@ def _from_picture(path: Path, content: bytes, check: bool) -> OneSlice:
 
 
 def _refuse_labels(place: object, image: np.ndarray, check: bool) -> None:
-    """Raise DataError if an image is a map of labels, as a segmentation is one."""
+    """Raise DataError if an image is a map of labels, such as a segmentation."""
     if check and 1 < (count := len(np.unique(image))) < _LEAST_VALUES:
         raise DataError(
             f"{place}: has {count} gray values, a scan has over a hundred; it looks like a "
@@ -323,8 +325,8 @@ def _from_series(folder: Path, plane: int | None, check: bool) -> OneSlice:
     found: list[tuple[float, np.ndarray]] = []
     series: dict[str, Path] = {}
     for file in files[: _MOST_FILES + 1]:
-        content = read_regular(file, _MAX_FILE)
-        if file.name.lower().endswith((".dcm", ".ima")) or content[128:132] == b"DICM":
+        content = _content(file)
+        if _is_dicom(file, content):
             image, data = _dicom_plane(file, content)
             series.setdefault(str(data.get("SeriesInstanceUID", "")), file)
             found.append((float(data.get("ImagePositionPatient", [0, 0, len(found)])[2]), image))
@@ -384,8 +386,8 @@ class _Frame(NamedTuple):
 def _frame(place: object, whole: np.ndarray, reached: float) -> _Frame:
     """Return the frame in which the brain of `whole`, (h, w) or planes of it, fills its box.
 
-    Its box is that of the pixels that more than the share `reached` of the heads reach: with 0
-    that of a whole head, with 0.5 that of one slice.
+    The box holds the pixels that more than the share `reached` of all slices cover: 0 for a whole
+    head, 0.5 for one slice.
     """
     if not whole.max() > 0:
         raise DataError(f"{place}: is empty, no pixel is above 0")

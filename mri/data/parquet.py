@@ -71,10 +71,7 @@ class Opened(NamedTuple):
 def open_parquet(file: Path, columns: Sequence[str] = ()) -> Iterator[Opened]:
     """Open a file once; check its footer, and the pages of `columns` if these are to be read.
 
-    Raises
-    ------
-    DataError
-        If it is not parquet, or declares what it cannot hold.
+    DataError if it is not parquet, or declares what it cannot hold.
     """
     try:
         if not stat.S_ISREG(file.stat().st_mode):
@@ -135,7 +132,7 @@ def arrow_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of some columns, up to `rows` at a time, fewer where values are long.
 
-    `same` is called with the schema and raises if it is not that expected.
+    `same` gets the schema, and raises if it is not the expected one.
     """
     start, pool = 0, pa.default_memory_pool()
     with open_parquet(file, columns) as opened:

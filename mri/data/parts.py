@@ -29,7 +29,7 @@ LFS = b"version https://git-lfs"
 LFS_REMEDY = "is a Git LFS pointer, not the file itself; run: git lfs pull"
 ONLY_PATHS = "only paths are stored here"
 
-_LONGEST = 1 << 28  # bytes of one image file: no picture of the largest size is as long
+_LONGEST = 1 << 28  # Bytes of one image file: no picture of the largest size is as long.
 _TEXT = (pa.string(), pa.large_string(), pa.string_view())
 _BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
 _SPLITS = {
@@ -37,50 +37,6 @@ _SPLITS = {
     **dict.fromkeys(("test", "testing", "testset", "testingset"), "test"),
     **dict.fromkeys(("val", "valid", "validation", "validationset", "dev"), "validation"),
 }
-
-
-class Rows(NamedTuple):
-    """Some rows of a source.
-
-    `files` is the file of all, or one file a row; `numbers` are the rows in it, int (n,); `splits`
-    are those of `Part`.
-    """
-
-    files: str | Sequence[str]
-    numbers: np.ndarray
-    items: list[Item]
-    labels: pa.Array
-    splits: np.ndarray = np.empty(0, object)
-
-    def place(self, i: int) -> tuple[str, int]:
-        """Return file and row of the i-th of them."""
-        file = self.files if isinstance(self.files, str) else self.files[i]
-        return file, int(self.numbers[i])
-
-    def told(self, i: int) -> str:
-        """Return the place of the i-th of them for a message."""
-        file, row = self.place(i)
-        return f"{file}, row {row}" if isinstance(self.files, str) else file
-
-    def content(self, i: int) -> np.ndarray:
-        """Return the encoded bytes uint8 (k,) or the pixels uint8 (h, w) of the i-th of them.
-
-        Raises
-        ------
-        DataError
-            If there are none.
-        """
-        item = self.items[i]
-        found = load(item) if isinstance(item, Path) else item
-        if found is None or isinstance(found, str):
-            raise DataError(f"{self.told(i)}: {found or 'the image is null'}")
-        return found
-
-    def take(self, rows: np.ndarray) -> Rows:
-        """Return some of them; `rows` are their places here, int (m,)."""
-        files = self.files if isinstance(self.files, str) else [self.files[i] for i in rows]
-        items = [self.items[i] for i in rows]
-        return Rows(files, self.numbers[rows], items, self.labels.take(rows), self.splits[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +50,16 @@ class Part:
     labels : pyarrow.Array
         Labels of all rows, as `mri.data.labels.plain_labels` returns them.
     read : callable
-        From a number of rows to an iterator of `Rows`, each of at most that many.
+        From a number n to an iterator of lists of up to n items, in the order of the rows.
     splits : ndarray of str, shape (n,)
         'train', 'test' or 'validation' for each row, '' where the source does not tell.
     names : tuple of str, optional
         Class names in label order, if the data give them.
     synthetic : bool
+    files : sequence of str, optional
+        The file of each row, if each row has its own.
     kept : ndarray of bool, shape (n,), optional
-        Which of the rows that `read` gives belong to this part; by default all.
+        Which rows belong to this part; by default all.
     stamp : callable
         To a text that changes with the data, for caches.
     size : int
@@ -110,10 +68,11 @@ class Part:
 
     place: str
     labels: pa.Array
-    read: Callable[[int], Iterator[Rows]]
+    read: Callable[[int], Iterator[list[Item]]]
     splits: np.ndarray
     names: tuple[str, ...] | None = None
     synthetic: bool = False
+    files: Sequence[str] | None = None
     kept: np.ndarray | None = None
     stamp: Callable[[], str] = str
     size: int = 0
@@ -129,15 +88,14 @@ class Part:
 
     def rows(self, size: int) -> Iterator[Rows]:
         """Yield the rows of this part, up to `size` at a time."""
-        at = 0
-        for rows in self.read(size):
-            here = slice(at, at + len(rows.items))
-            at = here.stop
-            rows = rows._replace(splits=self.splits[here])
-            if self.kept is None:
+        start = 0
+        for items in self.read(size):
+            rows = Rows(self, np.arange(start, start + len(items)), items)
+            start += len(items)
+            if self.kept is not None:
+                rows = rows.take(np.flatnonzero(self.kept[rows.numbers]))
+            if rows.items:
                 yield rows
-            elif self.kept[here].any():
-                yield rows.take(np.flatnonzero(self.kept[here]))
 
     def of_split(self, split: str) -> Part | None:
         """Return the rows of a split as a part, None where there are none."""
@@ -148,6 +106,52 @@ class Part:
     def as_split(self, split: str | None) -> Part:
         """Return all rows as those of one split; None changes nothing."""
         return self if split is None else replace(self, splits=one_split(split, len(self.splits)))
+
+
+class Rows(NamedTuple):
+    """Some rows of a part: their numbers in it, int (n,), and their items."""
+
+    part: Part
+    numbers: np.ndarray
+    items: list[Item]
+
+    @property
+    def labels(self) -> pa.Array:
+        """Labels of these rows."""
+        return self.part.labels.take(pa.array(self.numbers))
+
+    @property
+    def splits(self) -> np.ndarray:
+        """Splits of these rows, str (n,)."""
+        return self.part.splits[self.numbers]
+
+    def place(self, i: int) -> tuple[str, int]:
+        """Return the file of the i-th of them, and its row there."""
+        row = int(self.numbers[i])
+        return (self.part.place, row) if self.part.files is None else (self.part.files[row], 0)
+
+    def told(self, i: int) -> str:
+        """Return the place of the i-th of them for a message."""
+        file, row = self.place(i)
+        return f"{file}, row {row}" if self.part.files is None else file
+
+    def content(self, i: int) -> np.ndarray:
+        """Return the encoded bytes uint8 (k,) or the pixels uint8 (h, w) of the i-th of them."""
+        found = load(self.items[i])
+        if found is None or isinstance(found, str):
+            raise DataError(f"{self.told(i)}: {found or 'the image is null'}")
+        return found
+
+    def take(self, rows: np.ndarray) -> Rows:
+        """Return some of them; `rows` are their places here, int (m,)."""
+        return Rows(self.part, self.numbers[rows], [self.items[i] for i in rows])
+
+
+def in_steps(
+    n: int, cells: Callable[[int, int], list[Item]]
+) -> Callable[[int], Iterator[list[Item]]]:
+    """Return `Part.read` for n rows, from a function of the first row and that behind the last."""
+    return lambda size: (cells(start, min(start + size, n)) for start in range(0, n, size))
 
 
 def one_split(split: str | None, n: int) -> np.ndarray:
@@ -196,17 +200,19 @@ def refuse_pointer(path: Path) -> None:
         raise DataError(f"{path}: {LFS_REMEDY}")
 
 
-def load(path: Path) -> np.ndarray | str:
-    """Return the bytes of an image file, uint8 (k,), or the reason why there are none."""
+def load(item: Item) -> np.ndarray | str | None:
+    """Return an item with its file read, if it is a path."""
+    if not isinstance(item, Path):
+        return item
     try:
-        if not path.is_file():
-            return f"{path}: no such file"
-        if path.stat().st_size > _LONGEST:
-            return f"{path}: {path.stat().st_size >> 20} MB are no picture of a slice"
-        blob = path.read_bytes()
+        if not item.is_file():
+            return f"{item}: no such file"
+        if item.stat().st_size > _LONGEST:
+            return f"{item}: {item.stat().st_size >> 20} MB are no picture of a slice"
+        blob = item.read_bytes()
     except OSError as error:
-        return f"{path}: cannot be read ({error})"
-    return f"{path}: {LFS_REMEDY}" if blob.startswith(LFS) else np.frombuffer(blob, np.uint8)
+        return f"{item}: cannot be read ({error})"
+    return f"{item}: {LFS_REMEDY}" if blob.startswith(LFS) else np.frombuffer(blob, np.uint8)
 
 
 def gray(pixels: np.ndarray) -> np.ndarray | str:
@@ -251,12 +257,12 @@ def item_of(value: Any, homes: Sequence[Path]) -> Item:
         return find_path(str(value), homes)
     if hasattr(value, "convert") and hasattr(value, "getbands"):  # An image of Pillow.
         value = np.asarray(value.convert("RGB") if value.mode in ("P", "CMYK", "YCbCr") else value)
-    if not hasattr(value, "__array__") and not isinstance(value, list | tuple):
-        return f"a {type(value).__name__} is no image, expected bytes, pixels or a path"
     try:
-        return gray(np.array(value.tolist() if hasattr(value, "tolist") else value))
+        if hasattr(value, "__array__") or isinstance(value, list | tuple):
+            return gray(np.array(value.tolist() if hasattr(value, "tolist") else value))
     except (TypeError, ValueError):
-        return f"a {type(value).__name__} is no image, expected bytes, pixels or a path"
+        pass
+    return f"a {type(value).__name__} is no image, expected bytes, pixels or a path"
 
 
 def _from_text(text: str, homes: Sequence[Path]) -> Item:
@@ -288,61 +294,52 @@ def find_path(name: str, homes: Sequence[Path]) -> Path | str:
 
 def items_of(column: pa.Array, homes: Sequence[Path]) -> list[Item]:
     """Return the items of an Arrow column: bytes, structs of bytes and path, text or pixels."""
-    column = _storage(column)
-    kind = column.type
-    if pa.types.is_struct(kind):
-        fields = dict(zip([field.name for field in kind], column.flatten(), strict=True))
-        items: list[Item] = list(column_views(fields["bytes"])) if "bytes" in fields else []
-        items = items or [None] * len(column)
-        if "path" in fields and any(item is None for item in items):
-            paths = fields["path"].to_pylist()
-            for i, path in enumerate(paths):
-                if items[i] is None and path:
-                    found = find_path(path, homes)
-                    blank = isinstance(found, str) and "bytes" in fields
-                    items[i] = f"the image is null: {found}" if blank else found
-        return items
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    kind = _plain(column.type)
     if kind in _BYTES:
         return list(column_views(column))
     if kind in _TEXT:
         return [None if path is None else find_path(path, homes) for path in column.to_pylist()]
-    return [item_of(value, homes) for value in column.to_pylist()]
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return [item_of(value, homes) for value in column.to_pylist()]
+    fields = dict(zip([field.name for field in kind], column.flatten(), strict=True))
+    items: list[Item] = list(column_views(fields["bytes"]))
+    if "path" in fields and any(item is None for item in items):
+        for i, path in enumerate(fields["path"].to_pylist()):
+            if items[i] is None and path:
+                found = find_path(path, homes)
+                items[i] = f"the image is null: {found}" if isinstance(found, str) else found
+    return items
 
 
 def is_image_type(kind: pa.DataType) -> bool:
     """Whether an Arrow column of this type can hold slices."""
-    if isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
+    kind = _plain(kind)
     if pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
-        return fields.get("bytes") in _BYTES or (
-            "bytes" not in fields and fields.get("path") in _TEXT
-        )
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+        return fields["bytes"] in _BYTES if "bytes" in fields else fields.get("path") in _TEXT
     depth = 0
-    while (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    ):
+    while hasattr(kind, "value_type"):  # Lists of any kind.
         kind, depth = kind.value_type, depth + 1
     if depth:
         return depth in (2, 3) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
     return kind in _BYTES or kind in _TEXT
 
 
-def only_paths(place: object, items: Sequence[Item]) -> None:
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type that is stored, and that of the values of a dictionary."""
+    kind = getattr(kind, "storage_type", kind)
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def refuse_only_paths(place: object, items: Sequence[Item]) -> None:
     """Raise DataError if the first rows hold nothing but paths where no file is."""
     told = [item for item in items if item is not None]
     if told and all(isinstance(item, str) and ONLY_PATHS in item for item in told):
         raise DataError(
             f"{place}: {told[0]}; put the images there, or write their bytes into the column"
         )
-
-
-def _storage(column: pa.Array) -> pa.Array:
-    return column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
 def digest(*values: object) -> str:

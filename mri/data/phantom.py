@@ -20,11 +20,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mri._arguments import require
 from mri._files import replacing
 from mri.data.parquet import CLASS_NAMES, SCHEMA
 from mri.data.scans import Scans
-
-__all__ = ["SHORTCUT", "Phantoms", "make_phantoms", "write_phantom"]
 
 SHORTCUT = np.s_[:8, :8]
 """Rows and columns of the corner mark that ``make_phantoms(shortcut=True)`` plants."""
@@ -161,11 +160,6 @@ def make_phantoms(
         Whether to plant a shortcut: a white mark on the pixels `SHORTCUT` of every slice of the
         demented subjects only. All other pixels stay the same, and `masks` exclude the mark.
 
-    Raises
-    ------
-    ValueError
-        If a number is not an integer in its range.
-
     References
     ----------
     .. [1] Frisoni et al., The clinical use of structural MRI in Alzheimer disease, Nature Reviews
@@ -197,8 +191,6 @@ def write_phantom(
     ------
     FileExistsError
         If a file with that name is not a phantom. Real data are never overwritten.
-    ValueError
-        If a number is not an integer in its range, as in `make_phantoms`.
 
     Examples
     --------
@@ -244,9 +236,8 @@ def _draw(
     """Return the phantoms, and their slices as JPEG."""
     ranges = ("subjects", subjects, 4, 10**5), ("slices", slices, 1, 32), ("size", size, 64, 512)
     for name, value, low, high in (*ranges, ("seed", seed, 0, 2**63)):
-        if not isinstance(value, int | np.integer) or not low <= value <= high:
-            message = f"{name} must be an integer from {low} to {high}."
-            raise ValueError(f"{message} Received: {name}={value!r}")
+        valid = isinstance(value, int | np.integer) and low <= value <= high
+        require(valid, f"{name} must be an integer from {low} to {high}.", **{name: value})
     counts = np.maximum(_SHARES * subjects // 200, 2 if subjects >= 8 else 1)
     counts[np.argmax(counts)] += subjects - counts.sum()
     labels = np.random.default_rng([seed, subjects]).permutation(

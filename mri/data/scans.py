@@ -1,17 +1,11 @@
-"""Read MRI slices of any source into one array, or say precisely what is wrong.
-
-The public Alzheimer MRI set stores one JPEG a row (`image: struct<bytes, path>`, `label: int64`).
-`mri.data.formats` lists the other formats. `read_scans` decodes a whole source on all cores. A
-source larger than memory is read with its `cache=`, or streamed by `iter_batches`. The public files
-come by ``python -m mri download``.
-"""
+"""Read MRI slices of any source into one array, or batch by batch."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,8 +20,14 @@ from mri.data.decode import DataError, check_size, declared_pixels, decode_into,
 from mri.data.formats import Columns
 from mri.data.labels import Names, places_of, remedy
 from mri.data.parquet import check_room
-from mri.data.parts import Item, Part, Rows, load
+from mri.data.parts import Rows, load
 from mri.data.sources import Slices, Source, Split, data_folder, describe
+
+# Rows for each thread: few enough for the cache, many enough that threads seldom wait.
+_AT_A_TIME = 256
+
+New = Callable[[tuple[int, ...]], np.ndarray]
+"""From a shape to a new array of uint8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,23 +65,14 @@ class Scans:
     def __add__(self, other: Scans) -> Scans:
         """Return the slices of both, these first.
 
-        Memory-mapped slices stay in files: neighbours in one file are not copied, others are
-        copied into a temporary file.
-
-        Class names are compared without case, spaces, '_' and '-'. If the other part has them in
-        another order, or lacks some, its labels become those of this one.
-
-        Raises
-        ------
-        ValueError
-            If sizes, class names or origin differ.
+        Memory-mapped slices stay in files. Class names are compared without case, spaces, '_' and
+        '-'; both get the longer list of names. ValueError if sizes, class names or origin differ.
         """
         if self.synthetic != other.synthetic:
             raise ValueError(f"synthetic differ: {self.synthetic}, {other.synthetic}")
         if self.images.shape[1:] != other.images.shape[1:]:
             raise ValueError(f"sizes differ: {self.images.shape[1:]}, {other.images.shape[1:]}")
-        longer = max(self.class_names, other.class_names, key=len)
-        names = self.class_names if len(self.class_names) == len(longer) else longer
+        names = max(self.class_names, other.class_names, key=len)
         both = (self, other)
         splits = [np.full(len(of), "") if of.splits is None else of.splits for of in both]
         return Scans(
@@ -96,12 +87,7 @@ class Scans:
     def part(self, split: str) -> Scans:
         """Return the slices of one split, without a copy where they stand together.
 
-        `rejected` goes with the part that comes first.
-
-        Raises
-        ------
-        ValueError
-            If there are none.
+        `rejected` goes with the part that comes first. ValueError if there are none.
         """
         splits = np.full(len(self), "") if self.splits is None else self.splits
         rows = np.flatnonzero(splits == split)
@@ -119,10 +105,7 @@ class Scans:
     def labels_as(self, class_names: tuple[str, ...]) -> np.ndarray:
         """Return the labels as indices into other class names, int64 (n,).
 
-        Raises
-        ------
-        ValueError
-            If one of this set's names is not among them.
+        ValueError if one of this set's names is not among them.
         """
         at = places_of(class_names, self.class_names)
         if at is None:
@@ -168,31 +151,6 @@ def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             whole[start + at :][: len(some)] = some
     whole.flags.writeable = False
     return whole
-
-
-# Rows for each thread: few enough for the cache, many enough that threads seldom wait.
-_AT_A_TIME = 256
-
-
-class _Options(NamedTuple):
-    """How to decode, and how far up the caller stands, who is warned."""
-
-    size: tuple[int, int] | None
-    on_error: str
-    threads: int | None
-    level: int
-
-    def check(self) -> None:
-        """Raise ValueError if one of them is wrong."""
-        check_size(self.size)
-        known = self.on_error in ("raise", "skip")
-        require(known, "on_error must be 'raise' or 'skip'.", on_error=self.on_error)
-        valid = self.threads is None or self.threads >= 1
-        require(valid, "threads must be at least 1.", threads=self.threads)
-
-
-def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
-    return np.empty(shape, np.uint8)
 
 
 def read_scans(
@@ -263,55 +221,24 @@ def read_scans(
     ...     read_scans(write_phantom(folder, subjects=8, slices=5), split="train")
     Scans(32 synthetic phantom slices of 128 × 128, 0 rows rejected)
     """
-    options = _Options(size, on_error, threads, 4 if cache is None else 6)
-    slices, parts = _opened(source, split, Columns(image, label), class_names, options)
-    if cache is None:
-        return _read(slices, parts, _in_memory, options)
-    from mri.data.cache import cached
-
-    stamp = f"{slices.stamp(parts)} {size} {on_error}"
-    return cached(Path(cache), stamp, lambda new: _read(slices, parts, new, options))
-
-
-def _opened(
-    source: Source, split: Split, columns: Columns, names: Names | None, options: _Options
-) -> tuple[Slices, list[Part]]:
-    """Check the options, open a source and choose its parts; warn of what was assumed."""
-    options.check()
-    told = source
-    if source is None:
-        told, _ = data_folder()
-    slices = Slices(told, columns, class_names=names)
-    parts = slices.select(split)
-    if source is None:
-        print(describe(slices.place, parts))
-    slices.warn(parts, stacklevel=3)
-    return slices, parts
-
-
-def _read(
-    slices: Slices,
-    parts: Sequence[Part],
-    new: Callable[[tuple[int, ...]], np.ndarray],
-    options: _Options,
-) -> Scans:
-    """Decode all rows into one array that `new` makes from its shape."""
-    batches = _decoded(slices, parts, options, None, new=new)
-    images, labels, splits, bad = zip(*batches, strict=True)
-    rejected = pd.DataFrame(
-        [row for rows in bad for row in rows], columns=["file", "row", "cause"]
-    ).astype({"row": np.int64})
-    kept = sum(map(len, labels))
-    # The batches are views that fill one array from its start, so the last one's base is it.
-    whole = images[-1].base
-    return Scans(
-        whole[:kept],
-        np.concatenate(labels),
-        slices.class_names,
-        rejected,
-        parts[0].synthetic,
-        np.concatenate(splits).astype(str),
+    reading = _Reading(
+        source,
+        split,
+        Columns.named(image, label),
+        class_names=class_names,
+        size=size,
+        on_error=on_error,
+        threads=threads,
     )
+    if cache is None:
+        scans = reading.whole(_in_memory)
+    else:
+        from mri.data.cache import cached
+
+        scans = cached(Path(cache), reading.stamp(), reading.whole)
+    if len(scans.rejected):
+        warnings.warn(reading.told(len(scans.rejected)), UserWarning, stacklevel=2)
+    return scans
 
 
 def iter_batches(
@@ -350,10 +277,26 @@ def iter_batches(
     [8, 15, 15, 2]
     """
     require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
-    options = _Options(size, on_error, threads, 3)
-    slices, parts = _opened(source, split, Columns(image, label), class_names, options)
-    batches = _decoded(slices, parts, options, batch_size)
-    return ((of.images, of.labels) for of in batches if len(of.labels))
+    reading = _Reading(
+        source,
+        split,
+        Columns.named(image, label),
+        class_names=class_names,
+        size=size,
+        on_error=on_error,
+        threads=threads,
+    )
+    return _stream(reading, batch_size)
+
+
+def _stream(reading: _Reading, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    rejected = 0
+    for batch in reading.batches(batch_size):
+        rejected += len(batch.rejected)
+        if len(batch.labels):
+            yield batch.images, batch.labels
+    if rejected:
+        warnings.warn(reading.told(rejected), UserWarning, stacklevel=2)
 
 
 class _Batch(NamedTuple):
@@ -365,69 +308,113 @@ class _Batch(NamedTuple):
     rejected: list[tuple[str, int, str]]
 
 
-def _decoded(
-    slices: Slices,
-    parts: Sequence[Part],
-    options: _Options,
-    batch_size: int | None,
-    *,
-    new: Callable[[tuple[int, ...]], np.ndarray] = _in_memory,
-) -> Iterator[_Batch]:
-    """Yield batches of up to `batch_size` rows.
-
-    Without it, the images are consecutive views into one array of all slices, made by `new`.
-    """
-    threads, size = options.threads or os.cpu_count() or 1, options.size
-    total, shape, whole, kept, asked = sum(map(len, parts)), size, None, 0, 0
-    stored = sum(part.size for part in parts)
-    batches = _rows(slices, parts, batch_size or _AT_A_TIME * threads)
-    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(next, batches, None)
-        while (batch := ahead.result()) is not None:
-            ahead = reader.submit(next, batches, None)  # Reads on while the others decode.
-            rows, (values, causes) = batch
-            views = _loaded(rows.items, pool)
-            if size is not None:  # Every picture may be as large as it likes.
-                asked += declared_pixels(views)
-            elif shape is None and (shape := first_shape(views)) is not None:
-                asked = total * shape[0] * shape[1]
-            if stored:
-                check_room(parts[0].place, stored, total, asked)
-            if batch_size is None and whole is None and shape is not None:
-                whole = new((total, *shape))
-            n = len(views)
-            out = np.empty((n, *(shape or (0, 0))), np.uint8) if whole is None else whole[kept:][:n]
-            causes |= decode_into(out, views, size, pool, threads)
-            mixed = [i for i, cause in causes.items() if cause.startswith("size")]
-            for i in mixed or (sorted(causes) if options.on_error == "raise" else []):
-                what = "pass size=(h, w)" if mixed else remedy(causes[i])
-                raise DataError(f"{rows.told(i)}: {causes[i]}; {what}")
-            keep = [i for i in range(n) if i not in causes]
-            if causes:
-                out[: len(keep)] = out[keep]
-            kept += len(keep)
-            bad = [(*rows.place(i), causes[i]) for i in sorted(causes)]
-            yield _Batch(out[: len(keep)], values[keep], rows.splits[keep], bad)
-    if not kept:
-        cause = f"the last: {bad[-1][2]}" if total else "the files are empty"
-        raise DataError(f"{parts[-1].place}: no usable row among {total}; {cause}")
-    if kept < total:
-        message = f"{total - kept} of {total} rows rejected"
-        warnings.warn(message, UserWarning, stacklevel=options.level)
+def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
 
 
-def _rows(
-    slices: Slices, parts: Sequence[Part], size: int
-) -> Iterator[tuple[Rows, tuple[np.ndarray, dict[int, str]]]]:
-    """Yield rows with their labels and, by row, what is wrong with these."""
-    for part in parts:
-        meaning = slices.meaning(part)
-        for rows in part.rows(size):
-            yield rows, meaning.check(rows.labels)
+class _Reading:
+    """An opened source, and how to decode it."""
 
+    def __init__(
+        self,
+        source: Source,
+        split: Split,
+        columns: Columns,
+        *,
+        class_names: Names | None,
+        size: tuple[int, int] | None,
+        on_error: str,
+        threads: int | None,
+    ) -> None:
+        check_size(size)
+        require(
+            on_error in ("raise", "skip"), "on_error must be 'raise' or 'skip'.", on_error=on_error
+        )
+        require(threads is None or threads >= 1, "threads must be at least 1.", threads=threads)
+        self.size, self.skip = size, on_error == "skip"
+        self.threads = threads or os.cpu_count() or 1
+        told = data_folder()[0] if source is None else source
+        self.slices = Slices(told, columns, class_names=class_names)
+        self.parts = self.slices.select(split)
+        self.total = sum(map(len, self.parts))
+        if source is None:
+            print(describe(self.slices.place, self.parts))
+        self.slices.warn(self.parts, stacklevel=3)
 
-def _loaded(items: Sequence[Item], pool: ThreadPoolExecutor) -> list[np.ndarray | str | None]:
-    """Read what stands in files of its own; the other items are as they are."""
-    if not any(isinstance(item, Path) for item in items):
-        return list(items)  # type: ignore[arg-type]
-    return list(pool.map(lambda item: load(item) if isinstance(item, Path) else item, items))
+    def stamp(self) -> str:
+        """Return a text that changes with the data and with how they are read."""
+        return f"{self.slices.stamp(self.parts)} {self.size} {self.skip}"
+
+    def told(self, rejected: int) -> str:
+        """Say how many rows were left out."""
+        return f"{rejected} of {self.total} rows rejected"
+
+    def whole(self, new: New) -> Scans:
+        """Decode all rows into one array that `new` makes."""
+        images, labels, splits, bad = zip(*self.batches(None, new), strict=True)
+        rejected = pd.DataFrame(
+            [row for rows in bad for row in rows], columns=["file", "row", "cause"]
+        )
+        # The batches are views that fill one array from its start, so it is their base.
+        return Scans(
+            images[-1].base[: sum(map(len, labels))],
+            np.concatenate(labels),
+            self.slices.class_names,
+            rejected.astype({"row": np.int64}),
+            self.parts[0].synthetic,
+            np.concatenate(splits).astype(str),
+        )
+
+    def batches(self, batch_size: int | None, new: New = _in_memory) -> Iterator[_Batch]:
+        """Yield batches of up to `batch_size` rows.
+
+        Without `batch_size`, the images are consecutive views of one array of all slices that
+        `new` makes.
+        """
+        shape, whole, kept, asked, bad = self.size, None, 0, 0, []
+        stored = sum(part.size for part in self.parts)
+        batches = self._rows(batch_size or _AT_A_TIME * self.threads)
+        with ThreadPoolExecutor(self.threads) as pool, ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(next, batches, None)
+            while (batch := ahead.result()) is not None:
+                ahead = reader.submit(next, batches, None)  # Reads on while the others decode.
+                rows, values, causes = batch
+                on_disk = any(isinstance(item, Path) for item in rows.items)
+                views = list((pool.map if on_disk else map)(load, rows.items))
+                if self.size is not None:  # Every picture may be as large as it likes.
+                    asked += declared_pixels(views)
+                elif shape is None and (shape := first_shape(views)) is not None:
+                    asked = self.total * shape[0] * shape[1]
+                if stored:
+                    check_room(self.parts[0].place, stored, self.total, asked)
+                n = len(views)
+                if batch_size is None and shape is not None:
+                    whole = new((self.total, *shape)) if whole is None else whole
+                    out = whole[kept : kept + n]
+                else:
+                    out = _in_memory((n, *(shape or (0, 0))))
+                causes |= decode_into(out, views, self.size, pool, self.threads)
+                self._refuse(rows, causes)
+                keep = [i for i in range(n) if i not in causes]
+                if causes:
+                    out[: len(keep)] = out[keep]
+                kept += len(keep)
+                bad = [(*rows.place(i), causes[i]) for i in sorted(causes)]
+                yield _Batch(out[: len(keep)], values[keep], rows.splits[keep], bad)
+        if not kept:
+            cause = f"the last: {bad[-1][2]}" if self.total else "the files are empty"
+            raise DataError(f"{self.parts[-1].place}: no usable row among {self.total}; {cause}")
+
+    def _refuse(self, rows: Rows, causes: dict[int, str]) -> None:
+        """Raise DataError for the first bad row, if bad rows are not to be left out."""
+        mixed = [i for i, cause in causes.items() if cause.startswith("size")]
+        for i in mixed or ([] if self.skip else sorted(causes)):
+            what = "pass size=(h, w)" if mixed else remedy(causes[i])
+            raise DataError(f"{rows.told(i)}: {causes[i]}; {what}")
+
+    def _rows(self, size: int) -> Iterator[tuple[Rows, np.ndarray, dict[int, str]]]:
+        """Yield rows with their labels and, by row, what is wrong with these."""
+        for part in self.parts:
+            meaning = self.slices.meaning(part)
+            for rows in part.rows(size):
+                yield rows, *meaning.check(rows.labels)

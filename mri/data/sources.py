@@ -1,8 +1,4 @@
-"""What a source is, decided in one place: files, folders, tables and data sets, as `Part`s.
-
-A new format is one function in `mri.data.formats`. For a file, it stands in `READERS` there; for an
-object, `_open` below calls it.
-"""
+"""What a source is: files, folders, tables and data sets, all read as `Part`s."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ import pyarrow as pa
 
 from mri._arguments import require
 from mri.data.decode import DataError
-from mri.data.folders import NoSlicesError, found_file, layout
+from mri.data.folders import NoSlicesError, from_file, from_path
 from mri.data.formats import Columns, from_dataset, from_frame, from_splits, from_table
 from mri.data.labels import Meaning, Names, places_of, settle
 from mri.data.parquet import REMEDY
@@ -36,14 +32,7 @@ Split = str | Sequence[str] | None
 class Slices:
     """All parts of one source, and what their labels mean.
 
-    Parameters
-    ----------
-    source
-        As in `read_scans`.
-    columns : Columns, optional
-        Names of the columns.
-    class_names : sequence of str or mapping, optional
-        Names in label order, or from label to name.
+    The arguments are those of `read_scans`. DataError if the source holds nothing usable.
 
     Attributes
     ----------
@@ -51,12 +40,7 @@ class Slices:
         For messages.
     parts : list of Part
     class_names : tuple of str
-        In label order, for all parts: a class that one part lacks shifts nothing.
-
-    Raises
-    ------
-    DataError
-        If the source holds nothing usable; the message says what was found and expected.
+        In label order, for all parts alike.
     """
 
     def __init__(
@@ -74,8 +58,7 @@ class Slices:
         for names in dict.fromkeys(part.names for part in self.parts):
             of = [part for part in self.parts if part.names == names]
             place = self.place if len(of) == len(self.parts) else of[0].place
-            labels = [part.labels for part in of]
-            self._meanings[names] = settle(place, labels, names, class_names)
+            self._meanings[names] = settle(place, [part.labels for part in of], names, class_names)
         # One part may lack classes of another: the longest names, of these the first.
         self.class_names = max((of.class_names for of in self._meanings.values()), key=len)
 
@@ -99,14 +82,8 @@ class Slices:
         some = split is None or len(set(wanted)) == len(wanted) > 0
         require(some, "split must name a part, or several different ones.", split=split)
         found = [part for name in wanted for part in self._of_split(name)] or self.parts
-        first = next(p for p in self.parts if self._own(p).class_names == self.class_names)
         for part in found:
-            if places_of(self.class_names, self._own(part).class_names) is None:
-                told = [of.names or "no class names" for of in (part, first)]
-                raise DataError(
-                    f"{part.place}: has {told[0]}, but {first.place} has {told[1]}; pass "
-                    "class_names= for both, or read them separately"
-                )
+            self.meaning(part)
             if part.synthetic != found[0].synthetic:
                 kinds = {True: "phantoms", False: "real slices"}
                 raise DataError(
@@ -114,9 +91,6 @@ class Slices:
                     f"{kinds[found[0].synthetic]}; read them separately"
                 )
         return found
-
-    def _own(self, part: Part) -> Meaning:
-        return self._meanings[part.names]
 
     def _of_split(self, split: str) -> list[Part]:
         wanted = split_of(split) or split
@@ -129,11 +103,17 @@ class Slices:
         return found
 
     def meaning(self, part: Part) -> Meaning:
-        """Return what the labels of a part mean: label order is that of `class_names`."""
-        own = self._own(part)
+        """Return what the labels of a part mean, in the order of `class_names`."""
+        own = self._meanings[part.names]
         at = places_of(self.class_names, own.class_names)
-        if at is None or own.class_names == self.class_names:
-            return own
+        if at is None:
+            of_first = self._meanings
+            first = next(p for p in self.parts if of_first[p.names].class_names == self.class_names)
+            told = [of.names or "no class names" for of in (part, first)]
+            raise DataError(
+                f"{part.place}: has {told[0]}, but {first.place} has {told[1]}; pass "
+                "class_names= for both, or read them separately"
+            )
         values = {value: at[label] for value, label in own.values.items()}
         return Meaning(self.class_names, values, own.said)
 
@@ -145,46 +125,38 @@ class Slices:
 
     def stamp(self, parts: Sequence[Part]) -> str:
         """Return a text that changes with some parts and with the meaning of their labels."""
-        told = [f"{of.place} {of.stamp()} {self.meaning(of)}" for of in parts]
-        return digest(
-            *self._columns,
-            *told,
-            *("\n".join(of.splits) for of in parts),
-            *(of.kept for of in parts),
-        )
+        told = [
+            (f"{of.place} {of.stamp()} {self.meaning(of)}", "\n".join(of.splits), of.kept)
+            for of in parts
+        ]
+        return digest(*self._columns, *(value for of in told for value in of))
 
 
 def _open(source: Source, columns: Columns) -> list[Part]:
-    """Return the parts of a source of any kind.
-
-    Raises
-    ------
-    DataError
-        If there are none, or two copies of one.
-    """
+    """Return the parts of a source of any kind; two copies of one are a DataError."""
+    records = isinstance(source, Sequence)
     opened: list[Part]
     if isinstance(source, str | os.PathLike):
         if not os.fspath(source).strip():
             raise ValueError(f"source must not be an empty path. Received: source={source!r}")
-        opened = [part for found in layout(Path(source)) for part in found.read(columns)]
+        opened = from_path(Path(source), columns)
     elif isinstance(source, pd.DataFrame):
         opened = from_frame(source, columns)
     elif isinstance(source, pa.Table):
         opened = from_table("the table", source, columns, lambda: digest(*source.to_pylist()))
-    elif hasattr(source, "with_format") and not isinstance(source, Mapping):
+    elif isinstance(source, Mapping) and set(columns) <= source.keys():
+        table = {name: pd.Series(list(column)) for name, column in source.items()}
+        opened = from_frame(pd.DataFrame(table), columns)
+    elif isinstance(source, Mapping) and source:
+        return from_splits(source, partial(_open, columns=columns))
+    elif hasattr(source, "with_format"):
         opened = from_dataset(source, columns)
-    elif isinstance(source, Mapping) and set(columns.names()) <= source.keys():
-        opened = from_frame(
-            pd.DataFrame({k: pd.Series(list(v)) for k, v in source.items()}), columns
-        )
-    elif isinstance(source, Mapping):
-        return from_splits(source, partial(_open, columns=columns)) or _open([], columns)
     elif hasattr(source, "to_arrow"):
         opened = _open(source.to_arrow(), columns)
-    elif isinstance(source, Sequence) and all(isinstance(of, Mapping) for of in source) and source:
+    elif records and source and all(isinstance(of, Mapping) for of in source):
         opened = from_frame(pd.DataFrame(list(source)), columns)
-    elif isinstance(source, Sequence) and all(isinstance(f, str | os.PathLike) for f in source):
-        opened = [part for file in source for part in found_file(Path(file)).read(columns)]
+    elif records and all(isinstance(of, str | os.PathLike) for of in source):
+        opened = [part for file in source for part in from_file(Path(file), columns)]
     else:
         raise ValueError(
             "source must be a path, a list of files, a table or a data set. Received: "
@@ -200,32 +172,27 @@ def _refuse_copies(parts: Sequence[Part]) -> None:
     """Raise DataError where one split stands there twice, or lacks one of its files."""
     for split in sorted(set().union(*(part.split_names for part in parts)) - {""}):
         of = [part for part in parts if split in part.split_names]
-        names = [Path(part.place).name for part in of]
-        numbers = [re.search(r"-(\d{5,})-of-(\d{5,})", name) for name in names]
-        shards = [tuple(map(int, found.groups())) for found in numbers if found]
-        totals = {total for _, total in shards}
-        if len(shards) < len(of) and any(
-            len({i for i, n in shards if n == total}) == total for total in totals
-        ):
-            _refuse(of, split, "a whole series of files and another file")
-        if len(totals) > 1 or len(set(shards)) < len(shards):
-            _refuse(of, split, "files of two series")
-        for total in totals:
-            missing = sorted(set(range(total)) - {i for i, _ in shards})
-            if missing:
+        names = " ".join(Path(part.place).name for part in of)
+        shards = re.findall(r"-(\d{5})-of-(\d{5})", names)
+        for total in {int(n) for _, n in shards}:
+            there = {int(i) for i, n in shards if int(n) == total}
+            if missing := sorted(set(range(total)) - there):
                 raise DataError(
                     f"{of[0].place}: file {missing[0]} of 0 to {total - 1} of the {split} part is "
                     "missing; fetch it, or rename the others if it does not belong to them"
                 )
-        seen: dict[str, Part] = {}
-        for part in of if len(of) > 1 else ():
-            if (first := seen.setdefault(_content(part), part)) is not part and len(part) > 1:
-                _refuse([first, part], split, "the same slices")
+            if len(of) > total:
+                _refuse(of, split, "a whole series of files and another file")
+    seen: dict[str, Part] = {}
+    for part in parts if len(parts) > 1 else ():
+        if (first := seen.setdefault(_content(part), part)) is not part and len(part) > 1:
+            shared = first.split_names & part.split_names
+            _refuse([first, part], min(shared, default="same"), "the same slices")
 
 
 def _refuse(parts: Sequence[Part], split: str, what: str) -> None:
     raise DataError(
-        f"{parts[0].place}: two copies of the {split} part, {what} "
+        f"{parts[0].place}: two copies of the {split or 'same'} part, {what} "
         f"({', '.join(Path(part.place).name for part in parts[:4])}); keep one of them"
     )
 
@@ -233,35 +200,23 @@ def _refuse(parts: Sequence[Part], split: str, what: str) -> None:
 def _content(part: Part) -> str:
     """Return a digest of the labels and of the first slices of a part."""
     first = next(part.rows(8), None)
-    items = [load(i) if isinstance(i, Path) else i for i in first.items] if first else []
+    items = [load(item) for item in first.items] if first else []
     return digest(part.labels.to_pylist(), *items)
 
 
 def row_place(source: Source, *, split: str | None = None, row: int = 0) -> tuple[Path, int]:
-    """Return the file that a row of a source stands in, and its number there.
-
-    Raises
-    ------
-    DataError
-        If there is no such row.
-    """
-    file, number = one_row(Slices(source), split, row)[1].place(0)
+    """Return the file that a row of a source stands in, and its number there."""
+    file, number = one_row(Slices(source), split, row).place(0)
     return Path(file), number
 
 
-def one_row(slices: Slices, split: Split, row: int) -> tuple[Part, Rows]:
-    """Return a row of a source, as `Rows` of one, and the part that it belongs to.
-
-    Raises
-    ------
-    DataError
-        If there is no such row.
-    """
+def one_row(slices: Slices, split: Split, row: int) -> Rows:
+    """Return a row of a source, as `Rows` of one; DataError if there is no such row."""
     left = row
     for part in slices.select(split):
         for rows in part.rows(1024):
             if 0 <= left < len(rows.items):
-                return part, rows.take(np.array([left]))
+                return rows.take(np.array([left]))
             left -= len(rows.items)
     raise DataError(f"{slices.place}: has rows 0 to {row - left - 1}. Received: row={row}")
 
@@ -283,7 +238,7 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
     ------
     DataError
         If a given folder holds no slices, or only one of the two parts. Phantoms never take the
-        place of what was given.
+        place of what was given. If files are present but unusable.
 
     Examples
     --------
@@ -295,28 +250,24 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
     """
     path, given = data_folder(folder)
     try:
-        found = layout(path)
+        slices = Slices(path)
     except NoSlicesError:
         if given:
             raise
         return None
-    splits = {of.split for of in found if of.split}
-    if not splits:
-        splits = set().union(*(p.split_names for of in found for p in of.read(Columns()))) - {""}
-    if {"train", "test"} <= splits:
+    missing = sorted({"train", "test"}.difference(slices.splits))
+    if not missing:
         return path
-    if len(here := sorted({"train", "test"} & splits)) == 1:
-        (missing,) = {"train", "test"}.difference(here)
-        if path.is_file():
-            raise DataError(
-                f"{path}: only the {here[0]} part; give the folder that holds the {missing} part "
-                f"too, such as {path.parent}"
-            )
-        name = next((of.path.name for of in found if of.split == here[0]), here[0])
-        raise DataError(f"{path}: {name} is there, but no {missing} file beside it. {REMEDY}")
-    some = ", ".join(of.path.name for of in found[:4])
+    names = ", ".join(Path(part.place).name for part in slices.parts[:4])
+    if len(missing) == 1 and path.is_file():
+        raise DataError(
+            f"{path}: only the {slices.splits[0]} part; give the folder that holds the "
+            f"{missing[0]} part too, such as {path.parent}"
+        )
+    if len(missing) == 1:
+        raise DataError(f"{path}: {names} is there, but no {missing[0]} file beside it. {REMEDY}")
     raise DataError(
-        f"{path}: slices are there ({some}), but not divided into a train and a test part; "
+        f"{path}: slices are there ({names}), but not divided into a train and a test part; "
         "name the files or folders train and test, or add a column split. "
         "python -m mri audit takes them undivided"
     )
@@ -340,12 +291,7 @@ def data_folder(folder: str | os.PathLike[str] | None = None) -> tuple[Path, boo
 
 
 def first_record(source: Source, *, split: str | None = None) -> dict[str, Any]:
-    """Return the first row of a source as it is stored, before anything is decoded.
-
-    Parameters
-    ----------
-    source, split
-        As in `read_scans`.
+    """Return the first row of a source as it is stored; `source` and `split` as in `read_scans`.
 
     Returns
     -------
@@ -361,7 +307,7 @@ def first_record(source: Source, *, split: str | None = None) -> dict[str, Any]:
     >>> sorted(record["image"]), record["label"] in range(4)
     (['bytes', 'path'], True)
     """
-    _, rows = one_row(Slices(source), split, 0)
+    rows = one_row(Slices(source), split, 0)
     loaded = rows.content(0)
     kind = "bytes" if loaded.ndim == 1 else "pixels"
     image = {kind: loaded.tobytes() if kind == "bytes" else loaded, "path": rows.place(0)[0]}

@@ -54,7 +54,8 @@ def test_without_slices_it_says_what_is_used_and_how_to_get_them(tmp_path, monke
     assert "no slices there" in describe_data()
     (tmp_path / "data/archive.zip").touch()
     assert "no train and test part among ['archive.zip']" in describe_data()
-    (tmp_path / "data/test.parquet").touch()
+    write_phantom(tmp_path / "data", subjects=8, slices=2)
+    (tmp_path / "data/train.parquet").unlink()
     with pytest.raises(DataError, match=r"test\.parquet is there, but no train file beside it"):
         describe_data()
 

@@ -701,7 +701,7 @@ def test_many_bad_rows_in_all_places(tmp_path, rng):
 
 def test_rejected_rows_carry_their_own_file(tmp_path):
     for name in "ab":
-        write(tmp_path / f"{name}.parquet", [png(GOOD), b"", png(GOOD), b"?"])
+        write(tmp_path / f"{name}.parquet", [png(GOOD), b"", png(GOOD), f"?{name}".encode()])
     with pytest.warns(UserWarning, match="4 of 8 rows rejected"):
         rejected = read_scans(tmp_path, on_error="skip").rejected
     assert [Path(name).stem for name in rejected["file"]] == ["a", "a", "b", "b"]
@@ -808,11 +808,14 @@ def test_find_data(tmp_path, monkeypatch):
     monkeypatch.delenv("MRI_DATA", raising=False)
     assert find_data() is None
     Path("data").mkdir()
-    Path("data/train-00000-of-00001.parquet").touch()
+    write("data/train-00000-of-00001.parquet", [png(np.zeros((2, 2)))])
     half = r"data: train-00000-of-00001.parquet is there, but no test file beside it\. Put"
     with pytest.raises(DataError, match=half):
         find_data()
     Path("data/test.parquet").touch()
+    with pytest.raises(DataError, match=r"test\.parquet: not a readable parquet file"):
+        find_data()
+    write("data/test.parquet", [png(np.zeros((2, 2)))])
     assert find_data() == Path("data")
     monkeypatch.setenv("MRI_DATA", "")
     assert find_data() == Path("data"), "an empty variable is no variable"

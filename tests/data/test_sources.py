@@ -629,6 +629,15 @@ def test_labels_whose_meaning_is_open_are_refused(labels, told):
         read_scans(frame, on_error="skip")
 
 
+def test_names_and_numbers_are_not_mixed_unless_all_are_named():
+    labels = ["0", "1", "Non_Demented"]
+    with pytest.raises(DataError, match="some labels are numbers, such as '0', and some are names"):
+        read_scans(table_of(labels))
+    named = {"0": "mild", "1": "moderate", "Non_Demented": "well"}
+    assert read_scans(table_of(labels), class_names=named).labels.tolist() == [0, 1, 2]
+    assert read_scans(table_of(["0", "0.5", "1"])).class_names == ("0", "0.5", "1"), "grades"
+
+
 def test_two_spellings_of_an_accent_are_one_name():
     scans = read_scans(table_of(["De\u0301mence", "Démence", "sain\u200b", "Sain"]))
     assert len(scans.class_names) == 2 and scans.labels.tolist() == [0, 0, 1, 1]
@@ -691,6 +700,37 @@ def test_two_copies_of_one_split_are_refused(tmp_path):
     first.rename(tmp_path / "train-00000-of-00003.parquet")
     (tmp_path / "train-2.parquet").rename(tmp_path / "train-00002-of-00003.parquet")
     with pytest.raises(DataError, match="file 1 of 0 to 2 of the train part is missing"):
+        read_scans(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("all", "all (1)")])
+def test_one_file_under_two_names_is_refused(tmp_path, names):
+    first = parquet(tmp_path / f"{names[0]}.parquet")
+    shutil.copy(first, tmp_path / f"{names[1]}.parquet")
+    with pytest.raises(DataError, match="two copies of the same part, the same slices"):
+        read_scans(tmp_path)
+
+
+def test_a_table_of_labels_beside_class_folders_is_not_ignored(tmp_path):
+    class_tree(tmp_path / "train")
+    (tmp_path / "train/metadata.csv").write_text("file_name,label\nNonDemented/0.png,a\n")
+    with pytest.raises(DataError, match=r"two data sets, folders .* and tables \(metadata\.csv\)"):
+        read_scans(tmp_path)
+
+
+def test_a_class_whose_files_are_no_pictures_is_told(tmp_path):
+    class_tree(tmp_path)
+    (tmp_path / "Other").mkdir()
+    (tmp_path / "Other/0.npy").touch()
+    with pytest.warns(UserWarning, match="no JPEG or PNG images in Other, so these are no classes"):
+        assert len(read_scans(tmp_path)) == 12
+
+
+def test_a_folder_of_masks_is_no_class(tmp_path):
+    class_tree(tmp_path)
+    (tmp_path / "Masks").mkdir()
+    (tmp_path / "Masks/0.png").write_bytes(png(pictures(1)[0]))
+    with pytest.raises(DataError, match="the folder 'Masks' is no class; move it away"):
         read_scans(tmp_path)
 
 
@@ -920,7 +960,8 @@ def test_a_cache_is_mapped_and_made_once(tmp_path, monkeypatch):
     assert plain["plain"].fingerprint() == plain["cache"].fingerprint()
     assert isinstance(plain["cache"].images, np.memmap)
     monkeypatch.setattr("mri.data.scans.decode_into", None)
-    again = read_scans(tmp_path / "d", on_error="skip", cache=tmp_path / "c/slices.npy")
+    with pytest.warns(UserWarning, match="1 of 13 rows rejected"):
+        again = read_scans(tmp_path / "d", on_error="skip", cache=tmp_path / "c/slices.npy")
     assert again.fingerprint() == plain["plain"].fingerprint()
     pd.testing.assert_frame_equal(again.rejected, plain["plain"].rejected)
     assert again.class_names == plain["plain"].class_names

@@ -1,7 +1,6 @@
 """Answers about all people, each from a model that was fitted without them, and their figures.
 
-Networks answer slice by slice; probes, single numbers and the glass box answer once a person. Both
-are kept in one form, so that they stand in the same tables.
+Networks answer slice by slice, other models once a person. Both are kept in one form.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import recall_score
 
 from mri._arguments import require
 from mri.data.decode import DataError
@@ -43,7 +43,7 @@ class CrossValidation:
         One row per slice, part and model: model, division, fold, seed, part ('test' or
         'validation'), row (in the scans), subject, label, and one column `logit_<class>` per class.
         A model of whole people has one row a person, that of their first slice. The logits of
-        networks are divided by the temperature fitted on the validation part of the same network.
+        networks are divided by the temperature fitted on their own validation part.
     class_names : tuple of str
         In label order.
     origin : str
@@ -63,6 +63,10 @@ class CrossValidation:
     def _logits(self) -> list[str]:
         return [f"logit_{name}" for name in self.class_names]
 
+    @property
+    def _first(self) -> int:
+        return int(self.frame["division"].min())
+
     def _wanted(self, models: Sequence[str] | str | None) -> list[str]:
         return self.models if models is None else np.atleast_1d(models).tolist()
 
@@ -75,12 +79,11 @@ class CrossValidation:
     ) -> pd.DataFrame:
         """Return one row per slice, with the mean of its logits over the given models and seeds.
 
-        If a slice is in the validation part of several folds, several networks have judged it.
-        Their logits are averaged too. `division` is by default the first one there is: answers of
-        several divisions are never averaged, since that would be an ensemble.
+        Also averaged are the logits of a slice in the validation part of several folds. Divisions
+        are never averaged, since that would be an ensemble; by default the first one is taken.
         """
         wanted, frame = self._wanted(models), self.frame
-        division = int(frame["division"].min()) if division is None else division
+        division = self._first if division is None else division
         chosen = frame["model"].isin(wanted) & (frame["part"] == part)
         chosen = frame[chosen & (frame["division"] == division)]
         lacking = sorted(set(wanted) - set(chosen["model"]))
@@ -91,10 +94,8 @@ class CrossValidation:
                 f"{sorted(frame['division'].unique().tolist())}"
             )
         found = chosen.groupby(["row", "subject", "label"], as_index=False)[self._logits].mean()
-        alike = not found["row"].duplicated().any()
-        require(
-            alike, "Only models with the same labels and subjects can be averaged.", models=wanted
-        )
+        expected = "Only models with the same labels and subjects can be averaged."
+        require(not found["row"].duplicated().any(), expected, models=wanted)
         return found
 
     def evaluate(
@@ -121,7 +122,7 @@ class CrossValidation:
         Returns
         -------
         Evaluation
-            Per slice and per subject; of a model of whole people per subject only.
+            Without figures per slice if the model judges whole people.
 
         Raises
         ------
@@ -150,20 +151,11 @@ class CrossValidation:
         return replace(found, samples=only[0], metrics=only[1])
 
     def table(self, *, unit: str = "subject", part: str = "test") -> pd.DataFrame:
-        """Return one row per model and one column per figure with its interval.
+        """Return one row per model and one column of text per figure with its interval.
 
-        The logits of several seeds are averaged, so such a row describes an ensemble.
-
-        Parameters
-        ----------
-        unit : {'subject', 'slice'}
-            Models of whole people have no figures per slice.
-        part : {'test', 'validation'}
-            Models without such a part are left out.
-
-        Returns
-        -------
-        DataFrame of str
+        The logits of several seeds are averaged, so such a row describes an ensemble. A model
+        without the `part` ('test' or 'validation') is left out; one of whole people has no figures
+        of `unit` 'slice'.
         """
         rows = {}
         for model in self.frame[self.frame["part"] == part]["model"].unique():
@@ -174,7 +166,7 @@ class CrossValidation:
     def per_fold(self, metric: str = "demented_auc", *, unit: str = "subject") -> pd.DataFrame:
         """Return one row per model and one column per fold: the figure on its people."""
         rows: dict[str, dict[str, float]] = {}
-        first = self.frame[self.frame["division"] == self.frame["division"].min()]
+        first = self.frame[self.frame["division"] == self._first]
         for (model, fold), of in first.groupby(["model", "fold"], sort=False):
             found = replace(self, frame=of).evaluate(model).metrics.get(unit, {})
             if metric in found:
@@ -192,13 +184,10 @@ class CrossValidation:
 
     def people(self, model: str, division: int | None = None) -> pd.DataFrame:
         """Return a row a person, in order: subject, label and the mean logits of the first seed."""
-        division = int(self.frame["division"].min()) if division is None else division
-        known = self._by_person
-        expected = (
-            f"There must be test logits of the model in this division. Models: {self.models}."
-        )
-        require((model, division) in known, expected, model=model, division=division)
-        return known[model, division]
+        key = model, self._first if division is None else division
+        expected = f"There must be test logits of the model in this division: {self.models}."
+        require(key in self._by_person, expected, model=model, division=key[1])
+        return self._by_person[key]
 
     def sample(self, model: str, division: int | None = None) -> Sample:
         """Return the same as labels and logits, in the order of the subjects."""
@@ -212,10 +201,8 @@ class CrossValidation:
 
     def ranked(self) -> list[str]:
         """Return the models that have judged everybody in the first division, without controls."""
-        first, sizes = int(self.frame["division"].min()), {}
-        for model in self.models:
-            if (model, first) in self._by_person and not model.endswith(SHUFFLED):
-                sizes[model] = len(self.people(model))
+        known = [m for m in self.models if (m, self._first) in self._by_person]
+        sizes = {model: len(self.people(model)) for model in known if not model.endswith(SHUFFLED)}
         return [model for model, size in sizes.items() if size == max(sizes.values())]
 
     def ranking(self, by: str = "balanced_accuracy_3", *, seed: int = 0) -> Comparison:
@@ -235,8 +222,8 @@ class CrossValidation:
         Returns
         -------
         Comparison
-            Of unit 'subject', so that `mri.plots.leaderboard` draws it. A model that has not judged
-            everybody is not ranked: its note says so. Controls are left out.
+            Of unit 'subject', without controls. A model that has not judged everybody is not
+            ranked; its note says so.
 
         Raises
         ------
@@ -252,16 +239,16 @@ class CrossValidation:
         rows: list[dict[str, Any]] = []
         for name, of in found.items():
             figures = of.metrics["subject"]
-            row: dict[str, Any] = {"model": name, "protocol": "subject", "note": ""}
-            row |= {key: figures[key].value for key in (*TABLE, "log_loss") if key in figures}
-            require(by in row, f"by must be one of {list(row)[3:]}.", by=by)
-            rows.append(row | {"low": figures[by].low, "high": figures[by].high})
+            row = {key: figures[key].value for key in (*TABLE, "log_loss") if key in figures}
+            require(by in row, f"by must be one of {list(row)}.", by=by)
+            row |= {"low": figures[by].low, "high": figures[by].high}
+            rows.append(row | {"model": name, "protocol": "subject", "note": ""})
         rows.sort(key=lambda row: row[by], reverse=by != "log_loss")
         ordered = {row["model"]: found[row["model"]] for row in rows}
         p_values = pairwise(ordered, metric=by, unit="subject", seed=seed)
-        for name in self.models:
-            if name not in found and not name.endswith(SHUFFLED):
-                rows.append({"model": name, "protocol": "–", "note": "has not judged everybody"})
+        few = {"protocol": "–", "note": "has not judged everybody"}
+        others = [n for n in self.models if n not in found and not n.endswith(SHUFFLED)]
+        rows += [{"model": name} | few for name in others]
         columns = ["model", "protocol", by, "low", "high", *(key for key in TABLE if key != by)]
         table = pd.DataFrame(rows).reindex(columns=[*columns, *COSTS, "note"])
         return Comparison(table, ordered, {"subject": p_values}, by, {}, {}, (), unit="subject")
@@ -273,17 +260,13 @@ class CrossValidation:
 
 
 def read_crossval(*paths: str | os.PathLike[str]) -> CrossValidation:
-    """Read files that `CrossValidation.save` has written, as one.
-
-    Parameters
-    ----------
-    *paths : path
-        Of the same people and classes; no model may stand in two of them with the same answers.
+    """Read files of the same people that `CrossValidation.save` has written, as one.
 
     Raises
     ------
     DataError
-        If one is another kind of file, or of other people or classes than the first.
+        If one is another kind of file, is of other people or classes than the first, or repeats
+        answers of another.
 
     Examples
     --------
@@ -298,11 +281,9 @@ def read_crossval(*paths: str | os.PathLike[str]) -> CrossValidation:
     for path, table in tables.items():
         for name in ("class_names", "origin"):
             if table.about[name] != first.about[name]:
-                raise DataError(
-                    f"{path}: its {name} are {table.about[name]}, those of {paths[0]} are "
-                    f"{first.about[name]}"
-                )
-        # Of a network that has not been trained on all folds, some people are lacking.
+                own, its = table.about[name], first.about[name]
+                raise DataError(f"{path}: its {name} are {own}, those of {paths[0]} are {its}")
+        # A network that has not been trained on all folds lacks some people.
         known, other = people.align(_diagnoses(table.frame), join="inner")
         if known.empty or not known.equals(other):
             raise DataError(f"{path}: other people, or other diagnoses, than in {paths[0]}")
@@ -320,14 +301,13 @@ def _read(path: str | os.PathLike[str]) -> LogitsTable:
     lacking |= {"origin"} - set(table.about)
     if lacking:
         raise DataError(f"{path}: no logits of a cross-validation; it lacks {sorted(lacking)}")
-    if "division" not in table.frame:
-        # Files of earlier versions have one division.
+    if "division" not in table.frame:  # As in files of earlier versions.
         table.frame.insert(1, "division", 0)
     return table
 
 
 def _diagnoses(frame: pd.DataFrame) -> pd.Series:
-    """Return the diagnosis of each person, by number, as the models that are no controls saw it."""
+    """Return the diagnosis of each person, by number; controls have others."""
     real = frame[~frame["model"].str.endswith(SHUFFLED) & (frame["part"] == "test")]
     return real.drop_duplicates("subject").set_index("subject")["label"].sort_index().astype(int)
 
@@ -359,19 +339,18 @@ def answers(
 ) -> pd.DataFrame:
     """Return the rows of `CrossValidation.frame` that a model adds in one fold.
 
-    Parameters
-    ----------
-    model : str
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Subject of each slice of `scans`.
-    split : Split
-    logits : ndarray of float, shape (m, k)
-        Of the m rows of `held_out`.
-    seed : int
+    `groups` are the subjects (n,) of all slices, `logits` (m, k) those of the rows of `held_out`.
     """
     rows, sizes = held_out(split), [len(split.validation), len(split.test)]
     part = np.repeat(["validation", "test"], sizes)
     of = {"division": split.seed, "fold": split.fold, "seed": seed}
     about = pd.DataFrame({"model": model, **of, "part": part})
     return about.join(logits_frame(scans, groups, rows, logits.astype(np.float32)))
+
+
+def right_shares(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Return the accuracy and the balanced accuracy, the mean recall of the classes that occur."""
+    guesses = logits.argmax(1)
+    recalls = recall_score(labels, guesses, labels=np.unique(labels), average="macro")
+    accuracy = float((guesses == labels).mean())
+    return {"accuracy": accuracy, "balanced_accuracy": float(recalls)}

@@ -1,4 +1,4 @@
-"""What a run is: a network, what it is trained on and how; two that agree have one result."""
+"""What a run is: a network, its data and its recipe. Equal runs have equal results."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
+
 from mri._keras import keras
 from mri.data.scans import Scans
 from mri.models.builders import build_model
@@ -19,18 +21,7 @@ from mri.training.recipe import Recipe
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A network, what it is trained on and how: all that determines the result.
-
-    Attributes
-    ----------
-    builder : str
-        One of `mri.list_models`.
-    scans : Scans
-    split : Split
-    recipe : Recipe
-        With a `dtype` other than 'auto'.
-    seed : int
-    """
+    """All that determines the result; the `dtype` of the recipe is resolved, not 'auto'."""
 
     builder: str
     scans: Scans
@@ -80,21 +71,14 @@ class Run:
 
 
 def differences(card: Mapping[str, Any], run: Run) -> dict[str, str]:
-    """Return what a finished run of that name has otherwise, empty where there is none."""
+    """Return how a run differs from the finished one of that card; empty if there is none."""
     if card.get("signature") in (None, run.signature):
         return {}
-    kept, now = ({k: _flat(of.get(k)) for k in run.identity} for of in (card, run.identity))
-    pairs = {
-        f"{key}{'.' * bool(field)}{field}": (kept[key].get(field), value)
-        for key, fields in now.items()
-        for field, value in fields.items()
-    }
+    kept, now = (
+        pd.json_normalize(dict(of), sep="_").to_dict("records")[0] for of in (card, run.identity)
+    )
     return {
-        key.replace(".", "_"): f"{str(was)[:16]} before, now {str(value)[:16]}"
-        for key, (was, value) in pairs.items()
-        if was != value
+        key: f"{str(kept.get(key))[:16]} before, now {str(value)[:16]}"
+        for key, value in now.items()
+        if kept.get(key) != value
     }
-
-
-def _flat(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {"": value}

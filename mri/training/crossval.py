@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,10 +88,10 @@ class CrossValidation:
         chosen = frame[chosen & (frame["division"] == division)]
         lacking = sorted(set(wanted) - set(chosen["model"]))
         if lacking or chosen.empty:
+            parts, divisions = (sorted(frame[of].unique().tolist()) for of in ("part", "division"))
             raise ValueError(
                 f"There are no {part} logits of {lacking or wanted} in division {division}. "
-                f"Models: {self.models}, parts: {sorted(frame['part'].unique())}, divisions: "
-                f"{sorted(frame['division'].unique().tolist())}"
+                f"Models: {self.models}, parts: {parts}, divisions: {divisions}"
             )
         found = chosen.groupby(["row", "subject", "label"], as_index=False)[self._logits].mean()
         expected = "Only models with the same labels and subjects can be averaged."
@@ -108,21 +108,9 @@ class CrossValidation:
     ) -> Evaluation:
         """Evaluate the mean logits of the given models (by default all) over all seeds.
 
-        Parameters
-        ----------
-        models : str or sequence of str, optional
-            Several models form an ensemble, and so do several seeds of one model.
-        part : {'test', 'validation'}
-            Choose recipes by 'validation', report 'test'.
-        division : int, optional
-            By default the first one there is.
-        seed : int
-            Seed of the bootstrap over subjects.
-
-        Returns
-        -------
-        Evaluation
-            Without figures per slice if the model judges whole people.
+        Several models, or several seeds of one, form an ensemble. Choose recipes by the `part`
+        'validation', report 'test'. `seed` is of the bootstrap over subjects. If a model judges
+        whole people, there are no figures per slice.
 
         Raises
         ------
@@ -131,24 +119,17 @@ class CrossValidation:
         """
         frame = self.pooled(models, part, division=division)
         names = " + ".join(self._wanted(models))
-        return self.measured(
-            frame, f"{names}, {part} parts of all folds, {len(frame)} {self.origin}", seed
-        )
+        title = f"{names}, {part} parts of all folds, {len(frame)} {self.origin}"
+        return self.measured(frame, title, seed)
 
     def measured(self, frame: pd.DataFrame, title: str, seed: int = 0) -> Evaluation:
         """Measure rows of `pooled`; without figures per slice where each person has one row."""
-        found = evaluate(
-            frame["label"].to_numpy(),
-            frame[self._logits].to_numpy(),
-            frame["subject"].to_numpy(),
-            class_names=self.class_names,
-            title=title,
-            seed=seed,
-        )
+        columns = (frame[of].to_numpy() for of in ("label", self._logits, "subject"))
+        found = evaluate(*columns, class_names=self.class_names, title=title, seed=seed)
         if frame["subject"].duplicated().any():
             return found
-        only = {"subject": found.samples["subject"]}, {"subject": found.metrics["subject"]}
-        return replace(found, samples=only[0], metrics=only[1])
+        sample, metrics = found.samples["subject"], found.metrics["subject"]
+        return replace(found, samples={"subject": sample}, metrics={"subject": metrics})
 
     def table(self, *, unit: str = "subject", part: str = "test") -> pd.DataFrame:
         """Return one row per model and one column of text per figure with its interval.
@@ -210,20 +191,8 @@ class CrossValidation:
 
         Each person's logits are the mean over their slices, of the first seed and division. The
         tests are paired, over people, with Holm's correction over all pairs
-        (`mri.evaluation.significance.pairwise`).
-
-        Parameters
-        ----------
-        by : str
-            One of `mri.evaluation.significance.ADDITIVE`.
-        seed : int
-            Of the bootstrap and the tests.
-
-        Returns
-        -------
-        Comparison
-            Of unit 'subject', without controls. A model that has not judged everybody is not
-            ranked; its note says so.
+        (`mri.evaluation.significance.pairwise`, of which `by` is an `ADDITIVE` metric). Controls
+        are left out. A model that has not judged everybody is not ranked; its note says so.
 
         Raises
         ------
@@ -232,10 +201,8 @@ class CrossValidation:
         """
         ranked = self.ranked()
         require(len(ranked) > 0, "Some model must have judged all people.", models=self.models)
-        found = {
-            name: self.measured(self.people(name), f"{name}, all people, {self.origin}", seed)
-            for name in ranked
-        }
+        title = f"all people, {self.origin}"
+        found = {n: self.measured(self.people(n), f"{n}, {title}", seed) for n in ranked}
         rows: list[dict[str, Any]] = []
         for name, of in found.items():
             figures = of.metrics["subject"]
@@ -248,7 +215,7 @@ class CrossValidation:
         p_values = pairwise(ordered, metric=by, unit="subject", seed=seed)
         few = {"protocol": "–", "note": "has not judged everybody"}
         others = [n for n in self.models if n not in found and not n.endswith(SHUFFLED)]
-        rows += [{"model": name} | few for name in others]
+        rows += [{"model": name, **few} for name in others]
         columns = ["model", "protocol", by, "low", "high", *(key for key in TABLE if key != by)]
         table = pd.DataFrame(rows).reindex(columns=[*columns, *COSTS, "note"])
         return Comparison(table, ordered, {"subject": p_values}, by, {}, {}, (), unit="subject")
@@ -314,13 +281,12 @@ def _diagnoses(frame: pd.DataFrame) -> pd.Series:
 
 def folds_of(
     labels: np.ndarray, groups: np.ndarray, *, folds: int = 5, division: int = 0
-) -> Iterator[Split]:
-    """Yield the subject-wise split of each fold, without the warning that a class is rare."""
-    for fold in range(folds):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "fewer subjects than the")
-            split = subject_split(labels, groups, fold=fold, folds=folds, seed=division)
-        yield split
+) -> list[Split]:
+    """Return the subject-wise split of each fold, without the warning that a class is rare."""
+    options = {"folds": folds, "seed": division}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fewer subjects than the")
+        return [subject_split(labels, groups, fold=fold, **options) for fold in range(folds)]
 
 
 def held_out(split: Split) -> np.ndarray:
@@ -341,11 +307,10 @@ def answers(
 
     `groups` are the subjects (n,) of all slices, `logits` (m, k) those of the rows of `held_out`.
     """
-    rows, sizes = held_out(split), [len(split.validation), len(split.test)]
-    part = np.repeat(["validation", "test"], sizes)
+    found = logits_frame(scans, groups, held_out(split), logits.astype(np.float32))
+    part = np.repeat(["validation", "test"], [len(split.validation), len(split.test)])
     of = {"division": split.seed, "fold": split.fold, "seed": seed}
-    about = pd.DataFrame({"model": model, **of, "part": part})
-    return about.join(logits_frame(scans, groups, rows, logits.astype(np.float32)))
+    return pd.DataFrame({"model": model, **of, "part": part}).join(found)
 
 
 def right_shares(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
@@ -354,3 +319,9 @@ def right_shares(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     recalls = recall_score(labels, guesses, labels=np.unique(labels), average="macro")
     accuracy = float((guesses == labels).mean())
     return {"accuracy": accuracy, "balanced_accuracy": float(recalls)}
+
+
+def keep_real(path: Path, scans: Scans, card: Mapping[str, Any]) -> None:
+    """Raise ValueError if a model of phantoms would overwrite one of real slices."""
+    expected = "A model of real slices is not overwritten by one of phantoms; use another folder."
+    require(not scans.synthetic or card.get("synthetic", True), expected, path=str(path))

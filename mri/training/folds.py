@@ -56,17 +56,14 @@ def cross_validate(
     ----------
     builders : str or sequence of str
         Names of registered builders, or of `mri.training.recipe.entries`.
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Subject of each slice.
+    scans, groups
+        The slices, and the subject of each, int (n,).
     recipe : Recipe, optional
         One recipe for all; by default each uses its own from `mri.training.RECIPES`.
-    folds : int
-        As for `mri.subject_split`.
+    folds, division : int
+        How many folds there are, and the seed that says who is in which.
     seeds : sequence of int
-        Seeds of weights, order and augmentation.
-    division : int
-        Seed of the split: which people are in which fold.
+        Of weights, order and augmentation.
     folder : path
     jobs : int, optional
         How many networks train at a time, each on its share of the cores. By default one, or as
@@ -103,7 +100,7 @@ def cross_validate(
     require(jobs is None or jobs >= 1, "jobs must be None or at least 1.", jobs=jobs)
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    splits = list(folds_of(scans.labels, groups, folds=folds, division=division))
+    splits = folds_of(scans.labels, groups, folds=folds, division=division)
     cells = [
         (name, Run(zoo[name][0], scans, split, recipe or zoo[name][1], seed))
         for name in builders
@@ -126,10 +123,10 @@ def _run_cell(
     with suppress(RuntimeError):  # TensorFlow refuses once the process has computed.
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     register(builder)
-    scans, split, recipe, seed = cell.scans, cell.split, cell.recipe, cell.seed
-    settings = json.dumps([asdict(recipe), scans.fingerprint(), split.folds], sort_keys=True)
+    scans, split = cell.scans, cell.split
+    settings = json.dumps([asdict(cell.recipe), scans.fingerprint(), split.folds], sort_keys=True)
     tag = hashlib.sha256(settings.encode()).hexdigest()[:8]
-    name = f"{entry}-{tag}-fold{split.fold}-seed{seed}"
+    name = f"{entry}-{tag}-fold{split.fold}-seed{cell.seed}"
     name += f"-division{split.seed}" * bool(split.seed)
     # The recipe is in the name, so another run of that name is of an older network.
     run = _train_quietly(cell, name, folder)
@@ -141,7 +138,7 @@ def _run_cell(
         if table.about.get("key") == key:
             return table.frame
     logits = predict_logits(run.model, scans.images[held_out(split)]) / run.card["temperature"]
-    frame = answers(entry, scans, groups, split, logits, seed=seed)
+    frame = answers(entry, scans, groups, split, logits, seed=cell.seed)
     LogitsTable(frame, {"class_names": list(scans.class_names), "key": key}).save(path)
     keras.backend.clear_session()
     return frame
@@ -189,19 +186,9 @@ def train_zoo(
 ) -> Iterator[str]:
     """Train networks under both protocols and keep their logits; yield a line of text for each.
 
-    Finished networks are not trained again.
-
-    Parameters
-    ----------
-    scans : Scans
-    splits : mapping of str to Split
-        By protocol.
-    groups : ndarray of int, shape (n,)
-        Subject of each slice.
-    names : sequence of str
-        Some of `mri.training.recipe.entries`, by default all; others raise ValueError.
-    seeds : int
-    folder : path
+    Finished networks are not trained again. `splits` are by protocol, `groups` are the subjects
+    (n,) of the slices, and `names` are some of `mri.training.recipe.entries`, by default all.
+    Others raise ValueError.
     """
     zoo = chosen_entries(names)
     for name, seed, protocol in product(zoo, range(seeds), splits):

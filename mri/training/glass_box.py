@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import StratifiedKFold
 
 from mri._arguments import integers, require
@@ -26,7 +26,7 @@ from mri.models.files import read_card, save_model
 from mri.subjects.person import Tones, people_tones, prepare_people
 from mri.subjects.splits import Split, check_disjoint, split_facts
 from mri.subjects.template import Template, make_template
-from mri.training.crossval import right_shares
+from mri.training.crossval import keep_real, right_shares
 from mri.training.ordinal import Ordinal, fit_ordinal, severity_of
 
 if TYPE_CHECKING:
@@ -85,26 +85,19 @@ class GlassBox:
 def ridge_weights(
     maps: np.ndarray, severity: np.ndarray, *, penalty: float = PENALTY
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Fit a ridge in kernel form: as many unknowns as people, not as places.
+    """Fit a ridge.
 
-    Parameters
-    ----------
-    maps : ndarray of float, shape (n, ...)
-    severity : ndarray of float, shape (n,)
-    penalty : float
-        In units of the mean squared norm of a centred map, so that it does not depend on the size.
-
-    Returns
-    -------
-    weights, centre, intercept
-        The fit is ``intercept + sum(weights * (map - centre))``.
+    `penalty` is in units of the mean squared norm of a centred map, so that it does not depend on
+    the size of `maps` (n, ...). The fit to `severity` (n,) is
+    ``intercept + sum(weights * (map - centre))``; weights, centre and intercept are returned.
     """
-    maps, severity = np.asarray(maps, float), np.asarray(severity, float)
-    flat = maps.reshape(len(maps), -1)
-    centre, intercept = flat.mean(0), float(severity.mean())
-    flat = flat - centre
-    dual = _dual(flat @ flat.T, severity, penalty)
-    return (dual @ flat).reshape(maps.shape[1:]), centre.reshape(maps.shape[1:]), intercept
+    maps = np.asarray(maps, float)
+    flat, centre = maps.reshape(len(maps), -1), maps.mean(0)
+    scale = float(flat.var(0).sum())
+    require(scale > 0, "maps must differ between people.", scale=scale)
+    # With more places than people, this solver has one unknown a person.
+    fitted = Ridge(penalty * scale, solver="cholesky").fit(flat, severity)
+    return fitted.coef_.reshape(centre.shape), centre, float(np.mean(severity))
 
 
 def fit_glass_box(
@@ -124,13 +117,10 @@ def fit_glass_box(
     ----------
     maps : ndarray of float, shape (n, 8, r, c)
         From `tone_map`, one a person.
-    labels : ndarray of int, shape (n,)
-    class_names : tuple of str
-        Names in label order, those of `SEVERITY`.
-    penalty : float
-        See `ridge_weights`.
-    seed : int
-        Of the inner folds.
+    labels, class_names
+        Classes of the people, int (n,), and the names in `SEVERITY` in label order.
+    penalty, seed
+        Of the ridge (see `ridge_weights`) and of the inner folds.
 
     Raises
     ------
@@ -171,8 +161,6 @@ def bootstrap_weights(
     ----------
     maps : ndarray of float, shape (n, 8, r, c)
     severity : ndarray of int, shape (n,)
-    penalty, draws, seed
-        Of the ridge, and how many draws.
 
     Returns
     -------
@@ -183,26 +171,15 @@ def bootstrap_weights(
     require(draws >= 40, "draws must be at least 40.", draws=draws)
     rng = np.random.default_rng(seed)
     people = [np.flatnonzero(severity == k) for k in np.unique(severity)]
-    flat = maps.reshape(len(maps), -1)
-    # One kernel serves all draws; each centres it anew.
-    kernel = (flat - flat.mean(0)) @ (flat - flat.mean(0)).T
-    dual = np.zeros((draws, len(maps)))
+    # The maps span as many dimensions as there are people: all ridges are fitted in these.
+    axes, spanned = np.linalg.qr(maps.reshape(len(maps), -1).T)
+    drawn = np.empty((draws, len(spanned)))
     for i in range(draws):
         rows = np.concatenate([rng.choice(of, len(of)) for of in people])
-        np.add.at(dual[i], rows, _dual(kernel[np.ix_(rows, rows)], severity[rows], penalty))
-    drawn = (dual @ flat).astype(np.float32)
-    low, high = (x.reshape(maps.shape[1:]) for x in np.quantile(drawn, [0.025, 0.975], axis=0))
+        drawn[i] = ridge_weights(spanned.T[rows], severity[rows], penalty=penalty)[0]
+    weights = (drawn @ axes.T).astype(np.float32)
+    low, high = (x.reshape(maps.shape[1:]) for x in np.quantile(weights, [0.025, 0.975], axis=0))
     return ridge_weights(maps, severity, penalty=penalty)[0], low, high
-
-
-def _dual(kernel: np.ndarray, severity: np.ndarray, penalty: float) -> np.ndarray:
-    """Return what each person weighs in a ridge, float64 (n,); their sum is 0."""
-    means = kernel.mean(0)
-    centred = kernel - means - means[:, None] + means.mean()
-    scale = float(np.trace(centred)) / len(centred)
-    require(scale > 0, "maps must differ between people.", scale=scale)
-    ridge = KernelRidge(alpha=penalty * scale, kernel="precomputed")
-    return ridge.fit(centred, severity - severity.mean()).dual_coef_
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,9 +200,8 @@ def train_people(
 
     Parameters
     ----------
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Person of each slice.
+    scans, groups
+        The slices, and the person of each, int (n,).
     split : Split, optional
         Leaves out the people of `split.test`; by default everybody is used.
     registered : bool
@@ -271,19 +247,7 @@ def save_glass_box(
 ) -> dict[str, Any]:
     """Write ``<name>.keras``, its card ``<name>.json`` and ``<name>.npz``, the template.
 
-    Parameters
-    ----------
-    path : path
-        Ends in ``.keras``.
-    fitted : Fitted
-        From `train_people`.
-    scans, split
-        What it was fitted to; without a split the card has no test rows.
-
-    Returns
-    -------
-    dict
-        The card as written.
+    `scans` and `split` are those given to `train_people`. The card is returned.
 
     Raises
     ------
@@ -293,9 +257,7 @@ def save_glass_box(
     path = Path(path)
     require(path.suffix == ".keras", "path must end in .keras.", path=str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = read_card(path) or {}
-    expected = "A model of real slices is not overwritten by one of phantoms; use another folder."
-    require(not scans.synthetic or known.get("synthetic", True), expected, path=str(path))
+    keep_real(path, scans, read_card(path) or {})
     beside = path.with_suffix(".npz")
     fitted.template.save(beside)
     model, box = fitted.box.model(), fitted.box

@@ -24,7 +24,7 @@ from mri.models.scores import predict_logits
 from mri.subjects.splits import PARTS, DataLeakageError, Split
 from mri.training.batches import BalancedAccuracy, Batches, HardExamples
 from mri.training.checkpoint import Checkpoint
-from mri.training.crossval import right_shares
+from mri.training.crossval import keep_real, right_shares
 from mri.training.recipe import Recipe, native_dtype, recipe_of
 from mri.training.run import Run, differences
 
@@ -69,10 +69,9 @@ def train(
     ----------
     builder : str
         One of `mri.list_models`.
-    scans : Scans
-        All slices. `split` says which are used for what; the test part is never touched.
-    split : Split
-        From `subject_split` or `image_split`.
+    scans, split
+        All slices, and from `subject_split` or `image_split` which are used for what. The test part
+        is never touched.
     name : str, optional
         File name without ending; by default ``<builder>-<protocol>``.
     recipe : Recipe, optional
@@ -86,7 +85,7 @@ def train(
         If True, a killed run continues after its last whole epoch, to the same result, and a
         finished run is returned as it is. If False, training starts anew.
     replace : bool
-        Whether a finished run of another recipe, seed, split or network may lose its name.
+        Whether a finished run of another recipe, seed, split or network may be lost.
     verbose : 'auto', 0, 1 or 2
         As for ``fit`` of Keras. With 0, nothing is printed.
     callbacks : sequence of keras.callbacks.Callback
@@ -121,14 +120,10 @@ def train(
     _check_split(split, len(scans))
     file = ModelFile(Path(folder) / f"{name or f'{builder}-{split.protocol}'}.keras")
     card = _card_of(file)
-    require(
-        not scans.synthetic or card.get("synthetic", True),
-        "A network of real slices is not overwritten by one of phantoms; use another folder.",
-        path=str(file.path),
-    )
+    keep_real(file.path, scans, card)
     wanted = Run(builder, scans, split, recipe, seed)
-    run = _same_run(wanted, card)
-    run = run or with_(wanted, recipe=with_(recipe, dtype=_resolved(recipe)))
+    dtype = native_dtype() if recipe.dtype == "auto" else recipe.dtype
+    run = _same_run(wanted, card) or with_(wanted, recipe=with_(recipe, dtype=dtype))
     say = print if verbose else lambda *_: None
     if resume and (done := _finished(file, run)):
         say(f"{file.path}: trained before, loaded")
@@ -139,11 +134,8 @@ def train(
             say(f"{file.path}: trained by another process, loaded")
             return done
         other = differences(_card_of(file), run)
-        require(
-            replace or not other,
-            f"{file.path} holds another run: take another name, or replace=True to lose it.",
-            **other,
-        )
+        expected = f"{file.path} holds another run: take another name, or replace=True to lose it."
+        require(replace or not other, expected, **other)
         if other:
             say(f"{file.path}: another run is replaced, of other: {', '.join(other)}")
         return _trained(file.path, run, resume=resume, verbose=verbose, callbacks=callbacks)
@@ -184,10 +176,6 @@ def _same_run(run: Run, card: Mapping[str, Any]) -> Run | None:
     return run if card.get("signature") == run.signature else None
 
 
-def _resolved(recipe: Recipe) -> str:
-    return native_dtype() if recipe.dtype == "auto" else recipe.dtype
-
-
 def _check_split(split: Split, n: int) -> None:
     sizes = len(split.train), len(split.validation)
     require(all(sizes), "train and validation parts must not be empty.", slices=sizes)
@@ -218,14 +206,7 @@ def _finished(file: ModelFile, run: Run) -> Trained | None:
     return None
 
 
-def _trained(
-    path: Path,
-    run: Run,
-    *,
-    resume: bool,
-    verbose: str | int,
-    callbacks: Sequence[keras.callbacks.Callback],
-) -> Trained:
+def _trained(path: Path, run: Run, *, resume: bool, **options: Any) -> Trained:
     """Train the epochs that are missing, save the network and return it."""
     state = path.with_name(f".{path.stem}.state.npz")
     if not resume:
@@ -236,10 +217,10 @@ def _trained(
     steps = run.recipe.epochs * run.steps
     _compile(model, run.recipe, classes=len(run.scans.class_names), steps=steps)
     checkpoint.restore(model)
-    if verbose:
+    if options["verbose"]:
         done = checkpoint.epochs_done
         print(f"{path}: {f'resumed after epoch {done}' if done else 'trained anew'}")
-    _fit(model, run, checkpoint, verbose=verbose, callbacks=callbacks)
+    _fit(model, run, checkpoint, **options)
     # Without optimiser and metrics the file has a third of the size, and any Keras can load it.
     final = run.build()
     final.set_weights(model.get_weights())

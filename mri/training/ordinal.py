@@ -20,12 +20,7 @@ SEVERITY = {
 
 
 def severity_of(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Return the severity 0, 1 or 2 of labels, int64 (n,).
-
-    Raises
-    ------
-    ValueError
-        If the classes are not those of `SEVERITY`, or a label is none of them.
+    """Return the severity 0, 1 or 2 of labels, int64 (n,); ValueError for other classes.
 
     Examples
     --------
@@ -60,9 +55,7 @@ class Ordinal:
         Scores at which severity 1 and 2 begin, ascending.
     steepness : float
     shares : ndarray of float64, shape (k,)
-        Part of its severity's people that each class has.
-    class_names : tuple of str
-        The k names in label order.
+        Part of its severity's people that each class has, in the order of `class_names`.
     """
 
     cuts: np.ndarray
@@ -89,12 +82,7 @@ class Ordinal:
 def fit_ordinal(scores: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Ordinal:
     """Cut scores half-way between the means of neighbouring severities; fit the steepness.
 
-    Parameters
-    ----------
-    scores : ndarray of float, shape (n,)
-        Of people to train on; out-of-fold if the score was itself fitted to them.
-    labels : ndarray of int, shape (n,)
-    class_names : tuple of str
+    `scores` (n,) of people whose `labels` (n,) the score was fitted to must be out-of-fold.
 
     Raises
     ------

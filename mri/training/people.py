@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,26 +70,21 @@ def judge_people(
 ) -> CrossValidation:
     """Give every person logits from models that were fitted without them, and keep these.
 
+    There is a row per person, model and division; for probes the mean over a person's slices.
     As a control, the same models are fitted to diagnoses dealt out anew (`shuffle_diagnoses`,
     seeded by the division) on the same folds. An interrupted call can be repeated: what stands in
     `output` is not computed again.
 
     Parameters
     ----------
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Person of each slice.
+    scans, groups
+        The slices, and the person of each, int (n,).
     output : path
         A file that `read_crossval` reads.
     models : tuple of str
         Some of `MODELS`.
     divisions, folds : int
         How often the people are divided, with seeds 0, 1, ..., and into how many folds.
-
-    Returns
-    -------
-    CrossValidation
-        One row per person, model and division; for probes the mean over a person's slices.
 
     Raises
     ------
@@ -108,7 +103,7 @@ def judge_people(
     jobs = [(model, division) for division in range(divisions) for model in models]
     known, done = None, _done(output, about)
     for model, division in tqdm(jobs, desc="models and divisions", disable=None):
-        if {(model, division), (model + SHUFFLED, division)} <= done.keys():
+        if (model, division) in done:
             continue
         if model in PROBES:
             slices = cross_validate_probes(scans, groups, folds=folds, division=division)
@@ -135,9 +130,9 @@ def _done(path: Path, about: Mapping[str, Any]) -> dict[tuple[str, int], pd.Data
         return {}
     if table.about.get("key") == about["key"]:
         return _by_model(table.frame)
-    expected = "Answers about real slices are not overwritten by those about phantoms."
     kept, new = (str(of.get("origin", "")).startswith("synthetic") for of in (table.about, about))
-    require(kept or not new, f"{expected} Choose another output.", output=str(path))
+    expected = "Answers about real slices are not overwritten by phantoms'; choose another output."
+    require(kept or not new, expected, output=str(path))
     return {}
 
 
@@ -167,12 +162,12 @@ def _judge(model: str, people: _People, division: int, folds: int) -> pd.DataFra
         for end, labels in truth.items():
             found[end][test] = fit(values[train], labels[train], names).logits(values[test])
     numbers, rows = np.unique(people.groups, return_index=True)
+    about = {"division": division, "fold": fold_of, "seed": 0, "part": "test"}
+    about |= {"row": rows, "subject": numbers}
     frames = []
     for end, labels in truth.items():
-        about = {"model": model + end, "division": division, "fold": fold_of, "seed": 0}
-        about |= {"part": "test", "row": rows, "subject": numbers, "label": labels}
-        logits = dict(zip([f"logit_{name}" for name in names], found[end].T, strict=True))
-        frames.append(pd.DataFrame(about | logits))
+        logits = {f"logit_{name}": found[end][:, c] for c, name in enumerate(names)}
+        frames.append(pd.DataFrame({"model": model + end} | about | {"label": labels} | logits))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -183,27 +178,25 @@ def cross_validate_probes(
 
     They are the nearest neighbour in pixels and a linear probe on principal components; a network
     should be better than both. The temperature is fitted on the validation part, as for a network.
-    The controls are fitted to diagnoses dealt out anew.
-
-    Returns
-    -------
-    DataFrame
-        With the columns of `CrossValidation.frame`.
+    The controls are fitted to diagnoses dealt out anew. See `CrossValidation.frame`.
     """
-    pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
-    truth = {"": scans.labels, SHUFFLED: shuffle_diagnoses(scans.labels, groups, seed=division)}
+    pixels, classes = (
+        scans.images.reshape(len(scans), -1).astype(np.float32),
+        len(scans.class_names),
+    )
+    control = shuffle_diagnoses(scans.labels, groups, seed=division)
+    truth = {"": scans, SHUFFLED: replace(scans, labels=control)}
     frames = []
     for split in folds_of(scans.labels, groups, folds=folds, division=division):
-        rows, train = held_out(split), pixels[split.train]
+        rows, train, n = held_out(split), pixels[split.train], len(split.validation)
         nearest = split.train[pairwise_distances_argmin(pixels[rows], train)]
-        for end, labels in truth.items():
+        for end, dealt in truth.items():
+            labels = dealt.labels
             probe = linear_probe(train, labels[split.train])
-            shares = np.zeros((len(rows), len(scans.class_names)))
+            shares = np.zeros((len(rows), classes))
             shares[:, probe.classes_] = probe.predict_proba(pixels[rows])
-            votes = np.eye(len(scans.class_names))[labels[nearest]]
-            dealt = Scans(scans.images, labels, scans.class_names, scans.rejected, scans.synthetic)
+            votes = np.eye(classes)[labels[nearest]]
             for name, logits in zip(PROBES, (votes, np.log(shares.clip(1e-9))), strict=True):
-                n = len(split.validation)
                 logits = logits / fit_temperature(labels[split.validation], logits[:n])
                 frames.append(answers(name + end, dealt, groups, split, logits))
     return pd.concat(frames, ignore_index=True)

@@ -69,13 +69,8 @@ def over_divisions(found: CrossValidation) -> pd.DataFrame:
     """Return mean and standard deviation over divisions of each model's figures per person.
 
     A division deals the people into folds by another seed. The deviation says how much depends on
-    that. It is no standard error, since the people are the same.
-
-    Returns
-    -------
-    DataFrame
-        By model, controls included: ``divisions``, how many, and ``<figure> mean`` and
-        ``<figure> sd`` of `DIVIDED`.
+    that. It is no standard error, since the people are the same. There is a row a model, controls
+    included, with ``divisions``, how many, and ``<figure> mean`` and ``<figure> sd`` of `DIVIDED`.
     """
     rows = {}
     for model in found.models:
@@ -101,12 +96,7 @@ def against_one_number(
     For each figure the rival is the number that is best in it. It is chosen on these very people,
     so the bar is a little too high. Figures are means over the divisions that both models have.
 
-    Parameters
-    ----------
-    found : CrossValidation
-    by : str
-        'accuracy', 'balanced_accuracy' or 'balanced_accuracy_3'; the AUC stands beside it.
-    seed : int
+    `by` is 'accuracy', 'balanced_accuracy' or 'balanced_accuracy_3'; the AUC stands beside it.
 
     Returns
     -------
@@ -152,22 +142,15 @@ def by_ventricles(found: CrossValidation, *, seed: int = 0) -> dict[str, dict[st
 
     Large ventricles are the commonest sign of atrophy. A model that knows more tells the demented
     among people whose ventricles are alike. The people are divided at the median of the answers of
-    'ventricle volume', which rise with the volume.
-
-    Returns
-    -------
-    dict of dict
-        An `Evaluation` by 'small ventricles' or 'large ventricles' and by model.
+    'ventricle volume', which rise with the volume. The keys are the half and the model.
     """
     volumes = demented_odds(found.sample("ventricle volume").logits, found.class_names)
     large = volumes > np.median(volumes)
-    return {
-        name: {
-            model: found.measured(found.people(model)[large == side], f"{model}, {name}", seed)
-            for model in found.ranked()
-        }
-        for name, side in (("small ventricles", False), ("large ventricles", True))
-    }
+    halves: dict[str, dict[str, Evaluation]] = {}
+    for name, half in (("small ventricles", ~large), ("large ventricles", large)):
+        people = {model: found.people(model)[half] for model in found.ranked()}
+        halves[name] = {m: found.measured(of, f"{m}, {name}", seed) for m, of in people.items()}
+    return halves
 
 
 def ranking_table(found: CrossValidation, *, seed: int = 0) -> str:

@@ -28,9 +28,8 @@ from mri.models.scores import predict_logits
 from mri.subjects.probes import shuffle_diagnoses
 from mri.subjects.splits import Split
 from mri.training.crossval import SHUFFLED, CrossValidation, answers, folds_of, held_out
-from mri.training.loop import Trained, is_trained, train
+from mri.training.loop import Run, Trained, is_trained, train
 from mri.training.recipe import Recipe, chosen_entries, entries
-from mri.training.run import Run
 
 
 def cross_validate(

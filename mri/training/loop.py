@@ -2,31 +2,86 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from dataclasses import replace as with_
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mri._arguments import require, row_numbers
 from mri._files import alone
 from mri._keras import keras, tf
 from mri.data.scans import Scans
 from mri.evaluation.metrics import fit_temperature
-from mri.models.builders import DTYPES, initial_weights
+from mri.models.builders import DTYPES, build_model, initial_weights
 from mri.models.files import ModelFile, ModelFileError, save_model
 from mri.models.scores import predict_logits
-from mri.subjects.splits import PARTS, DataLeakageError, Split
+from mri.subjects.splits import PARTS, DataLeakageError, Split, split_facts
 from mri.training.batches import BalancedAccuracy, Batches, HardExamples
 from mri.training.checkpoint import Checkpoint
 from mri.training.crossval import keep_real, right_shares
 from mri.training.recipe import Recipe, native_dtype, recipe_of
-from mri.training.run import Run, differences
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All that determines the result; the `dtype` of the recipe is resolved, not 'auto'."""
+
+    builder: str
+    scans: Scans
+    split: Split
+    recipe: Recipe
+    seed: int = 0
+
+    def build(self) -> keras.Model:
+        """Return the network with the initial weights of the seed."""
+        keras.utils.set_random_seed(self.seed)
+        return build_model(
+            self.builder,
+            input_shape=(*self.scans.images.shape[1:], 1),
+            classes=len(self.scans.class_names),
+            augment=self.recipe.augment,
+            dtype=self.recipe.dtype,
+        )
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """The network that is trained; built once."""
+        return self.build()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that determines the result, JSON-ready."""
+        # A builder may be edited between two runs; Keras numbers layers on from one to the next.
+        network = re.sub(r'_\d+(?=")', "", self.model.to_json())
+        return {
+            "builder": self.builder,
+            "network_sha256": hashlib.sha256(network.encode()).hexdigest(),
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "data": self.scans.fingerprint(),
+            "split": split_facts(self.split),
+        }
+
+    @cached_property
+    def signature(self) -> str:
+        """SHA-256 of the identity: equal where the results are."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return max(1, len(self.split.train) // self.recipe.batch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +188,7 @@ def train(
         if resume and (done := _finished(file, run)):
             say(f"{file.path}: trained by another process, loaded")
             return done
-        other = differences(_card_of(file), run)
+        other = _differences(_card_of(file), run)
         expected = f"{file.path} holds another run: take another name, or replace=True to lose it."
         require(replace or not other, expected, **other)
         if other:
@@ -174,6 +229,20 @@ def _same_run(run: Run, card: Mapping[str, Any]) -> Run | None:
         return None
     run = with_(run, recipe=with_(run.recipe, dtype=dtype))
     return run if card.get("signature") == run.signature else None
+
+
+def _differences(card: Mapping[str, Any], run: Run) -> dict[str, str]:
+    """Return how a run differs from the finished one of that card; empty if there is none."""
+    if card.get("signature") in (None, run.signature):
+        return {}
+    kept, now = (
+        pd.json_normalize(dict(of), sep="_").to_dict("records")[0] for of in (card, run.identity)
+    )
+    return {
+        key: f"{str(kept.get(key))[:16]} before, now {str(value)[:16]}"
+        for key, value in now.items()
+        if kept.get(key) != value
+    }
 
 
 def _check_split(split: Split, n: int) -> None:

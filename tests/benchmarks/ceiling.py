@@ -2,7 +2,7 @@
 
 Answers are kept in runs/ceiling/, and a killed run continues there. Prints a Markdown table:
 
-    MRI_DATA=data python tests/benchmarks/ceiling.py [--divisions 10] [NAME ...]
+    MRI_DATA=data .venv/bin/python tests/benchmarks/ceiling.py [--divisions 10] [NAME ...]
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from scipy.optimize import minimize
-from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
@@ -65,7 +64,6 @@ def described(images: np.ndarray) -> dict[str, np.ndarray]:
         "tone 8": blurred(slabs(gray, 8), 8, 8),
         "tone 16": blurred(slabs(gray, 8), 16, 16),
         "slices": cv2.resize(np.moveaxis(gray, 0, -1), (32, 32), interpolation=cv2.INTER_AREA),
-        "pixels": np.stack([cv2.resize(x, (64, 64), interpolation=cv2.INTER_AREA) for x in images]),
     }
 
 
@@ -249,31 +247,6 @@ def components(p: People, train: np.ndarray, seed: int) -> np.ndarray:
     return p.summed([p.kernel(x, train)], train, seed)
 
 
-def dictionary(p: People, train: np.ndarray, seed: int) -> np.ndarray:
-    """Patches by k-means on slices of the training people (Coates & Ng 2011), pooled 4 × 4 × 8."""
-    images, rng, side = p.x["pixels"], np.random.default_rng(seed), 8
-    view = np.lib.stride_tricks.sliding_window_view(images, (side, side), (2, 3))[:, :, ::4, ::4]
-
-    def standardised(of: np.ndarray) -> np.ndarray:
-        of = of.reshape(-1, side * side).astype(np.float32)
-        return (of - of.mean(1, keepdims=True)) / (of.std(1, keepdims=True) + 10)
-
-    drawn = view[rng.choice(train, 20_000), rng.integers(0, 32, 20_000)]
-    at = rng.integers(0, view.shape[2], (2, 20_000))
-    patches = standardised(drawn[np.arange(20_000), at[0], at[1]])
-    white = PCA(32, whiten=True, random_state=seed).fit(patches)
-    atoms = MiniBatchKMeans(64, n_init=1, random_state=seed).fit(white.transform(patches))
-    x = []
-    for person in view:
-        z = white.transform(standardised(person))
-        distance = np.linalg.norm(z[:, None] - atoms.cluster_centers_, axis=2)
-        near = np.maximum(distance.mean(1, keepdims=True) - distance, 0)
-        near = near.reshape(8, 4, *view.shape[2:4], 64).mean(1)
-        rows = np.array_split(np.arange(view.shape[2]), 4)
-        x.append([near[:, a][:, :, b].mean((1, 2)) for a, b in product(rows, rows)])
-    return p.summed([p.kernel(np.array(x), train, scaled=True)], train, seed)
-
-
 def network(p: People, train: np.ndarray, seed: int) -> np.ndarray:
     """A small CNN on the tone map, mirrored and shifted at random; its last epoch is kept."""
     from mri._keras import keras
@@ -316,7 +289,6 @@ TRIALS = {
     "tone blurred by 8 pixels, 8 slices": sums("tone 8"),
     "tone at 2, 4, 8 and 16 pixels, nested weights": sums("tone 2, tone, tone 8, tone 16"),
     "whitened components of slices": components,
-    "patch dictionary of the training people": dictionary,
     "small CNN on tone maps": network,
 }
 
@@ -353,7 +325,7 @@ def row(people: People, logits: list[np.ndarray], rival: list[np.ndarray]) -> st
         ]
         found.append(share_difference(shares[0] - shares[1], labels))
         cells += ["{:+.3f} [{:+.3f}, {:+.3f}]".format(*difference[:3]) for difference in found]
-    return " | ".join([str(len(logits)), *cells])
+    return " | ".join([str(len(logits)), *cells, *["–"] * (4 - len(cells))])
 
 
 def main() -> None:

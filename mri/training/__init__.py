@@ -1,4 +1,4 @@
-"""One training loop for every network.
+"""One training loop for every network, and models of whole people.
 
 `recipe` says how a network is trained, and `loop` trains and saves it. With `batches` and
 `checkpoint`, a killed run resumes to the same result. `folds` repeats the training over all people.

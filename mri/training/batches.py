@@ -25,21 +25,16 @@ class BalancedAccuracy(keras.metrics.Metric):
         self.seen.assign_add(keras.ops.sum(y_true, axis=0))
 
     def result(self) -> Any:
-        """Return the mean recall over the classes that have occurred."""
+        """Return the mean recall of the classes so far."""
         recall = self.hits / keras.ops.maximum(self.seen, 1)
         present = keras.ops.cast(self.seen > 0, recall.dtype)
         return keras.ops.sum(recall) / keras.ops.maximum(keras.ops.sum(present), 1)
 
 
 class HardExamples(keras.losses.CategoricalCrossentropy):
-    """Cross-entropy of the hardest share of each batch; 1 means the whole batch.
+    """Cross-entropy, as a mean over the hardest share of each batch.
 
-    Parameters
-    ----------
-    hardest : float
-        Share of the batch in (0, 1], at least one slice; the loss is the mean over this share.
-    **options
-        Options of `keras.losses.CategoricalCrossentropy`.
+    `hardest` is in (0, 1] and 1 means the whole batch; at least one slice is taken.
     """
 
     def __init__(self, hardest: float = 1.0, **options: Any) -> None:
@@ -63,18 +58,15 @@ class Batches(keras.utils.PyDataset):
 
     Parameters
     ----------
-    images : ndarray of uint8, shape (n, h, w)
+    images, labels : ndarray of uint8, shape (n, h, w), and of int, shape (n,)
         Read batch by batch, so that a memory-mapped array stays on the disk.
-    labels : ndarray of int, shape (n,)
     rows : ndarray of int, shape (m,), optional
-        Those of `images` to draw from; by default all.
-    classes : int
-    batch_size : int
+        Rows to draw from; by default all.
+    classes, batch_size, seed : int
     balanced : bool
         Whether to draw every class equally often, with replacement.
-    seed : int
     epoch : int
-        Number of the epoch that comes first.
+        Number of the first epoch.
     """
 
     def __init__(

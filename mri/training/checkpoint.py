@@ -15,11 +15,10 @@ from mri._keras import keras
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """After every epoch, write everything that the rest of the run depends on into one file.
+    """After every epoch, write all that the rest of the run depends on into one file.
 
     Keras' `BackupAndRestore` forgets the history and the state of `EarlyStopping`, so a resumed run
-    could choose another epoch. Here, weights, optimiser, random states, best weights and history
-    are written together, first under a temporary name.
+    could choose another epoch.
     """
 
     def __init__(self, path: Path, stopper: keras.callbacks.EarlyStopping, signature: str) -> None:
@@ -79,13 +78,8 @@ class Checkpoint(keras.callbacks.Callback):
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         stopping = {key: getattr(self.stopper, key) for key in ("wait", "best", "best_epoch")}
-        meta = {
-            "signature": self.signature,
-            "epochs_done": epoch + 1,
-            "history": self.record,
-            "seconds": self.seconds,
-            "stopping": {key: float(value) for key, value in stopping.items()},
-        }
+        meta = {"signature": self.signature, "epochs_done": epoch + 1, "history": self.record}
+        meta |= {"seconds": self.seconds, "stopping": {k: float(v) for k, v in stopping.items()}}
         arrays: dict[str, Any] = {f"v{i}": np.asarray(v) for i, v in enumerate(self._variables())}
         arrays |= {f"b{i}": value for i, value in enumerate(self.stopper.best_weights or [])}
         # An open file, because NumPy may add an ending to a name.

@@ -1,14 +1,13 @@
 """Answers about all people, each from a model that was fitted without them, and their figures.
 
-Networks answer slice by slice; probes, single numbers and the glass box answer once a person. Both
-are kept in one form, so that they stand in the same tables.
+Networks answer slice by slice, other models once a person. Both are kept in one form.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import recall_score
 
 from mri._arguments import require
 from mri.data.decode import DataError
@@ -43,7 +43,7 @@ class CrossValidation:
         One row per slice, part and model: model, division, fold, seed, part ('test' or
         'validation'), row (in the scans), subject, label, and one column `logit_<class>` per class.
         A model of whole people has one row a person, that of their first slice. The logits of
-        networks are divided by the temperature fitted on the validation part of the same network.
+        networks are divided by the temperature fitted on their own validation part.
     class_names : tuple of str
         In label order.
     origin : str
@@ -63,6 +63,10 @@ class CrossValidation:
     def _logits(self) -> list[str]:
         return [f"logit_{name}" for name in self.class_names]
 
+    @property
+    def _first(self) -> int:
+        return int(self.frame["division"].min())
+
     def _wanted(self, models: Sequence[str] | str | None) -> list[str]:
         return self.models if models is None else np.atleast_1d(models).tolist()
 
@@ -75,26 +79,23 @@ class CrossValidation:
     ) -> pd.DataFrame:
         """Return one row per slice, with the mean of its logits over the given models and seeds.
 
-        If a slice is in the validation part of several folds, several networks have judged it.
-        Their logits are averaged too. `division` is by default the first one there is: answers of
-        several divisions are never averaged, since that would be an ensemble.
+        Also averaged are the logits of a slice in the validation part of several folds. Divisions
+        are never averaged, since that would be an ensemble; by default the first one is taken.
         """
         wanted, frame = self._wanted(models), self.frame
-        division = int(frame["division"].min()) if division is None else division
+        division = self._first if division is None else division
         chosen = frame["model"].isin(wanted) & (frame["part"] == part)
         chosen = frame[chosen & (frame["division"] == division)]
         lacking = sorted(set(wanted) - set(chosen["model"]))
         if lacking or chosen.empty:
+            parts, divisions = (sorted(frame[of].unique().tolist()) for of in ("part", "division"))
             raise ValueError(
                 f"There are no {part} logits of {lacking or wanted} in division {division}. "
-                f"Models: {self.models}, parts: {sorted(frame['part'].unique())}, divisions: "
-                f"{sorted(frame['division'].unique().tolist())}"
+                f"Models: {self.models}, parts: {parts}, divisions: {divisions}"
             )
         found = chosen.groupby(["row", "subject", "label"], as_index=False)[self._logits].mean()
-        alike = not found["row"].duplicated().any()
-        require(
-            alike, "Only models with the same labels and subjects can be averaged.", models=wanted
-        )
+        expected = "Only models with the same labels and subjects can be averaged."
+        require(not found["row"].duplicated().any(), expected, models=wanted)
         return found
 
     def evaluate(
@@ -107,21 +108,9 @@ class CrossValidation:
     ) -> Evaluation:
         """Evaluate the mean logits of the given models (by default all) over all seeds.
 
-        Parameters
-        ----------
-        models : str or sequence of str, optional
-            Several models form an ensemble, and so do several seeds of one model.
-        part : {'test', 'validation'}
-            Choose recipes by 'validation', report 'test'.
-        division : int, optional
-            By default the first one there is.
-        seed : int
-            Seed of the bootstrap over subjects.
-
-        Returns
-        -------
-        Evaluation
-            Per slice and per subject; of a model of whole people per subject only.
+        Several models, or several seeds of one, form an ensemble. Choose recipes by the `part`
+        'validation', report 'test'. `seed` is of the bootstrap over subjects. If a model judges
+        whole people, there are no figures per slice.
 
         Raises
         ------
@@ -130,40 +119,24 @@ class CrossValidation:
         """
         frame = self.pooled(models, part, division=division)
         names = " + ".join(self._wanted(models))
-        return self.measured(
-            frame, f"{names}, {part} parts of all folds, {len(frame)} {self.origin}", seed
-        )
+        title = f"{names}, {part} parts of all folds, {len(frame)} {self.origin}"
+        return self.measured(frame, title, seed)
 
     def measured(self, frame: pd.DataFrame, title: str, seed: int = 0) -> Evaluation:
         """Measure rows of `pooled`; without figures per slice where each person has one row."""
-        found = evaluate(
-            frame["label"].to_numpy(),
-            frame[self._logits].to_numpy(),
-            frame["subject"].to_numpy(),
-            class_names=self.class_names,
-            title=title,
-            seed=seed,
-        )
+        columns = (frame[of].to_numpy() for of in ("label", self._logits, "subject"))
+        found = evaluate(*columns, class_names=self.class_names, title=title, seed=seed)
         if frame["subject"].duplicated().any():
             return found
-        only = {"subject": found.samples["subject"]}, {"subject": found.metrics["subject"]}
-        return replace(found, samples=only[0], metrics=only[1])
+        sample, metrics = found.samples["subject"], found.metrics["subject"]
+        return replace(found, samples={"subject": sample}, metrics={"subject": metrics})
 
     def table(self, *, unit: str = "subject", part: str = "test") -> pd.DataFrame:
-        """Return one row per model and one column per figure with its interval.
+        """Return one row per model and one column of text per figure with its interval.
 
-        The logits of several seeds are averaged, so such a row describes an ensemble.
-
-        Parameters
-        ----------
-        unit : {'subject', 'slice'}
-            Models of whole people have no figures per slice.
-        part : {'test', 'validation'}
-            Models without such a part are left out.
-
-        Returns
-        -------
-        DataFrame of str
+        The logits of several seeds are averaged, so such a row describes an ensemble. A model
+        without the `part` ('test' or 'validation') is left out; one of whole people has no figures
+        of `unit` 'slice'.
         """
         rows = {}
         for model in self.frame[self.frame["part"] == part]["model"].unique():
@@ -174,7 +147,7 @@ class CrossValidation:
     def per_fold(self, metric: str = "demented_auc", *, unit: str = "subject") -> pd.DataFrame:
         """Return one row per model and one column per fold: the figure on its people."""
         rows: dict[str, dict[str, float]] = {}
-        first = self.frame[self.frame["division"] == self.frame["division"].min()]
+        first = self.frame[self.frame["division"] == self._first]
         for (model, fold), of in first.groupby(["model", "fold"], sort=False):
             found = replace(self, frame=of).evaluate(model).metrics.get(unit, {})
             if metric in found:
@@ -192,13 +165,10 @@ class CrossValidation:
 
     def people(self, model: str, division: int | None = None) -> pd.DataFrame:
         """Return a row a person, in order: subject, label and the mean logits of the first seed."""
-        division = int(self.frame["division"].min()) if division is None else division
-        known = self._by_person
-        expected = (
-            f"There must be test logits of the model in this division. Models: {self.models}."
-        )
-        require((model, division) in known, expected, model=model, division=division)
-        return known[model, division]
+        key = model, self._first if division is None else division
+        expected = f"There must be test logits of the model in this division: {self.models}."
+        require(key in self._by_person, expected, model=model, division=key[1])
+        return self._by_person[key]
 
     def sample(self, model: str, division: int | None = None) -> Sample:
         """Return the same as labels and logits, in the order of the subjects."""
@@ -212,10 +182,8 @@ class CrossValidation:
 
     def ranked(self) -> list[str]:
         """Return the models that have judged everybody in the first division, without controls."""
-        first, sizes = int(self.frame["division"].min()), {}
-        for model in self.models:
-            if (model, first) in self._by_person and not model.endswith(SHUFFLED):
-                sizes[model] = len(self.people(model))
+        known = [m for m in self.models if (m, self._first) in self._by_person]
+        sizes = {model: len(self.people(model)) for model in known if not model.endswith(SHUFFLED)}
         return [model for model, size in sizes.items() if size == max(sizes.values())]
 
     def ranking(self, by: str = "balanced_accuracy_3", *, seed: int = 0) -> Comparison:
@@ -223,20 +191,8 @@ class CrossValidation:
 
         Each person's logits are the mean over their slices, of the first seed and division. The
         tests are paired, over people, with Holm's correction over all pairs
-        (`mri.evaluation.significance.pairwise`).
-
-        Parameters
-        ----------
-        by : str
-            One of `mri.evaluation.significance.ADDITIVE`.
-        seed : int
-            Of the bootstrap and the tests.
-
-        Returns
-        -------
-        Comparison
-            Of unit 'subject', so that `mri.plots.leaderboard` draws it. A model that has not judged
-            everybody is not ranked: its note says so. Controls are left out.
+        (`mri.evaluation.significance.pairwise`, of which `by` is an `ADDITIVE` metric). Controls
+        are left out. A model that has not judged everybody is not ranked; its note says so.
 
         Raises
         ------
@@ -245,23 +201,21 @@ class CrossValidation:
         """
         ranked = self.ranked()
         require(len(ranked) > 0, "Some model must have judged all people.", models=self.models)
-        found = {
-            name: self.measured(self.people(name), f"{name}, all people, {self.origin}", seed)
-            for name in ranked
-        }
+        title = f"all people, {self.origin}"
+        found = {n: self.measured(self.people(n), f"{n}, {title}", seed) for n in ranked}
         rows: list[dict[str, Any]] = []
         for name, of in found.items():
             figures = of.metrics["subject"]
-            row: dict[str, Any] = {"model": name, "protocol": "subject", "note": ""}
-            row |= {key: figures[key].value for key in (*TABLE, "log_loss") if key in figures}
-            require(by in row, f"by must be one of {list(row)[3:]}.", by=by)
-            rows.append(row | {"low": figures[by].low, "high": figures[by].high})
+            row = {key: figures[key].value for key in (*TABLE, "log_loss") if key in figures}
+            require(by in row, f"by must be one of {list(row)}.", by=by)
+            row |= {"low": figures[by].low, "high": figures[by].high}
+            rows.append(row | {"model": name, "protocol": "subject", "note": ""})
         rows.sort(key=lambda row: row[by], reverse=by != "log_loss")
         ordered = {row["model"]: found[row["model"]] for row in rows}
         p_values = pairwise(ordered, metric=by, unit="subject", seed=seed)
-        for name in self.models:
-            if name not in found and not name.endswith(SHUFFLED):
-                rows.append({"model": name, "protocol": "–", "note": "has not judged everybody"})
+        few = {"protocol": "–", "note": "has not judged everybody"}
+        others = [n for n in self.models if n not in found and not n.endswith(SHUFFLED)]
+        rows += [{"model": name, **few} for name in others]
         columns = ["model", "protocol", by, "low", "high", *(key for key in TABLE if key != by)]
         table = pd.DataFrame(rows).reindex(columns=[*columns, *COSTS, "note"])
         return Comparison(table, ordered, {"subject": p_values}, by, {}, {}, (), unit="subject")
@@ -273,17 +227,13 @@ class CrossValidation:
 
 
 def read_crossval(*paths: str | os.PathLike[str]) -> CrossValidation:
-    """Read files that `CrossValidation.save` has written, as one.
-
-    Parameters
-    ----------
-    *paths : path
-        Of the same people and classes; no model may stand in two of them with the same answers.
+    """Read files of the same people that `CrossValidation.save` has written, as one.
 
     Raises
     ------
     DataError
-        If one is another kind of file, or of other people or classes than the first.
+        If one is another kind of file, is of other people or classes than the first, or repeats
+        answers of another.
 
     Examples
     --------
@@ -298,11 +248,9 @@ def read_crossval(*paths: str | os.PathLike[str]) -> CrossValidation:
     for path, table in tables.items():
         for name in ("class_names", "origin"):
             if table.about[name] != first.about[name]:
-                raise DataError(
-                    f"{path}: its {name} are {table.about[name]}, those of {paths[0]} are "
-                    f"{first.about[name]}"
-                )
-        # Of a network that has not been trained on all folds, some people are lacking.
+                own, its = table.about[name], first.about[name]
+                raise DataError(f"{path}: its {name} are {own}, those of {paths[0]} are {its}")
+        # A network that has not been trained on all folds lacks some people.
         known, other = people.align(_diagnoses(table.frame), join="inner")
         if known.empty or not known.equals(other):
             raise DataError(f"{path}: other people, or other diagnoses, than in {paths[0]}")
@@ -320,27 +268,25 @@ def _read(path: str | os.PathLike[str]) -> LogitsTable:
     lacking |= {"origin"} - set(table.about)
     if lacking:
         raise DataError(f"{path}: no logits of a cross-validation; it lacks {sorted(lacking)}")
-    if "division" not in table.frame:
-        # Files of earlier versions have one division.
+    if "division" not in table.frame:  # As in files of earlier versions.
         table.frame.insert(1, "division", 0)
     return table
 
 
 def _diagnoses(frame: pd.DataFrame) -> pd.Series:
-    """Return the diagnosis of each person, by number, as the models that are no controls saw it."""
+    """Return the diagnosis of each person, by number; controls have others."""
     real = frame[~frame["model"].str.endswith(SHUFFLED) & (frame["part"] == "test")]
     return real.drop_duplicates("subject").set_index("subject")["label"].sort_index().astype(int)
 
 
 def folds_of(
     labels: np.ndarray, groups: np.ndarray, *, folds: int = 5, division: int = 0
-) -> Iterator[Split]:
-    """Yield the subject-wise split of each fold, without the warning that a class is rare."""
-    for fold in range(folds):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "fewer subjects than the")
-            split = subject_split(labels, groups, fold=fold, folds=folds, seed=division)
-        yield split
+) -> list[Split]:
+    """Return the subject-wise split of each fold, without the warning that a class is rare."""
+    options = {"folds": folds, "seed": division}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fewer subjects than the")
+        return [subject_split(labels, groups, fold=fold, **options) for fold in range(folds)]
 
 
 def held_out(split: Split) -> np.ndarray:
@@ -359,19 +305,23 @@ def answers(
 ) -> pd.DataFrame:
     """Return the rows of `CrossValidation.frame` that a model adds in one fold.
 
-    Parameters
-    ----------
-    model : str
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Subject of each slice of `scans`.
-    split : Split
-    logits : ndarray of float, shape (m, k)
-        Of the m rows of `held_out`.
-    seed : int
+    `groups` are the subjects (n,) of all slices, `logits` (m, k) those of the rows of `held_out`.
     """
-    rows, sizes = held_out(split), [len(split.validation), len(split.test)]
-    part = np.repeat(["validation", "test"], sizes)
+    found = logits_frame(scans, groups, held_out(split), logits.astype(np.float32))
+    part = np.repeat(["validation", "test"], [len(split.validation), len(split.test)])
     of = {"division": split.seed, "fold": split.fold, "seed": seed}
-    about = pd.DataFrame({"model": model, **of, "part": part})
-    return about.join(logits_frame(scans, groups, rows, logits.astype(np.float32)))
+    return pd.DataFrame({"model": model, **of, "part": part}).join(found)
+
+
+def right_shares(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Return the accuracy and the balanced accuracy, the mean recall of the classes that occur."""
+    guesses = logits.argmax(1)
+    recalls = recall_score(labels, guesses, labels=np.unique(labels), average="macro")
+    accuracy = float((guesses == labels).mean())
+    return {"accuracy": accuracy, "balanced_accuracy": float(recalls)}
+
+
+def keep_real(path: Path, scans: Scans, card: Mapping[str, Any]) -> None:
+    """Raise ValueError if a model of phantoms would overwrite one of real slices."""
+    expected = "A model of real slices is not overwritten by one of phantoms; use another folder."
+    require(not scans.synthetic or card.get("synthetic", True), expected, path=str(path))

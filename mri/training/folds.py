@@ -28,9 +28,8 @@ from mri.models.scores import predict_logits
 from mri.subjects.probes import shuffle_diagnoses
 from mri.subjects.splits import Split
 from mri.training.crossval import SHUFFLED, CrossValidation, answers, folds_of, held_out
-from mri.training.loop import is_trained, train
+from mri.training.loop import Run, Trained, is_trained, train
 from mri.training.recipe import Recipe, chosen_entries, entries
-from mri.training.run import Run
 
 
 def cross_validate(
@@ -47,53 +46,43 @@ def cross_validate(
 ) -> CrossValidation:
     """Train every builder on every subject-wise fold with every seed, and keep all logits.
 
-    Each cell of the sweep trains with `mri.train`. It leaves its network, its card and
-    ``<cell>.parquet`` in `folder`. An interrupted sweep resumes when the call is repeated: finished
-    cells are read, and a killed cell continues after its last whole epoch. Cells run through
-    joblib. On a cluster, put ``with joblib.parallel_config("dask"):`` (or ``"ray"``) around the
-    call; all workers must see `folder` under the same path.
+    Each cell of the sweep trains with `mri.train` and leaves its network, its card and
+    ``<cell>.parquet`` in `folder`. An interrupted sweep resumes when the call is repeated. On a
+    cluster, put ``with joblib.parallel_config("dask"):`` (or ``"ray"``) around the call; all
+    workers must see `folder` under the same path.
 
     Parameters
     ----------
     builders : str or sequence of str
         Names of registered builders, or of `mri.training.recipe.entries`.
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Subject of each slice.
+    scans, groups
+        The slices, and the subject of each, int (n,).
     recipe : Recipe, optional
         One recipe for all; by default each uses its own from `mri.training.RECIPES`.
-    folds : int
-        As for `mri.subject_split`.
+    folds, division : int
+        How many folds there are, and the seed that says who is in which.
     seeds : sequence of int
-        Seeds of weights, order and augmentation.
-    division : int
-        Seed of the split: which people are in which fold.
+        Of weights, order and augmentation.
     folder : path
     jobs : int, optional
         How many networks train at a time, each on its share of the cores. By default one, or as
         many as the backend of ``joblib.parallel_config`` runs.
 
-    Returns
-    -------
-    CrossValidation
-
     Raises
     ------
     ValueError
-        If a builder is not registered, builders or seeds are empty, the groups belong to other
-        slices, `folds` is below 2 or `jobs` is below 1.
+        If a builder is unknown, builders or seeds are empty, the groups belong to other slices, or
+        `folds` or `jobs` is too small.
 
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
     >>> from mri.data import make_phantoms
     >>> from mri.training import Recipe
-    >>> phantoms, short = make_phantoms(16, 2, size=64), Recipe(epochs=1, batch_size=8)
+    >>> data, short = make_phantoms(16, 2, size=64), Recipe(epochs=1, batch_size=8)
     >>> options = {"recipe": short, "folds": 2}
     >>> with TemporaryDirectory() as folder:
-    ...     found = cross_validate(
-    ...         "tissue", phantoms.scans, phantoms.subjects, folder=folder, **options
-    ...     )
+    ...     found = cross_validate("tissue", data.scans, data.subjects, folder=folder, **options)
     >>> len(found.pooled())  # Every slice is in exactly one test part.
     32
     """
@@ -110,7 +99,7 @@ def cross_validate(
     require(jobs is None or jobs >= 1, "jobs must be None or at least 1.", jobs=jobs)
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    splits = list(folds_of(scans.labels, groups, folds=folds, division=division))
+    splits = folds_of(scans.labels, groups, folds=folds, division=division)
     cells = [
         (name, Run(zoo[name][0], scans, split, recipe or zoo[name][1], seed))
         for name in builders
@@ -133,14 +122,13 @@ def _run_cell(
     with suppress(RuntimeError):  # TensorFlow refuses once the process has computed.
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     register(builder)
-    scans, split, recipe, seed = cell.scans, cell.split, cell.recipe, cell.seed
-    settings = json.dumps([asdict(recipe), scans.fingerprint(), split.folds], sort_keys=True)
+    scans, split = cell.scans, cell.split
+    settings = json.dumps([asdict(cell.recipe), scans.fingerprint(), split.folds], sort_keys=True)
     tag = hashlib.sha256(settings.encode()).hexdigest()[:8]
-    name = f"{entry}-{tag}-fold{split.fold}-seed{seed}"
+    name = f"{entry}-{tag}-fold{split.fold}-seed{cell.seed}"
     name += f"-division{split.seed}" * bool(split.seed)
-    # A cell bears its recipe in its name: another run of that name is of an older network.
-    quiet: dict[str, Any] = {"folder": folder, "verbose": 0, "replace": True}
-    run = train(cell.builder, scans, split, name=name, recipe=cell.recipe, seed=seed, **quiet)
+    # The recipe is in the name, so another run of that name is of an older network.
+    run = _train_quietly(cell, name, folder)
     path = folder / f"{name}.cell.parquet"
     people = hashlib.sha256(groups.astype(np.int64).tobytes()).hexdigest()
     key = f"{run.card['signature']} {people}"
@@ -149,10 +137,16 @@ def _run_cell(
         if table.about.get("key") == key:
             return table.frame
     logits = predict_logits(run.model, scans.images[held_out(split)]) / run.card["temperature"]
-    frame = answers(entry, scans, groups, split, logits, seed=seed)
+    frame = answers(entry, scans, groups, split, logits, seed=cell.seed)
     LogitsTable(frame, {"class_names": list(scans.class_names), "key": key}).save(path)
     keras.backend.clear_session()
     return frame
+
+
+def _train_quietly(run: Run, name: str, folder: str | os.PathLike[str]) -> Trained:
+    """Train a run under a name that is its own: what else is there may be replaced."""
+    options: dict[str, Any] = {"recipe": run.recipe, "seed": run.seed, "folder": folder}
+    return train(run.builder, run.scans, run.split, name=name, **options, verbose=0, replace=True)
 
 
 def sweep(
@@ -164,35 +158,18 @@ def sweep(
     folds: int = 5,
     seeds: int = 1,
 ) -> CrossValidation:
-    """Cross-validate networks and a control on all people; keep the logits.
+    """Cross-validate networks and a control on all people; keep the logits in `output`.
 
-    The control is the first network, trained on diagnoses shuffled among the subjects.
-
-    Parameters
-    ----------
-    builders : sequence of str
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Subject of each slice.
-    output : path
-        File for the logits. The networks go into a folder of the same name without ending.
-    folds, seeds : int
-
-    Returns
-    -------
-    CrossValidation
+    The control is the first network, trained on diagnoses shuffled among the subjects. The networks
+    go into a folder named as `output` without its ending. See `cross_validate`.
     """
-    options: dict[str, Any] = {
-        "folds": folds,
-        "seeds": range(seeds),
-        "folder": Path(output).with_suffix(""),
-    }
+    home = Path(output).with_suffix("")
+    options: dict[str, Any] = {"folds": folds, "seeds": range(seeds), "folder": home}
     found = cross_validate(builders, scans, groups, **options)
     control = replace(scans, labels=shuffle_diagnoses(scans.labels, groups))
     shuffled = cross_validate(builders[0], control, groups, **options).frame
     shuffled["model"] += SHUFFLED
-    frames = [found.frame, shuffled]
-    result = replace(found, frame=pd.concat(frames, ignore_index=True))
+    result = replace(found, frame=pd.concat([found.frame, shuffled], ignore_index=True))
     result.save(output)
     return result
 
@@ -208,24 +185,9 @@ def train_zoo(
 ) -> Iterator[str]:
     """Train networks under both protocols and keep their logits; yield a line of text for each.
 
-    Finished networks are not trained again.
-
-    Parameters
-    ----------
-    scans : Scans
-    splits : mapping of str to Split
-        By protocol.
-    groups : ndarray of int, shape (n,)
-        Subject of each slice.
-    names : sequence of str
-        Names from `mri.training.recipe.entries`; by default all.
-    seeds : int
-    folder : path
-
-    Raises
-    ------
-    ValueError
-        If there is no network with that name.
+    Finished networks are not trained again. `splits` are by protocol, `groups` are the subjects
+    (n,) of the slices, and `names` are some of `mri.training.recipe.entries`, by default all.
+    Others raise ValueError.
     """
     zoo = chosen_entries(names)
     for name, seed, protocol in product(zoo, range(seeds), splits):
@@ -233,13 +195,11 @@ def train_zoo(
         stem = f"{name}{f'-seed{seed}' if seed else ''}-{protocol}"
         path, split = Path(folder) / f"{stem}.keras", splits[protocol]
         # The repository has every card with its logits, but not every model file.
-        if find_logits(ModelFile(path)) and is_trained(
-            builder, scans, split, path, recipe=recipe, seed=seed
-        ):
+        known = is_trained(builder, scans, split, path, recipe=recipe, seed=seed)
+        if known and find_logits(ModelFile(path)):
             yield f"{path}: trained before"
             continue
-        quiet: dict[str, Any] = {"folder": folder, "verbose": 0, "replace": True}
-        run = train(builder, scans, split, name=stem, recipe=recipe, seed=seed, **quiet)
+        run = _train_quietly(Run(builder, scans, split, recipe, seed), stem, folder)
         if find_logits(ModelFile(run.path)) is None:
             keep_logits(ModelFile(run.path), scans, groups)
         figures = ", ".join(f"{key} {value:.3f}" for key, value in run.card["validation"].items())

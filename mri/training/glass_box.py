@@ -1,20 +1,20 @@
 """Fit the glass box: a ridge on the tone map, cut points and their steepness, all from one set.
 
-The numbers are fitted by scikit-learn and NumPy; `GlassBox.model` writes them into a Keras model,
-and `save_glass_box` puts it on the disk with its template and a card that says what it takes.
+`GlassBox.model` writes the numbers into a Keras model; `save_glass_box` saves it with its template.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import StratifiedKFold
 
 from mri._arguments import integers, require
@@ -23,9 +23,10 @@ from mri.data.scans import Scans
 from mri.data.tone_map import HEIGHTS, tone_map
 from mri.evaluation.persons import INPUT
 from mri.models.files import read_card, save_model
-from mri.subjects.person import people_tones, prepare_people
+from mri.subjects.person import Tones, people_tones, prepare_people
 from mri.subjects.splits import Split, check_disjoint, split_facts
 from mri.subjects.template import Template, make_template
+from mri.training.crossval import keep_real, right_shares
 from mri.training.ordinal import Ordinal, fit_ordinal, severity_of
 
 if TYPE_CHECKING:
@@ -57,10 +58,7 @@ class GlassBox:
     inner: np.ndarray = field(repr=False)
 
     def contributions(self, maps: np.ndarray) -> np.ndarray:
-        """Return what each place adds to the severity, float64 (..., 8, r, c).
-
-        Their sum and `intercept` are the severity: nothing is left over.
-        """
+        """Return what each place adds to the severity, float64 (..., 8, r, c)."""
         return (np.asarray(maps, float) - self.centre) * self.weights
 
     def scores(self, maps: np.ndarray) -> np.ndarray:
@@ -87,27 +85,19 @@ class GlassBox:
 def ridge_weights(
     maps: np.ndarray, severity: np.ndarray, *, penalty: float = PENALTY
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Fit a ridge in kernel form: as many unknowns as people, not as places.
+    """Fit a ridge.
 
-    Parameters
-    ----------
-    maps : ndarray of float, shape (n, ...)
-    severity : ndarray of float, shape (n,)
-    penalty : float
-        In units of the mean squared norm of a centred map, so that it does not depend on the size.
-
-    Returns
-    -------
-    weights, centre : ndarray of float64, shape (...)
-    intercept : float
-        So that ``intercept + sum(weights * (map - centre))`` is the fit.
+    `penalty` is in units of the mean squared norm of a centred map, so that it does not depend on
+    the size of `maps` (n, ...). The fit to `severity` (n,) is
+    ``intercept + sum(weights * (map - centre))``; weights, centre and intercept are returned.
     """
-    maps, severity = np.asarray(maps, float), np.asarray(severity, float)
-    flat = maps.reshape(len(maps), -1)
-    centre, intercept = flat.mean(0), float(severity.mean())
-    flat = flat - centre
-    dual = _dual(flat @ flat.T, severity, penalty)
-    return (dual @ flat).reshape(maps.shape[1:]), centre.reshape(maps.shape[1:]), intercept
+    maps = np.asarray(maps, float)
+    flat, centre = maps.reshape(len(maps), -1), maps.mean(0)
+    scale = float(flat.var(0).sum())
+    require(scale > 0, "maps must differ between people.", scale=scale)
+    # With more places than people, this solver has one unknown a person.
+    fitted = Ridge(penalty * scale, solver="cholesky").fit(flat, severity)
+    return fitted.coef_.reshape(centre.shape), centre, float(np.mean(severity))
 
 
 def fit_glass_box(
@@ -120,25 +110,17 @@ def fit_glass_box(
 ) -> GlassBox:
     """Fit the glass box to people: each choice is made inside them.
 
-    The cut points and the steepness are of scores that people got from others of the same set
-    (five folds, fewer where a severity has fewer people): those that a ridge gives to the people it
-    was fitted to lie too far apart.
+    A ridge spreads the people it was fitted to too far apart. The cut points and the steepness
+    therefore come from five inner folds, or fewer if a severity has fewer people.
 
     Parameters
     ----------
     maps : ndarray of float, shape (n, 8, r, c)
         From `tone_map`, one a person.
-    labels : ndarray of int, shape (n,)
-    class_names : tuple of str
-        Names in label order, those of `SEVERITY`.
-    penalty : float
-        See `ridge_weights`.
-    seed : int
-        Of the inner folds.
-
-    Returns
-    -------
-    GlassBox
+    labels, class_names
+        Classes of the people, int (n,), and the names in `SEVERITY` in label order.
+    penalty, seed
+        Of the ridge (see `ridge_weights`) and of the inner folds.
 
     Raises
     ------
@@ -172,61 +154,37 @@ def bootstrap_weights(
     """Return the weights and their 95% interval when people are drawn anew.
 
     Whole people are drawn with replacement, within each severity, and the ridge is fitted to each
-    draw; the interval is its 2.5 and 97.5 percentiles. A ridge draws weights towards 0, and the
-    interval with them: it says how sure the *sign* is, not how large a true weight.
+    draw. A ridge shrinks weights towards 0, and the interval with them: it tells how sure the
+    *sign* is, not how large a true weight.
 
     Parameters
     ----------
     maps : ndarray of float, shape (n, 8, r, c)
     severity : ndarray of int, shape (n,)
-    penalty, draws, seed
-        Of the ridge, and how many draws.
 
     Returns
     -------
     weights, low, high : ndarray of float64, shape (8, r, c)
-        The sign is certain where ``low > 0`` or ``high < 0``.
+        The sign is certain if ``low > 0`` or ``high < 0``.
     """
     maps, severity = np.asarray(maps, float), np.asarray(severity)
     require(draws >= 40, "draws must be at least 40.", draws=draws)
     rng = np.random.default_rng(seed)
     people = [np.flatnonzero(severity == k) for k in np.unique(severity)]
-    flat = maps.reshape(len(maps), -1)
-    # One kernel serves all draws; where it is centred on is left to each.
-    kernel = (flat - flat.mean(0)) @ (flat - flat.mean(0)).T
-    dual = np.zeros((draws, len(maps)))
+    # The maps span as many dimensions as there are people: all ridges are fitted in these.
+    axes, spanned = np.linalg.qr(maps.reshape(len(maps), -1).T)
+    drawn = np.empty((draws, len(spanned)))
     for i in range(draws):
         rows = np.concatenate([rng.choice(of, len(of)) for of in people])
-        np.add.at(dual[i], rows, _dual(kernel[np.ix_(rows, rows)], severity[rows], penalty))
-    drawn = (dual @ flat).astype(np.float32)
-    low, high = (x.reshape(maps.shape[1:]) for x in np.quantile(drawn, [0.025, 0.975], axis=0))
+        drawn[i] = ridge_weights(spanned.T[rows], severity[rows], penalty=penalty)[0]
+    weights = (drawn @ axes.T).astype(np.float32)
+    low, high = (x.reshape(maps.shape[1:]) for x in np.quantile(weights, [0.025, 0.975], axis=0))
     return ridge_weights(maps, severity, penalty=penalty)[0], low, high
-
-
-def _dual(kernel: np.ndarray, severity: np.ndarray, penalty: float) -> np.ndarray:
-    """Return what each person weighs in a ridge, float64 (n,); their sum is 0."""
-    means = kernel.mean(0)
-    centred = kernel - means - means[:, None] + means.mean()
-    scale = float(np.trace(centred)) / len(centred)
-    require(scale > 0, "maps must differ between people.", scale=scale)
-    ridge = KernelRidge(alpha=penalty * scale, kernel="precomputed")
-    return ridge.fit(centred, severity - severity.mean()).dual_coef_
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A glass box with the people that it was fitted to.
-
-    Attributes
-    ----------
-    box : GlassBox
-    template : Template
-    maps : ndarray of float32, shape (people, 8, r, c)
-        Their tone maps.
-    labels : ndarray of int64, shape (people,)
-    seconds : float
-        How long it took.
-    """
+    """A glass box with tone maps (people, 8, r, c) and labels (people,) of those fitted."""
 
     box: GlassBox
     template: Template
@@ -242,18 +200,12 @@ def train_people(
 
     Parameters
     ----------
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Person of each slice.
+    scans, groups
+        The slices, and the person of each, int (n,).
     split : Split, optional
-        Only people without a slice in `split.test` are looked at; by default everybody. The
-        validation part is used too, since all choices are made by folds within.
+        Leaves out the people of `split.test`; by default everybody is used.
     registered : bool
         Whether slices are moved onto the template.
-
-    Returns
-    -------
-    Fitted
 
     Raises
     ------
@@ -270,12 +222,20 @@ def train_people(
         rows = np.setdiff1d(rows, split.test)
     tones = list(people_tones(scans.images[rows], groups[rows]).values())
     labels = scans.labels[rows][np.unique(groups[rows], return_index=True)[1]]
-    whole = [person.images for person in tones if len(person.images) == HEIGHTS]
-    require(len(whole) > 0, f"Some person must have {HEIGHTS} slices.", people=len(tones))
-    template = make_template(whole, registered=registered)
-    maps = np.stack([tone_map(person.images) for person in prepare_people(tones, template)])
+    template, maps = maps_of(tones, tones, registered=registered)
     box = fit_glass_box(maps, labels, scans.class_names)
     return Fitted(box, template, maps, labels, perf_counter() - start)
+
+
+def maps_of(
+    people: Sequence[Tones], known: Sequence[Tones], *, registered: bool
+) -> tuple[Template, np.ndarray]:
+    """Return a template of the `known` people, and the tone maps (n, 8, r, c) of `people` by it."""
+    whole = [person.images for person in known if len(person.images) == HEIGHTS]
+    require(len(whole) > 0, f"Some person must have {HEIGHTS} slices.", people=len(known))
+    template = make_template(whole, registered=registered)
+    maps = [tone_map(person.images) for person in prepare_people(people, template)]
+    return template, np.stack(maps)
 
 
 def save_glass_box(
@@ -287,36 +247,20 @@ def save_glass_box(
 ) -> dict[str, Any]:
     """Write ``<name>.keras``, its card ``<name>.json`` and ``<name>.npz``, the template.
 
-    Parameters
-    ----------
-    path : path
-        Ends in ``.keras``.
-    fitted : Fitted
-        From `train_people`.
-    scans, split
-        What it was fitted to; without a split the card has no test rows.
-
-    Returns
-    -------
-    dict
-        The card as written: ``input`` is ``"person"``, ``template_sha256`` the template's hash.
+    `scans` and `split` are those given to `train_people`. The card is returned.
 
     Raises
     ------
     ValueError
-        If a model of phantoms would overwrite one of real slices, or `path` ends otherwise.
+        If a model of phantoms would overwrite one of real slices, or `path` has another ending.
     """
     path = Path(path)
     require(path.suffix == ".keras", "path must end in .keras.", path=str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = read_card(path) or {}
-    expected = "A model of real slices is not overwritten by one of phantoms; use another folder."
-    require(not scans.synthetic or known.get("synthetic", True), expected, path=str(path))
+    keep_real(path, scans, read_card(path) or {})
     beside = path.with_suffix(".npz")
     fitted.template.save(beside)
     model, box = fitted.box.model(), fitted.box
-    guesses = box.ordinal.logits(box.inner).argmax(1)
-    recalls = [(guesses[fitted.labels == c] == c).mean() for c in np.unique(fitted.labels)]
     card: dict[str, Any] = {
         "builder": "glass_box",
         "input": INPUT,
@@ -334,12 +278,8 @@ def save_glass_box(
         "seconds": round(fitted.seconds, 1),
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         # By inner folds of the people fitted, one answer a person.
-        "validation": {
-            "accuracy": float((guesses == fitted.labels).mean()),
-            "balanced_accuracy": float(np.mean(recalls)),
-        },
+        "validation": right_shares(fitted.labels, box.ordinal.logits(box.inner)),
     }
     if split is not None:
-        card["split"] = split_facts(split)
-        card["test_rows"] = split.test.tolist()
+        card |= {"split": split_facts(split), "test_rows": split.test.tolist()}
     return save_model(model, path, card)

@@ -2,47 +2,91 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from dataclasses import replace as with_
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import recall_score
-from sklearn.utils.class_weight import compute_class_weight
+import pandas as pd
 
 from mri._arguments import require, row_numbers
 from mri._files import alone
 from mri._keras import keras, tf
 from mri.data.scans import Scans
 from mri.evaluation.metrics import fit_temperature
-from mri.models.builders import DTYPES, initial_weights
+from mri.models.builders import DTYPES, build_model, initial_weights
 from mri.models.files import ModelFile, ModelFileError, save_model
 from mri.models.scores import predict_logits
-from mri.subjects.splits import PARTS, DataLeakageError, Split
+from mri.subjects.splits import PARTS, DataLeakageError, Split, split_facts
 from mri.training.batches import BalancedAccuracy, Batches, HardExamples
 from mri.training.checkpoint import Checkpoint
+from mri.training.crossval import keep_real, right_shares
 from mri.training.recipe import Recipe, native_dtype, recipe_of
-from mri.training.run import Run, differences
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All that determines the result; the `dtype` of the recipe is resolved, not 'auto'."""
+
+    builder: str
+    scans: Scans
+    split: Split
+    recipe: Recipe
+    seed: int = 0
+
+    def build(self) -> keras.Model:
+        """Return the network with the initial weights of the seed."""
+        keras.utils.set_random_seed(self.seed)
+        return build_model(
+            self.builder,
+            input_shape=(*self.scans.images.shape[1:], 1),
+            classes=len(self.scans.class_names),
+            augment=self.recipe.augment,
+            dtype=self.recipe.dtype,
+        )
+
+    @cached_property
+    def model(self) -> keras.Model:
+        """The network that is trained; built once."""
+        return self.build()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that determines the result, JSON-ready."""
+        # A builder may be edited between two runs; Keras numbers layers on from one to the next.
+        network = re.sub(r'_\d+(?=")', "", self.model.to_json())
+        return {
+            "builder": self.builder,
+            "network_sha256": hashlib.sha256(network.encode()).hexdigest(),
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "data": self.scans.fingerprint(),
+            "split": split_facts(self.split),
+        }
+
+    @cached_property
+    def signature(self) -> str:
+        """SHA-256 of the identity: equal where the results are."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return max(1, len(self.split.train) // self.recipe.batch_size)
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained network with everything that is known about it.
-
-    Attributes
-    ----------
-    model : keras.Model
-        With the weights of the epoch that the recipe keeps.
-    card : dict
-        The content of ``models/<name>.json``.
-    path : Path
-        The ``.keras`` file.
-    """
+    """A trained network, its card (the content of ``models/<name>.json``) and its file."""
 
     model: keras.Model
     card: dict[str, Any]
@@ -74,50 +118,39 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     **options: Any,
 ) -> Trained:
-    """Train a registered network and save it with its card.
-
-    Says in one line whether it trains a new network, loads or resumes this very run, or replaces
-    another one.
+    """Train a registered network and save it with its card; say whether it is new or resumed.
 
     Parameters
     ----------
     builder : str
         One of `mri.list_models`.
-    scans : Scans
-        All slices. `split` says which are used for what; the test part is never touched.
-    split : Split
-        From `subject_split` or `image_split`. Both cut validation and test in the same way.
+    scans, split
+        All slices, and from `subject_split` or `image_split` which are used for what. The test part
+        is never touched.
     name : str, optional
         File name without ending; by default ``<builder>-<protocol>``.
     recipe : Recipe, optional
-        By default the recipe of the builder's name in `mri.training.RECIPES`, else ``Recipe()``.
+        By default `mri.training.recipe_of` the builder.
     seed : int
         Seed of the initial weights, the order of the slices, augmentation and dropout.
     folder : path
-        Where ``<name>.keras`` and ``<name>.json`` are written.
+        Where ``<name>.keras`` and ``<name>.json`` are written. If another process trains under the
+        same name, this call waits for it.
     resume : bool
         If True, a killed run continues after its last whole epoch, to the same result, and a
-        finished run is returned as it is. If False, training starts anew. If another process
-        trains under the same name, this call waits for it.
+        finished run is returned as it is. If False, training starts anew.
     replace : bool
-        Whether a finished run of another recipe, seed, split or network under the same name may be
-        lost. Without it, such a run is not replaced.
+        Whether a finished run of another recipe, seed, split or network may be lost.
     verbose : 'auto', 0, 1 or 2
-        As for ``fit`` of Keras: its progress bar. With 0, nothing is printed.
+        As for ``fit`` of Keras. With 0, nothing is printed.
     callbacks : sequence of keras.callbacks.Callback
-        They watch the epochs of this call, such as TensorBoard's or MLflow's. They do not change
-        the result. A finished run calls none.
-
-    Returns
-    -------
-    Trained
+        They watch the epochs of this call and do not change the result. A finished run calls none.
 
     Raises
     ------
     ValueError
-        If there is no such builder, the split has an empty train or validation part, the split
-        belongs to other slices, another run has that name, or a network trained on phantoms would
-        overwrite one trained on real slices.
+        If there is no such builder, the split has an empty part or belongs to other slices, another
+        run has that name, or a network of phantoms would overwrite one of real slices.
     DataLeakageError
         If parts of the split share a slice.
     RuntimeError
@@ -142,29 +175,22 @@ def train(
     _check_split(split, len(scans))
     file = ModelFile(Path(folder) / f"{name or f'{builder}-{split.protocol}'}.keras")
     card = _card_of(file)
-    require(
-        not scans.synthetic or card.get("synthetic", True),
-        "A network of real slices is not overwritten by one of phantoms; use another folder.",
-        path=str(file.path),
-    )
-    run = _same_run(Run(builder, scans, split, recipe, seed), card)
-    run = run or Run(builder, scans, split, with_(recipe, dtype=_resolved(recipe)), seed)
+    keep_real(file.path, scans, card)
+    wanted = Run(builder, scans, split, recipe, seed)
+    dtype = native_dtype() if recipe.dtype == "auto" else recipe.dtype
+    run = _same_run(wanted, card) or with_(wanted, recipe=with_(recipe, dtype=dtype))
     say = print if verbose else lambda *_: None
-    # Looked for again where another process had to be waited for.
     if resume and (done := _finished(file, run)):
         say(f"{file.path}: trained before, loaded")
         return done
     with alone(file.path):
-        file = ModelFile(file.path)
+        file = ModelFile(file.path)  # While this call waited, another process may have written it.
         if resume and (done := _finished(file, run)):
             say(f"{file.path}: trained by another process, loaded")
             return done
-        other = differences(_card_of(file), run)
-        require(
-            replace or not other,
-            f"{file.path} holds another run: take another name, or replace=True to lose it.",
-            **other,
-        )
+        other = _differences(_card_of(file), run)
+        expected = f"{file.path} holds another run: take another name, or replace=True to lose it."
+        require(replace or not other, expected, **other)
         if other:
             say(f"{file.path}: another run is replaced, of other: {', '.join(other)}")
         return _trained(file.path, run, resume=resume, verbose=verbose, callbacks=callbacks)
@@ -173,17 +199,12 @@ def train(
 def _check_call(
     builder: object, scans: object, split: object, recipe: object, options: Mapping[str, Any]
 ) -> None:
-    """Say what a call lacks, in the order in which one would notice."""
-    of_recipe = [name for name in options if name in Recipe.__dataclass_fields__]
-    how = ", ".join(f"{name}={options[name]!r}" for name in of_recipe)
-    require(
-        not of_recipe, f"Epochs and the like must be in a recipe: recipe=Recipe({how}).", **options
-    )
+    fields = Recipe.__dataclass_fields__
+    how = ", ".join(f"{name}={value!r}" for name, value in options.items() if name in fields)
+    require(not how, f"Epochs and the like must be in a recipe: recipe=Recipe({how}).", **options)
     require(not options, "Options must be those of mri.train.", **options)
-    require(
-        isinstance(builder, str), "builder must be a name of mri.list_models().", builder=builder
-    )
-    kind = type(scans).__name__
+    named, kind = isinstance(builder, str), type(scans).__name__
+    require(named, "builder must be a name of mri.list_models().", builder=builder)
     require(isinstance(scans, Scans), "scans must be Scans, from mri.read_scans().", scans=kind)
     whole = all(hasattr(split, name) for name in (*PARTS, "protocol"))
     require(whole, "split must be a Split, from subject_split or image_split.", split=split)
@@ -197,9 +218,8 @@ def is_trained(
 
     A recipe with dtype 'auto' also matches a run on a machine with another arithmetic.
     """
-    return (
-        _same_run(Run(builder, scans, split, recipe, seed), _card_of(ModelFile(path))) is not None
-    )
+    wanted = Run(builder, scans, split, recipe, seed)
+    return _same_run(wanted, _card_of(ModelFile(path))) is not None
 
 
 def _same_run(run: Run, card: Mapping[str, Any]) -> Run | None:
@@ -211,8 +231,18 @@ def _same_run(run: Run, card: Mapping[str, Any]) -> Run | None:
     return run if card.get("signature") == run.signature else None
 
 
-def _resolved(recipe: Recipe) -> str:
-    return native_dtype() if recipe.dtype == "auto" else recipe.dtype
+def _differences(card: Mapping[str, Any], run: Run) -> dict[str, str]:
+    """Return how a run differs from the finished one of that card; empty if there is none."""
+    if card.get("signature") in (None, run.signature):
+        return {}
+    kept, now = (
+        pd.json_normalize(dict(of), sep="_").to_dict("records")[0] for of in (card, run.identity)
+    )
+    return {
+        key: f"{str(kept.get(key))[:16]} before, now {str(value)[:16]}"
+        for key, value in now.items()
+        if kept.get(key) != value
+    }
 
 
 def _check_split(split: Split, n: int) -> None:
@@ -245,14 +275,7 @@ def _finished(file: ModelFile, run: Run) -> Trained | None:
     return None
 
 
-def _trained(
-    path: Path,
-    run: Run,
-    *,
-    resume: bool,
-    verbose: str | int,
-    callbacks: Sequence[keras.callbacks.Callback],
-) -> Trained:
+def _trained(path: Path, run: Run, *, resume: bool, **options: Any) -> Trained:
     """Train the epochs that are missing, save the network and return it."""
     state = path.with_name(f".{path.stem}.state.npz")
     if not resume:
@@ -263,10 +286,10 @@ def _trained(
     steps = run.recipe.epochs * run.steps
     _compile(model, run.recipe, classes=len(run.scans.class_names), steps=steps)
     checkpoint.restore(model)
-    if verbose:
+    if options["verbose"]:
         done = checkpoint.epochs_done
         print(f"{path}: {f'resumed after epoch {done}' if done else 'trained anew'}")
-    _fit(model, run, checkpoint, verbose=verbose, callbacks=callbacks)
+    _fit(model, run, checkpoint, **options)
     # Without optimiser and metrics the file has a third of the size, and any Keras can load it.
     final = run.build()
     final.set_weights(model.get_weights())
@@ -276,8 +299,7 @@ def _trained(
 
 
 def _stopper(recipe: Recipe) -> keras.callbacks.EarlyStopping:
-    """Return what stops early and restores the best epoch; it does neither if the last is kept."""
-    last = recipe.monitor == "last"
+    last = recipe.monitor == "last"  # Then it neither stops early nor restores another epoch.
     return keras.callbacks.EarlyStopping(
         monitor="val_loss" if last else recipe.monitor,
         mode="max" if recipe.monitor == "val_balanced_accuracy" else "min",
@@ -297,10 +319,7 @@ def _fit(
     """Train the epochs that the checkpoint lacks; an error gets a note on what is kept."""
     scans, split, recipe = run.scans, run.split, run.recipe
     classes = len(scans.class_names)
-    validation = (
-        scans.images[split.validation][..., None],
-        np.eye(classes, dtype=np.float32)[scans.labels[split.validation]],
-    )
+    targets = np.eye(classes, dtype=np.float32)[scans.labels[split.validation]]
     batches = Batches(
         scans.images,
         scans.labels,
@@ -311,22 +330,18 @@ def _fit(
         seed=run.seed,
         epoch=checkpoint.epochs_done,
     )
+    watch = keras.callbacks.TerminateOnNaN(raise_error=True)
     try:
         model.fit(
             batches,
             epochs=checkpoint.epochs_done if checkpoint.stopped else recipe.epochs,
             initial_epoch=checkpoint.epochs_done,
-            validation_data=validation,
+            validation_data=(scans.images[split.validation][..., None], targets),
             validation_batch_size=256,
             class_weight=_class_weights(scans.labels[split.train], recipe, classes),
             # Keras would use Python's global random state, which no checkpoint keeps.
             shuffle=False,
-            callbacks=[
-                keras.callbacks.TerminateOnNaN(raise_error=True),
-                checkpoint.stopper,
-                checkpoint,
-                *callbacks,
-            ],
+            callbacks=[watch, checkpoint.stopper, checkpoint, *callbacks],
             verbose=verbose,
         )
     except BaseException as error:  # Includes Ctrl-C.
@@ -337,7 +352,7 @@ def _fit(
 
 
 def _card(model: keras.Model, run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return everything that is known about a finished run, ready for JSON."""
+    """Return everything that is known about a finished run, JSON-ready."""
     rows = run.split.validation
     logits, labels = predict_logits(model, run.scans.images[rows]), run.scans.labels[rows]
     return {
@@ -347,12 +362,7 @@ def _card(model: keras.Model, run: Run, checkpoint: Checkpoint) -> dict[str, Any
         "synthetic": run.scans.synthetic,
         "initial_weights": initial_weights(model),
         "parameters": model.count_params(),
-        "validation": {
-            "accuracy": float((logits.argmax(1) == labels).mean()),
-            "balanced_accuracy": float(
-                recall_score(labels, logits.argmax(1), labels=np.unique(labels), average="macro")
-            ),
-        },
+        "validation": right_shares(labels, logits),
         "temperature": fit_temperature(labels, logits),
         "best_epoch": checkpoint.kept_epoch,
         "seconds": round(checkpoint.seconds, 1),
@@ -386,7 +396,6 @@ def _compile(model: keras.Model, recipe: Recipe, *, classes: int, steps: int) ->
 def _class_weights(labels: np.ndarray, recipe: Recipe, classes: int) -> dict[int, float] | None:
     if recipe.balance != "weights":
         return None
-    present = np.unique(labels)
-    weights = compute_class_weight("balanced", classes=present, y=labels)
-    found = dict(zip(present.tolist(), weights.tolist(), strict=True))
-    return {label: found.get(label, 0.0) for label in range(classes)}
+    counts = np.bincount(labels, minlength=classes)
+    present = np.count_nonzero(counts)
+    return {c: len(labels) / (present * n) if n else 0.0 for c, n in enumerate(counts.tolist())}

@@ -1,7 +1,7 @@
 """One number a person, with nothing trained but two cut points: what every model has to beat.
 
-Dementia thins gray matter and widens what is filled with fluid, so which way each number points is
-known before any diagnosis is seen. `mri.training.ordinal.fit_ordinal` cuts them into classes.
+Dementia thins gray matter and widens the fluid around it, so the sign of each number is known
+before any diagnosis is seen. `mri.training.ordinal.fit_ordinal` cuts the numbers into classes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from scipy.ndimage import binary_fill_holes
 from mri._arguments import require
 from mri.data.tone_map import ANCHORS, band
 
-_BLACK = ANCHORS[0] / 2  # Below: outside the head.
+_BLACK = ANCHORS[0] / 2  # Darker pixels are outside the head.
 _FLUID = (ANCHORS[0] + ANCHORS[1]) / 2  # Half-way from fluid to gray matter.
-_DEEP = (
-    0.5  # Of the largest depth of the head in a slice: beyond lie ventricles, hardly any sulcus.
-)
+_DEEP = 0.5  # Share of the largest depth; further in lie ventricles and hardly any sulci.
 
 
 def gray_share(images: np.ndarray) -> float:
@@ -49,8 +47,8 @@ def fluid_share(images: np.ndarray) -> float:
 def ventricle_share(images: np.ndarray) -> float:
     """Return how much of the inside of a person's head is fluid far from its outline, 0 to 1.
 
-    Far is more than half the way to the deepest point of the slice: the ventricles and what lies
-    between them, without the sulci and most of the fissures; see `gray_share`.
+    "Far" means more than half the way to the deepest point of the slice. This takes in the
+    ventricles, but not the sulci and most of the fissures. See `gray_share`.
     """
     images = _checked(images)
     heads = _heads(images)
@@ -60,7 +58,6 @@ def ventricle_share(images: np.ndarray) -> float:
 
 
 def _heads(images: np.ndarray) -> np.ndarray:
-    """Return what is within the outline of each slice, bool (n, h, w)."""
     return np.stack([binary_fill_holes(image > _BLACK) for image in images])
 
 

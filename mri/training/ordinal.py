@@ -20,12 +20,7 @@ SEVERITY = {
 
 
 def severity_of(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Return the severity 0, 1 or 2 of labels, int64 (n,).
-
-    Raises
-    ------
-    ValueError
-        If the classes are not those of `SEVERITY`, or a label is none of them.
+    """Return the severity 0, 1 or 2 of labels, int64 (n,); ValueError for other classes.
 
     Examples
     --------
@@ -37,18 +32,22 @@ def severity_of(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
     labels = integers("labels", labels, np.size(labels))
     inside = bool(np.isin(labels, range(len(class_names))).all())
     require(inside, f"labels must be 0 to {len(class_names) - 1}.", labels=np.unique(labels))
-    return np.array([SEVERITY[name] for name in class_names])[labels]
+    return _severities(class_names)[labels]
+
+
+def _severities(class_names: Sequence[str]) -> np.ndarray:
+    return np.array([SEVERITY[name] for name in class_names])
 
 
 @dataclass(frozen=True, eq=False)
 class Ordinal:
     """From a score to class logits that are linear in it.
 
-    The logit of severity k is ``steepness * ((k - 1/2) * score - sum of the first k cuts)``, so
-    that neighbours are equal at a cut and the largest of the three is what cutting gives. Only
-    differences of logits mean anything; with k - 1/2 the one of 'Non_Demented' falls as the score
-    rises and can be explained too. Mild and moderate dementia share the logit of severity 2 in the
-    proportion of the people fitted, so that their probabilities add up to it.
+    The logit of severity k is ``steepness * ((k - 1/2) * score - sum of the first k cuts)``.
+    Neighbours are therefore equal at a cut, and the largest of the three is what cutting gives.
+    With k - 1/2 instead of k, the logit of 'Non_Demented' falls as the score rises, and can be
+    explained too. Mild and moderate dementia share the logit of severity 2 in the proportion of the
+    people fitted.
 
     Attributes
     ----------
@@ -56,9 +55,7 @@ class Ordinal:
         Scores at which severity 1 and 2 begin, ascending.
     steepness : float
     shares : ndarray of float64, shape (k,)
-        Part of its severity's people that each class has.
-    class_names : tuple of str
-        The k names in label order.
+        Part of its severity's people that each class has, in the order of `class_names`.
     """
 
     cuts: np.ndarray
@@ -69,35 +66,23 @@ class Ordinal:
     @property
     def slopes(self) -> np.ndarray:
         """What a unit of the score adds to each logit, float64 (k,)."""
-        return self.steepness * (self._severity() - 0.5)
+        return self.steepness * (_severities(self.class_names) - 0.5)
 
     @property
     def offsets(self) -> np.ndarray:
         """The logits at a score of 0, float64 (k,)."""
         passed = np.array([0.0, *np.cumsum(self.cuts)])
-        return np.log(self.shares) - self.steepness * passed[self._severity()]
+        return np.log(self.shares) - self.steepness * passed[_severities(self.class_names)]
 
     def logits(self, scores: np.ndarray) -> np.ndarray:
         """Return class logits, float64 (n, k), of scores (n,)."""
         return np.asarray(scores, float)[:, None] * self.slopes + self.offsets
 
-    def severity(self, scores: np.ndarray) -> np.ndarray:
-        """Return the severity 0, 1 or 2 of scores, by cutting."""
-        return np.searchsorted(self.cuts, scores, side="left")
-
-    def _severity(self) -> np.ndarray:
-        return np.array([SEVERITY[name] for name in self.class_names])
-
 
 def fit_ordinal(scores: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Ordinal:
     """Cut scores half-way between the means of neighbouring severities; fit the steepness.
 
-    Parameters
-    ----------
-    scores : ndarray of float, shape (n,)
-        Of people to train on; out-of-fold where the score was itself fitted to them.
-    labels : ndarray of int, shape (n,)
-    class_names : tuple of str
+    `scores` (n,) of people whose `labels` (n,) the score was fitted to must be out-of-fold.
 
     Raises
     ------
@@ -113,11 +98,11 @@ def fit_ordinal(scores: np.ndarray, labels: np.ndarray, class_names: tuple[str, 
     means = np.bincount(severity, scores, 3) / counts
     cuts = (means[:-1] + means[1:]) / 2
     if cuts[0] > cuts[1]:
-        # Scores that do not rise with severity, as of shuffled diagnoses: the middle one is empty.
+        # The scores do not rise with severity: nobody gets the middle one.
         cuts = np.full(2, cuts.mean())
     # In units of their spread the best steepness lies well within the bounds that are searched.
     unit = np.stack([np.zeros_like(scores), scores - cuts[0], 2 * scores - cuts.sum()], 1) / spread
     steepness = 1 / (fit_temperature(severity, unit) * spread)
     held = np.bincount(labels, minlength=len(class_names)) + 0.5
-    of = np.array([SEVERITY[name] for name in class_names])
+    of = _severities(class_names)
     return Ordinal(cuts, steepness, held / np.bincount(of, held)[of], class_names)

@@ -1,15 +1,15 @@
 """All people judged by models that are not networks: probes, single numbers and the glass box.
 
-Each division deals the people into folds by another seed. A person's answer is out of fold:
-template, weights, cut points and steepness come from the people of the other folds.
+Each division deals the people into folds by another seed. Everything in a person's answer comes
+from the people of the other folds, the template and the cut points too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,14 @@ from tqdm.auto import tqdm
 from mri._arguments import integers, require
 from mri.data.decode import DataError
 from mri.data.scans import Scans
-from mri.data.tone_map import HEIGHTS, tone_map
 from mri.evaluation.logits import LogitsTable
 from mri.evaluation.metrics import fit_temperature
-from mri.subjects.person import Tones, people_tones, prepare_people
+from mri.subjects.person import Tones, people_tones
 from mri.subjects.probes import linear_probe, shuffle_diagnoses
-from mri.subjects.template import make_template
 from mri.training.crossval import SHUFFLED, CrossValidation, answers, folds_of, held_out
-from mri.training.glass_box import fit_glass_box
+from mri.training.glass_box import GlassBox, fit_glass_box, maps_of
 from mri.training.one_number import ONE_NUMBER
-from mri.training.ordinal import fit_ordinal
+from mri.training.ordinal import Ordinal, fit_ordinal
 
 PROBES = "nearest neighbour", "linear probe"
 """Classifiers that know nothing about anatomy; see `cross_validate_probes`."""
@@ -42,12 +40,12 @@ GLASS_BOXES = {"glass box, registered": True, "glass box": False}
 MODELS = (*PROBES, *ONE_NUMBER, *GLASS_BOXES)
 """All that `judge_people` can judge."""
 
-_VERSION = 2  # A change of the method raises it, and older results are computed anew.
+_VERSION = 2  # Raise it with a change of the method: older results are then computed anew.
 
 
 @dataclass(frozen=True, eq=False)
 class _People:
-    """What does not depend on the fold: the slices and what `person_tones` made of each person."""
+    """What does not depend on the fold."""
 
     scans: Scans
     groups: np.ndarray
@@ -72,26 +70,21 @@ def judge_people(
 ) -> CrossValidation:
     """Give every person logits from models that were fitted without them, and keep these.
 
-    The same models are fitted to diagnoses dealt out anew (`shuffle_diagnoses`, seeded by the
-    division) on the same folds, as a control. A call that was cut off can be repeated: what stands
-    in `output` is not computed again.
+    There is a row per person, model and division; for probes the mean over a person's slices.
+    As a control, the same models are fitted to diagnoses dealt out anew (`shuffle_diagnoses`,
+    seeded by the division) on the same folds. An interrupted call can be repeated: what stands in
+    `output` is not computed again.
 
     Parameters
     ----------
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Person of each slice.
+    scans, groups
+        The slices, and the person of each, int (n,).
     output : path
         A file that `read_crossval` reads.
     models : tuple of str
         Some of `MODELS`.
     divisions, folds : int
         How often the people are divided, with seeds 0, 1, ..., and into how many folds.
-
-    Returns
-    -------
-    CrossValidation
-        One row a person, model and division. Probes judge slices: of these it is the mean.
 
     Raises
     ------
@@ -110,14 +103,15 @@ def judge_people(
     jobs = [(model, division) for division in range(divisions) for model in models]
     known, done = None, _done(output, about)
     for model, division in tqdm(jobs, desc="models and divisions", disable=None):
-        if {(model, division), (model + SHUFFLED, division)} <= done.keys():
+        if (model, division) in done:
             continue
         if model in PROBES:
-            found = cross_validate_probes(scans, groups, folds=folds, division=division)
-            done |= _by_model(_per_person(found, scans.class_names))
+            slices = cross_validate_probes(scans, groups, folds=folds, division=division)
+            found = _per_person(slices, scans.class_names)
         else:
             known = known or _prepared(scans, groups)
-            done |= _by_model(_judge(model, known, division, folds))
+            found = _judge(model, known, division, folds)
+        done |= _by_model(found)
         LogitsTable(pd.concat(done.values(), ignore_index=True), about).save(output)
     wanted = [(model + end, of) for model, of in jobs for end in ("", SHUFFLED)]
     frame = pd.concat([done[job] for job in wanted], ignore_index=True)
@@ -136,9 +130,9 @@ def _done(path: Path, about: Mapping[str, Any]) -> dict[tuple[str, int], pd.Data
         return {}
     if table.about.get("key") == about["key"]:
         return _by_model(table.frame)
-    expected = "Answers about real slices are not overwritten by those about phantoms."
     kept, new = (str(of.get("origin", "")).startswith("synthetic") for of in (table.about, about))
-    require(kept or not new, f"{expected} Choose another output.", output=str(path))
+    expected = "Answers about real slices are not overwritten by phantoms'; choose another output."
+    require(kept or not new, expected, output=str(path))
     return {}
 
 
@@ -149,42 +143,32 @@ def _prepared(scans: Scans, groups: np.ndarray) -> _People:
 
 
 def _judge(model: str, people: _People, division: int, folds: int) -> pd.DataFrame:
-    """Fit one model to each fold's other people, twice, and judge the people of the fold."""
+    """Fit one model, and its control, to each fold's other people; judge those of the fold."""
     n, names = len(people.labels), people.scans.class_names
     truth = {"": people.labels}
     truth[SHUFFLED] = shuffle_diagnoses(people.labels, np.arange(n), seed=division)
     found = {end: np.empty((n, len(names))) for end in truth}
     fold_of = np.empty(n, np.int64)
-    values = None if model in GLASS_BOXES else _numbers(model, people)
+    fit: Callable[..., GlassBox | Ordinal] = partial(fit_glass_box, seed=division)
+    if model in ONE_NUMBER:
+        (number, sign), fit = ONE_NUMBER[model], fit_ordinal
+        values = sign * np.array([number(tones.images) for tones in people.tones])
     for fold, test in enumerate(people.tested(division, folds)):
         train = np.setdiff1d(np.arange(n), test)
         fold_of[test] = fold
-        here = _maps(model, people, train) if values is None else values
-        fit = fit_ordinal if values is not None else partial(fit_glass_box, seed=division)
+        if model in GLASS_BOXES:
+            known = [people.tones[i] for i in train]
+            values = maps_of(people.tones, known, registered=GLASS_BOXES[model])[1]
         for end, labels in truth.items():
-            fitted = fit(here[train], labels[train], names)
-            found[end][test] = fitted.logits(here[test])
+            found[end][test] = fit(values[train], labels[train], names).logits(values[test])
     numbers, rows = np.unique(people.groups, return_index=True)
+    about = {"division": division, "fold": fold_of, "seed": 0, "part": "test"}
+    about |= {"row": rows, "subject": numbers}
     frames = []
     for end, labels in truth.items():
-        about = {"model": model + end, "division": division, "fold": fold_of, "seed": 0}
-        about |= {"part": "test", "row": rows, "subject": numbers, "label": labels}
-        logits = dict(zip([f"logit_{name}" for name in names], found[end].T, strict=True))
-        frames.append(pd.DataFrame(about | logits))
+        logits = {f"logit_{name}": found[end][:, c] for c, name in enumerate(names)}
+        frames.append(pd.DataFrame({"model": model + end} | about | {"label": labels} | logits))
     return pd.concat(frames, ignore_index=True)
-
-
-def _numbers(model: str, people: _People) -> np.ndarray:
-    number, sign = ONE_NUMBER[model]
-    return sign * np.array([number(tones.images) for tones in people.tones])
-
-
-def _maps(model: str, people: _People, train: np.ndarray) -> np.ndarray:
-    """Return everybody's tone map, float32 (n, 8, r, c), by a template of people to train on."""
-    whole = [people.tones[i].images for i in train if len(people.tones[i].images) == HEIGHTS]
-    require(len(whole) > 0, f"Some person to train on must have {HEIGHTS} slices.", whole=0)
-    template = make_template(whole, registered=GLASS_BOXES[model])
-    return np.stack([tone_map(person.images) for person in prepare_people(people.tones, template)])
 
 
 def cross_validate_probes(
@@ -192,29 +176,27 @@ def cross_validate_probes(
 ) -> pd.DataFrame:
     """Cross-validate two classifiers that know nothing about anatomy, and their controls.
 
-    They are the nearest neighbour in pixels and a linear probe on principal components. A network
-    should be better than both. Their temperature is fitted on the validation part, as that of a
-    network is. The controls are fitted to diagnoses dealt out anew.
-
-    Returns
-    -------
-    DataFrame
-        With the columns of `CrossValidation.frame`.
+    They are the nearest neighbour in pixels and a linear probe on principal components; a network
+    should be better than both. The temperature is fitted on the validation part, as for a network.
+    The controls are fitted to diagnoses dealt out anew. See `CrossValidation.frame`.
     """
-    pixels = scans.images.reshape(len(scans), -1).astype(np.float32)
-    truth = {"": scans.labels, SHUFFLED: shuffle_diagnoses(scans.labels, groups, seed=division)}
+    pixels, classes = (
+        scans.images.reshape(len(scans), -1).astype(np.float32),
+        len(scans.class_names),
+    )
+    control = shuffle_diagnoses(scans.labels, groups, seed=division)
+    truth = {"": scans, SHUFFLED: replace(scans, labels=control)}
     frames = []
     for split in folds_of(scans.labels, groups, folds=folds, division=division):
-        rows, train = held_out(split), pixels[split.train]
+        rows, train, n = held_out(split), pixels[split.train], len(split.validation)
         nearest = split.train[pairwise_distances_argmin(pixels[rows], train)]
-        for end, labels in truth.items():
+        for end, dealt in truth.items():
+            labels = dealt.labels
             probe = linear_probe(train, labels[split.train])
-            shares = np.zeros((len(rows), len(scans.class_names)))
+            shares = np.zeros((len(rows), classes))
             shares[:, probe.classes_] = probe.predict_proba(pixels[rows])
-            votes = np.eye(len(scans.class_names))[labels[nearest]]
-            dealt = Scans(scans.images, labels, scans.class_names, scans.rejected, scans.synthetic)
+            votes = np.eye(classes)[labels[nearest]]
             for name, logits in zip(PROBES, (votes, np.log(shares.clip(1e-9))), strict=True):
-                n = len(split.validation)
                 logits = logits / fit_temperature(labels[split.validation], logits[:n])
                 frames.append(answers(name + end, dealt, groups, split, logits))
     return pd.concat(frames, ignore_index=True)

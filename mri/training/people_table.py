@@ -1,18 +1,18 @@
 """The tables of all people: the ranking, the lead over one number, divisions, and atrophy.
 
-Each row is a model, each figure one of people. Whether one model is better than another is asked
-of people, not of divisions: they are drawn, or their signs flipped.
+Each row is a model. Tests and intervals draw people, not divisions.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
-from sklearn.metrics import recall_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from mri._arguments import require
 from mri._files import replacing
@@ -20,7 +20,7 @@ from mri._text import for_code
 from mri.data.decode import DataError
 from mri.evaluation.metrics import Evaluation, demented_odds, metric_label, pooled_three
 from mri.evaluation.significance import auc_difference, holm, share_difference, shares_of
-from mri.training.crossval import TABLE, CrossValidation
+from mri.training.crossval import TABLE, CrossValidation, right_shares
 
 NUMBERS = "gray share", "ventricle volume", "all fluid"
 """The single numbers that every other model has to beat; see `mri.training.one_number`."""
@@ -41,29 +41,16 @@ BEGIN, END = "<!-- python -m mri folds --table -->", "<!-- end of the table -->"
 def figures_of(
     labels: np.ndarray, logits: np.ndarray, class_names: tuple[str, ...]
 ) -> dict[str, float]:
-    """Return figures of the four public classes, without intervals, of one row a person.
+    """Return the figures of labels (n,) and logits (n, 4) of people, without intervals.
 
-    Parameters
-    ----------
-    labels : ndarray of int, shape (n,)
-    logits : ndarray of float, shape (n, 4)
-    class_names : tuple of str
-        In label order.
-
-    Returns
-    -------
-    dict
-        The keys of `DIVIDED`, `accuracy` and `balanced_accuracy`. Moderate dementia counts as mild
-        in all but the last.
+    The keys are those of `DIVIDED`, `accuracy` and `balanced_accuracy`. Moderate dementia counts as
+    mild, except in the last two.
     """
     truth, pooled = pooled_three(labels, logits, class_names)
     odds, healthy = demented_odds(logits, class_names), class_names.index("Non_Demented")
-    found = {
-        "accuracy": float((logits.argmax(1) == labels).mean()),
-        "balanced_accuracy": _balanced(labels, logits),
-        "balanced_accuracy_3": _balanced(truth, pooled),
-        "demented_auc": float(roc_auc_score(labels != healthy, odds)),
-    }
+    found = right_shares(labels, logits)
+    found["balanced_accuracy_3"] = right_shares(truth, pooled)["balanced_accuracy"]
+    found["demented_auc"] = float(roc_auc_score(labels != healthy, odds))
     for key, name in (("very_mild_auc", "Very_Mild_Demented"), ("mild_auc", "Mild_Demented")):
         ill = class_names.index(name)
         rows = np.isin(truth, (healthy, ill))
@@ -72,32 +59,25 @@ def figures_of(
     return found | {"log_loss_3": float(loss.mean())}
 
 
-def _balanced(labels: np.ndarray, logits: np.ndarray) -> float:
-    known = np.unique(labels)
-    return float(recall_score(labels, logits.argmax(1), labels=known, average="macro"))
+def _per_division(found: CrossValidation, model: str) -> pd.DataFrame:
+    """Return `figures_of` a model, a row a division."""
+    samples = [found.sample(model, division) for division in found.divisions(model)]
+    return pd.DataFrame([figures_of(*x[:2], found.class_names) for x in samples])
 
 
 def over_divisions(found: CrossValidation) -> pd.DataFrame:
     """Return mean and standard deviation over divisions of each model's figures per person.
 
     A division deals the people into folds by another seed. The deviation says how much depends on
-    that. It is no standard error, since the people are the same.
-
-    Returns
-    -------
-    DataFrame
-        By model, controls included: ``divisions``, how many, and ``<figure> mean`` and
-        ``<figure> sd`` of `DIVIDED`.
+    that. It is no standard error, since the people are the same. There is a row a model, controls
+    included, with ``divisions``, how many, and ``<figure> mean`` and ``<figure> sd`` of `DIVIDED`.
     """
     rows = {}
     for model in found.models:
-        samples = [found.sample(model, division) for division in found.divisions(model)]
-        of = pd.DataFrame([figures_of(*x[:2], found.class_names) for x in samples])
-        rows[model] = {"divisions": len(samples)} | {
-            f"{key} {name}": value
-            for key in DIVIDED
-            for name, value in (("mean", of[key].mean()), ("sd", of[key].std(ddof=0)))
-        }
+        of = _per_division(found, model)
+        rows[model] = {"divisions": len(of)}
+        for key in DIVIDED:
+            rows[model] |= {f"{key} mean": of[key].mean(), f"{key} sd": of[key].std(ddof=0)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -105,11 +85,7 @@ def best_number(found: CrossValidation, by: str = "demented_auc") -> str:
     """Return the single number with the best figure, as a mean over divisions."""
     known = [name for name in NUMBERS if name in found.models]
     require(len(known) > 0, f"There must be rows of {NUMBERS}.", models=found.models)
-    means = {}
-    for name in known:
-        samples = [found.sample(name, division) for division in found.divisions(name)]
-        means[name] = np.mean([figures_of(*x[:2], found.class_names)[by] for x in samples])
-    return max(means, key=means.__getitem__)
+    return max(known, key=lambda name: _per_division(found, name)[by].mean())
 
 
 def against_one_number(
@@ -120,13 +96,7 @@ def against_one_number(
     For each figure the rival is the number that is best in it. It is chosen on these very people,
     so the bar is a little too high. Figures are means over the divisions that both models have.
 
-    Parameters
-    ----------
-    found : CrossValidation
-    by : str
-        'accuracy', 'balanced_accuracy' or 'balanced_accuracy_3'; the AUC stands beside it.
-    seed : int
-        Of the draws.
+    `by` is 'accuracy', 'balanced_accuracy' or 'balanced_accuracy_3'; the AUC stands beside it.
 
     Returns
     -------
@@ -155,20 +125,15 @@ def against_one_number(
 def _difference(
     found: CrossValidation, models: tuple[str, str], metric: str, seed: int
 ) -> tuple[float, float, float, float]:
-    shared = sorted(set.intersection(*(set(found.divisions(name)) for name in models)))
-    samples = [[found.sample(name, division) for division in shared] for name in models]
+    """Return first less second: the difference, its 95% interval and the p-value."""
+    names = found.class_names
+    shared = sorted(set.intersection(*(set(found.divisions(model)) for model in models)))
+    samples = [[found.sample(model, division) for division in shared] for model in models]
     labels = samples[0][0].labels
     if metric == "demented_auc":
-        first, second = (
-            np.stack([demented_odds(of.logits, found.class_names) for of in model])
-            for model in samples
-        )
-        ill = labels != found.class_names.index("Non_Demented")
-        return auc_difference(first, second, ill, seed=seed)
-    first, second = (
-        np.mean([shares_of(of, metric, found.class_names) for of in model], axis=0)
-        for model in samples
-    )
+        first, second = (np.stack([demented_odds(s.logits, names) for s in of]) for of in samples)
+        return auc_difference(first, second, labels != names.index("Non_Demented"), seed=seed)
+    first, second = (np.mean([shares_of(s, metric, names) for s in of], axis=0) for of in samples)
     return share_difference(first - second, labels, seed=seed)
 
 
@@ -177,69 +142,54 @@ def by_ventricles(found: CrossValidation, *, seed: int = 0) -> dict[str, dict[st
 
     Large ventricles are the commonest sign of atrophy. A model that knows more tells the demented
     among people whose ventricles are alike. The people are divided at the median of the answers of
-    'ventricle volume', which rise with the volume.
-
-    Returns
-    -------
-    dict
-        By 'small ventricles' and 'large ventricles': an `Evaluation` by model.
+    'ventricle volume', which rise with the volume. The keys are the half and the model.
     """
     volumes = demented_odds(found.sample("ventricle volume").logits, found.class_names)
     large = volumes > np.median(volumes)
-    return {
-        name: {
-            model: found.measured(found.people(model)[large == side], f"{model}, {name}", seed)
-            for model in found.ranked()
-        }
-        for name, side in (("small ventricles", False), ("large ventricles", True))
-    }
+    halves: dict[str, dict[str, Evaluation]] = {}
+    for name, half in (("small ventricles", ~large), ("large ventricles", large)):
+        people = {model: found.people(model)[half] for model in found.ranked()}
+        halves[name] = {m: found.measured(of, f"{m}, {name}", seed) for m, of in people.items()}
+    return halves
 
 
 def ranking_table(found: CrossValidation, *, seed: int = 0) -> str:
     """Return the ranking of all people as Markdown, the best first; stars mark the leaders."""
     comparison = found.ranking(seed=seed)
-    leading = comparison.leading()
-    rows = {}
+    leading, cells = comparison.leading(), {}
     for name, of in comparison.evaluations.items():
-        star = " *" if name in leading else ""
         figures = of.metrics["subject"]
-        rows[f"{_name(name)}{star}"] = {metric_label(key): str(figures[key]) for key in TABLE}
-    return _markdown(pd.DataFrame.from_dict(rows, orient="index"))
+        row = {metric_label(key): str(figures[key]) for key in TABLE}
+        cells[_name(name) + " *" * (name in leading)] = row
+    return _markdown(cells)
 
 
 def _name(model: str) -> str:
-    """Return networks as code, by whose names they are called, and the others as words."""
+    """Return the name of a network as code, any other as it is."""
     return model if " " in model else for_code(model, 80)
 
 
 def _differences_table(found: CrossValidation, seed: int) -> str:
-    cells = {}
+    cells: dict[str, dict[str, str]] = {}
     names = {"demented_auc": "AUC", "balanced_accuracy_3": "balanced accuracy, 3 classes"}
     table = against_one_number(found, seed=seed)
     for model, row in table.iterrows():
-        cells[_name(str(model))] = {
-            f"{name}, less {table[f'{key}_rival'].dropna().iloc[0]}": "–"
-            if pd.isna(row[f"{key}_p"])
-            else "{:+.3f} [{:+.3f}, {:+.3f}], p = {:.3f}".format(
-                *(row[f"{key}{end}"] for end in ("", "_low", "_high", "_p"))
-            )
-            for key, name in names.items()
-        }
-    return _markdown(pd.DataFrame.from_dict(cells, orient="index"))
+        of = cells.setdefault(_name(str(model)), {})
+        for key, name in names.items():
+            value, low, high, p = (row[f"{key}{end}"] for end in ("", "_low", "_high", "_p"))
+            text = "–" if pd.isna(p) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.3f}"
+            of[f"{name}, less {table[f'{key}_rival'].dropna().iloc[0]}"] = text
+    return _markdown(cells)
 
 
 def _divisions_table(found: CrossValidation) -> str:
-    table = over_divisions(found)
-    cells = {
-        _name(str(model)): {"divisions": f"{row['divisions']:.0f}"}
-        | {
-            label: f"{row[f'{key} mean']:.3f}"
-            + (f" ± {row[f'{key} sd']:.3f}" if row["divisions"] > 1 else "")
-            for key, label in DIVIDED.items()
-        }
-        for model, row in table.iterrows()
-    }
-    return _markdown(pd.DataFrame.from_dict(cells, orient="index"))
+    cells: dict[str, dict[str, str]] = {}
+    for model, row in over_divisions(found).iterrows():
+        of = cells[_name(str(model))] = {"divisions": f"{row['divisions']:.0f}"}
+        for key, label in DIVIDED.items():
+            mean, deviation = (f"{row[f'{key} {end}']:.3f}" for end in ("mean", "sd"))
+            of[label] = f"{mean} ± {deviation}" if row["divisions"] > 1 else mean
+    return _markdown(cells)
 
 
 def _ventricles_table(found: CrossValidation, seed: int) -> str:
@@ -252,12 +202,14 @@ def _ventricles_table(found: CrossValidation, seed: int) -> str:
             row = cells.setdefault(_name(model), {})
             row[f"AUC, {who}"] = str(figures["demented_auc"])
             row[f"balanced, 3 classes, {name}"] = str(figures["balanced_accuracy_3"])
-    return _markdown(pd.DataFrame.from_dict(cells, orient="index"))
+    return _markdown(cells)
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    lines = [["model", *table.columns], ["---"] * (1 + len(table.columns))]
-    lines += [[str(name), *map(str, row)] for name, *row in table.itertuples()]
+def _markdown(cells: Mapping[str, Mapping[str, str]]) -> str:
+    """Return a table of cells by row and column; all rows have the columns of the first."""
+    columns = list(next(iter(cells.values())))
+    lines = [["model", *columns], ["---"] * (1 + len(columns))]
+    lines += [[name, *row.values()] for name, row in cells.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -315,17 +267,10 @@ def people_page(found: CrossValidation, *, seed: int = 0) -> str:
 def write_tables(
     found: CrossValidation, folder: str | os.PathLike[str] = "models", *, seed: int = 0
 ) -> list[Path]:
-    """Write ``people.md``, and the ranking into ``README.md`` of a folder where it has a place.
+    """Write ``people.md``, and the ranking into a ``README.md`` with a place for it.
 
-    Returns
-    -------
-    list of Path
-        What was written.
-
-    Raises
-    ------
-    DataError
-        If the README has the first of the two lines around the table (`BEGIN`) without `END`.
+    Returns the files written. Raises DataError if the README has `BEGIN`, the line before the
+    table, without `END`.
     """
     pages = {Path(folder, "people.md"): people_page(found, seed=seed)}
     readme = Path(folder, "README.md")

@@ -5,25 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mri._arguments import require
 from mri._keras import tf
 from mri.models.builders import DTYPES, list_models
 
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+_ABOVE = math.ulp(0.0)  # The least number above 0.
 
 
-def _number(value: object, low: float, high: float = math.inf) -> bool:
-    """Whether a value is a number from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return math.isfinite(value) and low <= value <= high
-
-
-_LEAST = math.ulp(0.0)  # above 0
+def _number(value: Any, low: float = 1, high: float = math.inf, *, kind: type = int) -> bool:
+    known = isinstance(value, int | kind) and not isinstance(value, bool)
+    return known and math.isfinite(value) and low <= value <= high
 
 
 @dataclass(frozen=True)
@@ -50,12 +45,10 @@ class Recipe:
     augment : bool
         See `mri.models.augmentation`.
     monitor : {'last', 'val_balanced_accuracy', 'val_loss'}
-        Which epoch is kept: the last one, or the best one on the validation part. The learning rate
-        ends at zero, so the last epoch is a finished network. A subject-wise validation part holds
-        20 people, and the best epoch on so few is chosen by chance.
+        Which epoch is kept: the last or the best on the validation part. A subject-wise validation
+        part holds 20 people, and the best epoch on so few is chosen by chance.
     patience : int or None
-        Stop after this many epochs without a better one; None never stops early. It needs a
-        `monitor` other than 'last'.
+        Stop after this many epochs without a better one; needs a `monitor` other than 'last'.
     dtype : str
         Layer policy; 'auto' chooses mixed_bfloat16 if the hardware supports it.
 
@@ -84,27 +77,24 @@ class Recipe:
         """Reject values that would otherwise fail in the middle of a run."""
         balances = "none", "weights", "sampling"
         monitors = "last", "val_balanced_accuracy", "val_loss"
-        dtypes = ("auto", *DTYPES)
+        dtypes, real = ("auto", *DTYPES), partial(_number, kind=float)
         for name, expected, valid in (
-            ("epochs", "a positive integer", _positive(self.epochs)),
-            ("batch_size", "a positive integer", _positive(self.batch_size)),
-            ("patience", "a positive integer", self.patience is None or _positive(self.patience)),
-            ("learning_rate", "positive", _number(self.learning_rate, _LEAST)),
-            ("weight_decay", "at least 0", _number(self.weight_decay, 0)),
-            ("label_smoothing", "in [0, 1)", _number(self.label_smoothing, 0, 1 - 1e-9)),
-            ("hardest", "in (0, 1]", _number(self.hardest, _LEAST, 1)),
+            ("epochs", "a positive integer", _number(self.epochs)),
+            ("batch_size", "a positive integer", _number(self.batch_size)),
+            ("patience", "a positive integer", self.patience is None or _number(self.patience)),
+            ("learning_rate", "positive", real(self.learning_rate, _ABOVE)),
+            ("weight_decay", "at least 0", real(self.weight_decay, 0)),
+            ("label_smoothing", "in [0, 1)", real(self.label_smoothing, 0, 1 - 1e-9)),
+            ("hardest", "in (0, 1]", real(self.hardest, _ABOVE, 1)),
             ("augment", "True or False", isinstance(self.augment, bool)),
             ("balance", f"one of {balances}", self.balance in balances),
             ("monitor", f"one of {monitors}", self.monitor in monitors),
             ("dtype", f"one of {dtypes}", self.dtype in dtypes),
         ):
             require(valid, f"{name} must be {expected}.", **{name: getattr(self, name)})
-        require(
-            self.patience is None or self.monitor != "last",
-            "patience needs a monitor that can improve, such as 'val_loss'.",
-            patience=self.patience,
-            monitor=self.monitor,
-        )
+        idle = self.patience is not None and self.monitor == "last"
+        expected = "patience needs a monitor that can improve, such as 'val_loss'."
+        require(not idle, expected, patience=self.patience, monitor=self.monitor)
 
 
 BEST = "val_balanced_accuracy"
@@ -114,14 +104,11 @@ MINING = Recipe(epochs=20, learning_rate=3e-4, hardest=0.2)
 RECIPES = {
     "default": Recipe(),
     "baseline": PLAIN,
+    **dict.fromkeys(("baseline_dropout_light", "baseline_deep", "baseline_deep_plain"), PLAIN),
+    **dict.fromkeys(("small_5x5", "three_block_5x5"), PLAIN),
     # As many epochs as the original authors gave these two.
     "baseline_dropout": replace(PLAIN, epochs=50),
     "baseline_dropout_reduced": replace(PLAIN, epochs=32),
-    "baseline_dropout_light": PLAIN,
-    "baseline_deep": PLAIN,
-    "baseline_deep_plain": PLAIN,
-    "small_5x5": PLAIN,
-    "three_block_5x5": PLAIN,
     # An epoch takes from half a minute to minutes; with a decaying rate, few are enough.
     "keras_like": Recipe(epochs=6),
     "dual_path": Recipe(epochs=3, monitor=BEST),

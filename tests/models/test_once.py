@@ -7,7 +7,7 @@ import pytest
 
 import mri
 import mri.models.files
-import mri.training.run
+import mri.training.loop
 from mri.evaluation.comparison import compare
 from mri.models.builders import build_model
 from mri.models.files import save_model
@@ -35,7 +35,7 @@ def counts(monkeypatch):
 
     for name in ("read_card", "read_regular", "inspect_archive", "check_weights"):
         count(mri.models.files, name)
-    count(mri.training.run, "build_model")
+    count(mri.training.loop, "build_model")
     return found
 
 

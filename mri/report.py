@@ -55,21 +55,14 @@ def write_report(
 ) -> list[Path]:
     """Render notebooks with the outputs they hold as one page, and what lies behind it.
 
+    Returns the pages written to `folder`: ``index.html`` with a key figure, contents and all
+    notebooks, ``models.html`` with the cards, and a page for each Markdown file of the first folder
+    of `models`, such as the checks of heatmaps.
+
     Parameters
     ----------
-    folder : path
-        Where the pages go: ``index.html`` with a key figure, contents and all notebooks,
-        ``models.html`` with the cards, and a page for each Markdown file of the first folder of
-        `models`, such as the checks of heatmaps.
-    notebooks : sequence of path, optional
-        By default both of the project: as executed in `folder`, else as committed.
-    models : sequence of path
-        Folders of cards.
-
-    Returns
-    -------
-    list of Path
-        The pages.
+    notebooks : by default both of the project: as executed in `folder`, else as committed
+    models : folders of cards
     """
     import nbformat
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mri._arguments import require
 from mri.plots.style import (
     STYLE,
     bare,
@@ -32,12 +33,10 @@ def overlay(
 
     Opacity is `alpha` times the strength, so the anatomy is visible where the map is weak.
     """
-    if np.shape(image) != np.shape(heatmap) or np.ndim(image) != 2:
-        raise ValueError(
-            "image and heatmap must have the same shape (h, w). "
-            f"Received: image.shape={np.shape(image)}, heatmap.shape={np.shape(heatmap)}"
-        )
     heat, grey = np.asarray(heatmap, dtype=float), np.asarray(image, dtype=float)
+    fits = grey.shape == heat.shape and grey.ndim == 2
+    shapes = {"image": grey.shape, "heatmap": heat.shape}
+    require(fits, "image and heatmap must have the same shape (h, w).", **shapes)
     colours, opacity = 255 * mpl.colormaps[cmap](heat)[..., :3], alpha * heat[..., None]
     return np.rint((1 - opacity) * grey[..., None] + opacity * colours).astype(np.uint8)
 

@@ -267,7 +267,7 @@ def test_overlay_is_the_slice_where_the_map_is_zero_and_mixed_by_strength():
 
 
 def test_overlay_of_unlike_shapes_is_an_error():
-    message = r"same shape.*image.shape=\(4, 4\), heatmap.shape=\(2, 2\)"
+    message = r"same shape.*image=\(4, 4\), heatmap=\(2, 2\)"
     with pytest.raises(ValueError, match=message):
         plots.overlay(np.zeros((4, 4), np.uint8), np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"Received: image.shape=\(4, 4, 1\)"):
@@ -442,7 +442,7 @@ def is_of(thing, modules):
 
 def test_every_plot_leaves_its_input_and_the_settings_alone(evaluation, images, rng):
     cases = calls(evaluation, images, rng)
-    homes = ("mri.plots.figures", "mri.plots.lessons", "mri.plots.maps")
+    homes = ("mri.plots.figures", "mri.plots.maps")
     drawn = {f for f in (getattr(plots, n) for n in plots.__all__) if is_of(f, homes)}
     others = {plots.overlay, plots.overlay_scale, plots.overlay_columns, plots.mean_maps}
     assert drawn == {*cases, *others}, "test_maps.py has those of maps that belong together"

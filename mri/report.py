@@ -32,8 +32,8 @@ p, li, code, h1, h2, h3 { overflow-wrap: anywhere }
 pre code { overflow-wrap: normal }
 .prompt, .anchor-link { display: none }
 @media (max-width: 40rem) {
-  .output_png, figure { overflow-x: auto }
-  .output_png img, figure img { max-width: none }
+  .output_png { overflow-x: auto }
+  .output_png img { max-width: none }
 }
 .formula { height: 1.25em; vertical-align: -.3em }
 """

@@ -50,19 +50,27 @@ class Explanation:
 
 
 def _grad_cam_pp(a: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
-    """Weight each channel by the sum of its positive gradients, each times its alpha."""
+    """Weigh each channel by the sum of its positive gradients, each times its alpha."""
     # The paper's equation 19 divided through by g², which underflows when gradients are small.
     alpha = tf.math.divide_no_nan(1.0, 2.0 + tf.reduce_sum(a, (1, 2), keepdims=True) * g)
-    return a * tf.reduce_sum(alpha * tf.nn.relu(g), (1, 2), keepdims=True)
+    return tf.reduce_sum(alpha * tf.nn.relu(g), (1, 2), keepdims=True)
 
 
 METHODS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    "grad-cam": lambda a, g: a * tf.reduce_mean(g, (1, 2), keepdims=True),
+    "grad-cam": lambda a, g: tf.reduce_mean(g, (1, 2), keepdims=True),
     "grad-cam++": _grad_cam_pp,
-    "hirescam": lambda a, g: a * g,
-    "layercam": lambda a, g: a * tf.nn.relu(g),
+    "hirescam": lambda a, g: g,
+    "layercam": lambda a, g: tf.nn.relu(g),
 }
-"""Functions of activations and gradients, float32 (n, h, w, c): a map is their sum over c."""
+"""Functions from activations and gradients, float32 (n, h, w, c), to the weights of the activations
+in the map: (n, 1, 1, c), one for each channel, or (n, h, w, c)."""
+
+
+def _weighted(a: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Return the sum (n, h, w) of activations over the channels."""
+    if weights.shape[1:3] == (1, 1):  # A product of matrices needs no copy of the activations.
+        return tf.matmul(a, weights, transpose_b=True)[..., 0]
+    return tf.reduce_sum(a * weights, -1)
 
 
 class GradCAM:
@@ -150,7 +158,7 @@ class GradCAM:
             target = choose(images, (logits, explained), calls, self._wanted, only_mean=mean)
             self.layer = target.layer
             a, g = target.moved(target.tensor), target.moved(target.gradients)
-            raw = tf.nn.relu(tf.reduce_sum(METHODS[self.method](a, g), -1))
+            raw = tf.nn.relu(_weighted(a, METHODS[self.method](a, g)))
             axes = cells_of(images, target.tensor, target.grid)
             sides = zip(images.shape[1:3], tf.unstack(tf.shape(images)[1:3]), strict=True)
             maps = stretch(raw, axes, *(of or side for of, side in sides))

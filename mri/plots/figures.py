@@ -114,7 +114,8 @@ def anatomy(image: np.ndarray, *, title: str = "") -> Figure:
     show_image(ax, image)
     for at, place, name in _PARTS:
         side = "left" if place[0] > 0.5 else "right"
-        line = {"arrowstyle": "-", "color": PINK, "linewidth": 1.2, "shrinkA": 0}
+        line = {"arrowstyle": "-", "color": PINK, "linewidth": 1.2, "shrinkA": 2}
+        line["relpos"] = (float(side == "right"), 0.5)  # from the end of the text, not its middle
         ends = at * size - 0.5, place * size - 0.5
         ax.annotate(name, *ends, ha=side, va="center", arrowprops=line)
     centred: dict[str, Any] = {"color": "white", "ha": "center", "transform": ax.transAxes}
@@ -207,9 +208,8 @@ def reliability(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None 
     for confidence, accuracy, count in zip(x, y, n, strict=True):
         away = 11 if accuracy > confidence else -11
         ax.annotate(f"{count}", (confidence, accuracy), (0, away), fontsize=7, **options)
-    ece = f"ECE {evaluation.metrics[unit]['ece']}"
-    ax.text(0.98, 0.02, f"{ece}\nnumbers and areas: {unit}s per bin", ha="right", va="bottom")
-    ax.set(xlabel="confidence (probability of the predicted class)", ylabel="accuracy")
+    notes = f"ECE {evaluation.metrics[unit]['ece']}; numbers and areas: {unit}s per bin"
+    ax.set(xlabel=f"confidence (probability of the predicted class)\n{notes}", ylabel="accuracy")
     ax.set(xlim=(0, 1.05), ylim=(0, 1.05), aspect="equal", title=figure_title(evaluation, unit))
     return ax
 
@@ -276,7 +276,7 @@ def similarity_histogram(
     title: str = "",
 ) -> Axes:
     """Draw correlations (n,) within one subject and between two; NaN is left out."""
-    ax = panel(ax, 7, 3.2)
+    ax = panel(ax, 9, 3)
     same, different = (np.asarray(x)[np.isfinite(x)] for x in (same, different))
     found = np.concatenate([same, different, [1]])  # rounding may exceed 1
     bins = np.linspace(found.min(), found.max(), 81).tolist()
@@ -285,10 +285,9 @@ def similarity_histogram(
         ax.hist(values, bins, color=colour, alpha=0.75, label=label)
     if threshold is not None:
         mark_epoch(ax, threshold, f"threshold {threshold:.3f}")
-    # A filled legend hides the line of the threshold behind it.
-    ax.legend(loc="upper left", frameon=True, facecolor="w", edgecolor="none", framealpha=1)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     ax.set(xlabel="correlation", ylabel="number of correlations")
-    ax.set_title(title, pad=18)
+    ax.set_title(title, pad=6 if threshold is None else 18)
     return ax
 
 

@@ -79,6 +79,7 @@ def heatmap_grid(
             middle.text(0.02, 0.97 - 0.06 * line, note, color="#FFD966", va="top", **place)
         label = None if labels is None else int(labels[i])
         _bars(right, probabilities[i], class_names, int(explanation.classes[i]), label)
+        right.set_xlabel("probability" if i == n - 1 else "")
     for ax, name in zip(axes[0], ("slice", "heatmap over it"), strict=False):
         ax.set_title(name, loc="center")
     _scale_below(fig, axes[:, :2], overlay_scale(alpha=opacity), _EVIDENCE)
@@ -115,7 +116,7 @@ def _bars(
         text = f"{readable(class_names[c])}: {shares[c]:.0%}{mark}"
         weight = "bold" if c == guess else "normal"
         ax.text(0, row - 0.27, text, va="bottom", fontsize=9, fontweight=weight)
-    ax.set(xlim=(0, 1), ylim=(len(order) - 0.5, -0.75), yticks=[], xlabel="probability")
+    ax.set(xlim=(0, 1), ylim=(len(order) - 0.5, -0.75), yticks=[])
     ax.spines["left"].set_visible(False)
     ax.set_box_aspect(1.4)
     if label is not None:

@@ -270,7 +270,7 @@ def test_overlay_of_unlike_shapes_is_an_error():
     message = r"same shape.*image=\(4, 4\), heatmap=\(2, 2\)"
     with pytest.raises(ValueError, match=message):
         plots.overlay(np.zeros((4, 4), np.uint8), np.zeros((2, 2)))
-    with pytest.raises(ValueError, match=r"Received: image.shape=\(4, 4, 1\)"):
+    with pytest.raises(ValueError, match=r"Received: image=\(4, 4, 1\)"):
         plots.overlay(np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4, 1)))
 
 

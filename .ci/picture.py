@@ -13,7 +13,7 @@ found = mri.compare(folder="models/zoo")
 with plt.rc_context(mri.plots.STYLE):
     axes = plt.figure(figsize=(4.6, 8.4)).subplots()
 mri.plots.leaderboard(found, ax=axes)
-axes.figure.suptitle("The same networks on known and on unknown people")
+axes.figure.suptitle("The same networks on known and on unknown people", fontsize=10)
 axes.set_xlabel(axes.get_xlabel(), x=0.25)
 axes.axvline(1 / 3, color="black", linestyle=":", linewidth=1)
 axes.text(1 / 3, -0.3, " chance", fontsize=8, va="center")

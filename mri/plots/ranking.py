@@ -58,7 +58,7 @@ def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = 
         label = "not distinguishable from the best"
         handles.append(Rectangle((0, 0), 1, 1, color=BLUE, alpha=0.1, label=label))
     # As wide as a phone, the entries stand one below the other.
-    columns = len(handles) if ax.figure.get_figwidth() > 6 else 1
+    columns = len(handles) if ax.figure.bbox.width > 6 * ax.figure.dpi else 1
     ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns)
     ax.set_yticks(range(len(board)), [for_line(name, _LONGEST) for name in board.index])
     ax.set_ylim(len(board) - 0.5, -0.5)

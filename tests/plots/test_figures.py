@@ -218,7 +218,7 @@ def test_reliability(evaluation):
     assert texts(ax)[:-1] == [str(n) for n in bins["count"]]
     above = [text.xyann[1] > 0 for text in ax.texts[:-1]]  # away from the diagonal
     assert above == (bins["accuracy"] > bins["confidence"]).tolist()
-    assert texts(ax)[-1].startswith(f"ECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]\n")
+    assert f"\nECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]; " in ax.get_xlabel()
     assert "confidence" in ax.get_xlabel() and ax.get_ylabel() == "accuracy"
 
 

@@ -215,8 +215,8 @@ def test_reliability(evaluation):
     np.testing.assert_allclose(gaps[:, 0], bins[["confidence", "confidence"]])
     np.testing.assert_allclose(gaps[:, 1], bins[["confidence", "accuracy"]])
     ece = evaluation.metrics["slice"]["ece"]
-    assert texts(ax)[:-1] == [str(n) for n in bins["count"]]
-    above = [text.xyann[1] > 0 for text in ax.texts[:-1]]  # away from the diagonal
+    assert texts(ax) == [str(n) for n in bins["count"]]
+    above = [text.xyann[1] > 0 for text in ax.texts]  # away from the diagonal
     assert above == (bins["accuracy"] > bins["confidence"]).tolist()
     assert f"\nECE {ece.value:.3f} [{ece.low:.3f}, {ece.high:.3f}]; " in ax.get_xlabel()
     assert "confidence" in ax.get_xlabel() and ax.get_ylabel() == "accuracy"

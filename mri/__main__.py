@@ -31,11 +31,8 @@ Options = argparse.Namespace
 def protocols() -> tuple[Scans, dict[str, Split], np.ndarray]:
     """Read the slices that are there, or phantoms, and divide them in both ways.
 
-    Returns
-    -------
-    tuple
-        The scans, the splits 'subject' (fold 0 of 5) and 'image' (the two files as published), and
-        the subject of each slice, int (n,).
+    Returns the scans, the splits 'subject' (fold 0 of 5) and 'image' (the two files as published),
+    and the subject of each slice, int (n,).
     """
     from mri.data import find_data, read_scans, write_phantom
     from mri.subjects import image_split, recover_subjects, subject_split
@@ -126,9 +123,8 @@ def train(options: Options) -> int:
 
     callbacks = []
     if options.tensorboard and not find_spec("tensorboard"):
-        raise ModuleNotFoundError(
-            "--tensorboard needs: .venv/bin/python -m pip install tensorboard"
-        )
+        needed = "--tensorboard needs: .venv/bin/python -m pip install tensorboard"
+        raise ModuleNotFoundError(needed)
     scans, splits, _ = protocols()
     split = splits[options.protocol]
     names = ("epochs", "batch_size", "learning_rate")
@@ -235,12 +231,12 @@ def card(options: Options) -> int:
     """Write beside a model file what it expects of slices, and show what changes by it."""
     from mri.models import declare
 
-    names = ("size", "channels", "range", "scale", "offset", "mean", "std")
-    told = {name: getattr(options, name) for name in names}
-    one = {name: v[0] if name != "range" and v and len(v) == 1 else v for name, v in told.items()
-           if name != "channels"}  # fmt: skip
-    names_of = [name for of in options.classes or [] for name in of.split(",") if name.strip()]
-    told |= one | {"class_names": [name.strip() for name in names_of] or None}
+    told = {"channels": options.channels, "range": options.range}
+    for name in ("size", "scale", "offset", "mean", "std"):
+        values = getattr(options, name)
+        told[name] = values[0] if values and len(values) == 1 else values
+    named = [name.strip() for of in options.classes or [] for name in of.split(",")]
+    told["class_names"] = [*filter(None, named)] or None
     print(declare(options.file, write=not options.dry_run, **told))
     if not options.dry_run:
         print(f"Written: {Path(options.file).with_suffix('.json').name}")
@@ -258,13 +254,9 @@ def predict(options: Options) -> int:
         folder = find_data() or write_phantom("data/phantom")
         file, row = row_place(folder, split="test", row=row)
         files = [file]
-    found = predict_slice(
-        files[0] if len(files) == 1 else files,
-        model=options.model,
-        row=row,
-        plane=options.plane,
-        check=not options.unchecked,
-    )
+    source = files[0] if len(files) == 1 else files
+    told = {"row": row, "plane": options.plane, "check": not options.unchecked}
+    found = predict_slice(source, model=options.model, **told)
     # Before the picture: a full disk loses no answer.
     print(found, flush=True)
     place = found.slice.place.removeprefix(str(Path(files[0]).parent))
@@ -341,50 +333,48 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_card(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE.keras", help="or the name of a file of models/")
-    parser.add_argument("--size", type=int, nargs="+", help="rows and columns, or one for both")
-    parser.add_argument("--channels", type=int, help="1, or 3 for gray repeated to RGB")
-    parser.add_argument("--range", type=float, nargs=2, help="what 0 and 255 become, such as 0 1")
-    parser.add_argument("--scale", type=float, nargs="+", help="of gray values 0 to 255")
-    parser.add_argument("--offset", type=float, nargs="+", help="added after --scale")
-    parser.add_argument(
-        "--mean", type=float, nargs="+", help="of gray values 0 to 1, as ImageNet's"
-    )
-    parser.add_argument("--std", type=float, nargs="+", help="by which they are divided")
-    parser.add_argument("--classes", nargs="+", help="names in the order of the model's scores")
-    parser.add_argument("--dry-run", action="store_true", help="show it, write nothing")
+    add = parser.add_argument
+    add("file", metavar="FILE.keras", help="or the name of a file of models/")
+    add("--size", type=int, nargs="+", help="rows and columns, or one for both")
+    add("--channels", type=int, help="1, or 3 for gray repeated to RGB")
+    add("--range", type=float, nargs=2, help="what 0 and 255 become, such as 0 1")
+    add("--scale", type=float, nargs="+", help="of gray values 0 to 255")
+    add("--offset", type=float, nargs="+", help="added after --scale")
+    add("--mean", type=float, nargs="+", help="of gray values 0 to 1, as ImageNet's")
+    add("--std", type=float, nargs="+", help="by which they are divided")
+    add("--classes", nargs="+", help="names in the order of the model's scores")
+    add("--dry-run", action="store_true", help="show it, write nothing")
 
 
 def _add_audit(parser: argparse.ArgumentParser) -> None:
-    source = "parquet, CSV, class folders, a folder of save_to_disk"
-    parser.add_argument("train", metavar="TRAIN", help=f"the train part, or both: {source}")
-    parser.add_argument("test", metavar="TEST", nargs="?", help="the test part")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the twins")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--image", help="name of the column of slices, by default image")
-    parser.add_argument("--label", help="name of the column of labels, by default label")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of mixed sizes")
-    parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="bad rows")
-    parser.add_argument("--cache", metavar="FILE", help="keep the pixels there, not in memory")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add, source = parser.add_argument, "parquet, CSV, class folders, a folder of save_to_disk"
+    add("train", metavar="TRAIN", help=f"the train part, or both: {source}")
+    add("test", metavar="TEST", nargs="?", help="the test part")
+    add("--html", type=Path, metavar="FILE", help="write a page with the twins")
+    add("--json", type=Path, metavar="FILE", help="write the figures")
+    add("--image", help="name of the column of slices, by default image")
+    add("--label", help="name of the column of labels, by default label")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="of mixed sizes")
+    add("--on-error", choices=("raise", "skip"), default="raise", help="bad rows")
+    add("--cache", metavar="FILE", help="keep the pixels there, not in memory")
+    add("--quiet", action="store_true", help="show no progress")
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     from mri.predict import DEFAULT_MODEL
 
-    parser.add_argument(
-        "files",
-        metavar="FILE",
-        nargs="*",
-        help="JPEG, PNG, parquet, NIfTI (nibabel) or DICOM (pydicom); by default the test file of "
-        "the slices that are there, or of phantoms; several are slices of one person, for a model "
-        "of people such as glass_box",
+    add = parser.add_argument
+    files = (
+        "JPEG, PNG, parquet, NIfTI (nibabel) or DICOM (pydicom); by default the test file of the "
+        "slices that are there, or of phantoms; several are slices of one person, for a model of "
+        "people such as glass_box"
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"by default {DEFAULT_MODEL}")
-    parser.add_argument("--row", type=int, default=0, help="of a parquet file, from 0")
-    parser.add_argument("--plane", type=int, help="of a volume, from its lowest")
-    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of the picture")
-    parser.add_argument("--unchecked", action="store_true", help="take what looks like no slice")
+    add("files", metavar="FILE", nargs="*", help=files)
+    add("--model", default=DEFAULT_MODEL, help=f"by default {DEFAULT_MODEL}")
+    add("--row", type=int, default=0, help="of a parquet file, from 0")
+    add("--plane", type=int, help="of a volume, from its lowest")
+    add("--output", type=Path, default=Path("runs"), help="folder of the picture")
+    add("--unchecked", action="store_true", help="take what looks like no slice")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -137,13 +137,10 @@ class _Cleaner(HTMLParser):
         self.inside: list[str] = []  # Elements that are dropped with all they hold.
         self.in_style = False
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._start(tag, attrs, "")
-
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._start(tag, attrs, " /")
+        self.handle_starttag(tag, attrs, " /")
 
-    def _start(self, tag: str, attrs: list[tuple[str, str | None]], end: str) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]], end: str = "") -> None:
         if tag in _DROPPED:
             if not end and tag not in _BARE:
                 self.inside.append(tag)
@@ -187,9 +184,7 @@ class _Cleaner(HTMLParser):
             self.kept.append(html.escape(data, quote=False))
 
     def handle_entityref(self, name: str) -> None:
-        if not self.inside:
-            self.kept.append(f"&{name};")
+        self.kept += [] if self.inside else [f"&{name};"]
 
     def handle_charref(self, name: str) -> None:
-        if not self.inside:
-            self.kept.append(f"&#{name};")
+        self.handle_entityref(f"#{name}")

@@ -127,22 +127,18 @@ def predict_slice(
 
     Parameters
     ----------
-    source : path, paths or ndarray of uint8, shape (128, 128) or (n, 128, 128)
-        A file as for `mri.data.read_slice`, or pixels laid out as in the data set. Several are the
-        slices of one person, in any order, for a model of people.
-    model : str or path
+    source
+        A file as for `mri.data.read_slice`, or pixels laid out as in the data set, uint8 (128, 128)
+        or (n, 128, 128). Several are the slices of one person, in any order.
+    model
         Name of a file of ``models/``, else of ``models/zoo/``, or a path ending in ``.keras``; the
         ending ``-subject`` may be left out.
-    row : int
+    row
         Of a parquet file.
-    plane : int, optional
+    plane
         Of a volume, from its lowest; by default the one most like the data set.
-    check : bool
+    check
         Refuse what does not look like a slice of the data set.
-
-    Returns
-    -------
-    Prediction
 
     Raises
     ------
@@ -281,10 +277,8 @@ def _slice_alone(of: Prediction) -> Figure:
 
     figure, ax = plt.subplots(figsize=(3.4, 3.6), layout="compressed")
     show_image(ax, of.slice.image)
-    answer = of.answer.replace("_", " ")
-    ax.set_title(
-        f"{of.model}\npredicted: {answer}, no heatmap\nnot a diagnostic device", fontsize=8
-    )
+    said = f"predicted: {of.answer.replace('_', ' ')}, no heatmap\nnot a diagnostic device"
+    ax.set_title(f"{of.model}\n{said}", fontsize=8)
     return figure
 
 
@@ -308,10 +302,8 @@ def _warnings(file: ModelFile, checked: bool, surest: float) -> tuple[str, ...]:
             "knows; of a stranger it only guesses."
         )
     else:
-        share, what = (
-            card["validation"]["balanced_accuracy"],
-            "people" if takes_person(file) else "slices",
-        )
+        share = card["validation"]["balanced_accuracy"]
+        what = "people" if takes_person(file) else "slices"
         said.append(
             f"Of the {what} by which its settings were chosen, on whom it was not trained, this "
             f"model named {share:.0%} rightly (balanced over the classes; chance is 25%). "

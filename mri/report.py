@@ -32,8 +32,8 @@ p, li, code, h1, h2, h3 { overflow-wrap: anywhere }
 pre code { overflow-wrap: normal }
 .prompt, .anchor-link { display: none }
 @media (max-width: 40rem) {
-  .output_png, figure { overflow-x: auto }
-  .output_png img, figure img { max-width: none }
+  .output_png { overflow-x: auto }
+  .output_png img { max-width: none }
 }
 .formula { height: 1.25em; vertical-align: -.3em }
 """
@@ -55,21 +55,14 @@ def write_report(
 ) -> list[Path]:
     """Render notebooks with the outputs they hold as one page, and what lies behind it.
 
+    Returns the pages written to `folder`: ``index.html`` with a key figure, contents and all
+    notebooks, ``models.html`` with the cards, and a page for each Markdown file of the first folder
+    of `models`, such as the checks of heatmaps.
+
     Parameters
     ----------
-    folder : path
-        Where the pages go: ``index.html`` with a key figure, contents and all notebooks,
-        ``models.html`` with the cards, and a page for each Markdown file of the first folder of
-        `models`, such as the checks of heatmaps.
-    notebooks : sequence of path, optional
-        By default both of the project: as executed in `folder`, else as committed.
-    models : sequence of path
-        Folders of cards.
-
-    Returns
-    -------
-    list of Path
-        The pages.
+    notebooks : by default both of the project: as executed in `folder`, else as committed
+    models : folders of cards
     """
     import nbformat
 

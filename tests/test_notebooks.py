@@ -316,6 +316,14 @@ def test_the_first_cell_sets_up_an_empty_folder(tmp_path):
     assert done.stdout.strip().endswith(str(place / "mri-project/mri/__init__.py"))
 
 
+def test_the_first_cell_says_what_to_set_where_no_address_is_known(monkeypatch):
+    book = nbformat.read(ROOT / "main.ipynb", as_version=4)
+    monkeypatch.delenv("MRI_PROJECT", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^Set PROJECT to the address of this project and run"):
+        exec(book.cells[tagged(book, "colab")].source, {})
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_form(name):
     book = nbformat.read(ROOT / name, as_version=4)

@@ -1,8 +1,8 @@
 """Heatmaps of what a convolutional network looked at: Grad-CAM and its relatives.
 
-`GradCAM` traces a Keras model once and takes the output of a layer out of that trace. Sequential,
-functional, nested, subclassed and loaded models are therefore all alike, one forward pass serves
-logits and maps, and only the head behind the layer is differentiated.
+`GradCAM` traces a Keras model once and takes the output of a layer out of that trace. This works
+for every kind of model, one forward pass serves logits and maps, and only the head behind the layer
+is differentiated.
 """
 
 from __future__ import annotations
@@ -50,45 +50,51 @@ class Explanation:
 
 
 def _grad_cam_pp(a: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
-    """Weight each channel by the sum of its positive gradients, each times its alpha."""
+    """Weigh each channel by the sum of its positive gradients, each times its alpha."""
     # The paper's equation 19 divided through by g², which underflows when gradients are small.
     alpha = tf.math.divide_no_nan(1.0, 2.0 + tf.reduce_sum(a, (1, 2), keepdims=True) * g)
-    return a * tf.reduce_sum(alpha * tf.nn.relu(g), (1, 2), keepdims=True)
+    return tf.reduce_sum(alpha * tf.nn.relu(g), (1, 2), keepdims=True)
 
 
 METHODS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    "grad-cam": lambda a, g: a * tf.reduce_mean(g, (1, 2), keepdims=True),
+    "grad-cam": lambda a, g: tf.reduce_mean(g, (1, 2), keepdims=True),
     "grad-cam++": _grad_cam_pp,
-    "hirescam": lambda a, g: a * g,
-    "layercam": lambda a, g: a * tf.nn.relu(g),
+    "hirescam": lambda a, g: g,
+    "layercam": lambda a, g: tf.nn.relu(g),
 }
-"""Functions of activations and gradients, float32 (n, h, w, c): a map is their sum over c."""
+"""Functions from activations and gradients, float32 (n, h, w, c), to the weights of the activations
+in the map: (n, 1, 1, c), one for each channel, or (n, h, w, c)."""
+
+
+def _weighted(a: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Return the sum (n, h, w) of activations over the channels."""
+    if weights.shape[1:3] == (1, 1):  # A product of matrices needs no copy of the activations.
+        return tf.matmul(a, weights, transpose_b=True)[..., 0]
+    return tf.reduce_sum(a * weights, -1)
 
 
 class GradCAM:
     """Class activation maps of a Keras model (TensorFlow backend), which is left as it was.
 
-    The gradient is that of the class's logit, also where the model ends in softmax or sigmoid,
-    whose own gradient vanishes when the model is sure; of probabilities whose logits are out of
-    reach, as of an averaged ensemble, that of the log odds. The attribute `kind` says which, a key
-    of `mri.models.READ_AS`. The channels may come first. Weights are read at every call: after more
-    training the same object explains the new state. Dropout and the like are off. Maps are
-    stretched to the image bilinearly between the pixels on which the receptive fields of the cells
-    are centred (`mri.gradcam.receptive_fields`), since strides and padding move these by up to half
-    a cell. The attribute `layers` holds the layers in the order of their use, each inner one before
-    the one that holds it.
+    The gradient is that of the class's logit, even if the model ends in softmax or sigmoid, because
+    their own gradient vanishes when the model is sure. If the logits are out of reach, as in an
+    averaged ensemble, it is that of the log odds. The attribute `kind`, a key of
+    `mri.models.READ_AS`, says which. The channels may come first. Weights are read at every call.
+
+    Maps are stretched to the image bilinearly between the centres of the receptive fields of the
+    cells (`mri.gradcam.receptive_fields`): strides and padding move these by up to half a cell. The
+    attribute `layers` holds the layers in order of use, inner ones before the one that holds them.
 
     Parameters
     ----------
     model
         A built model from one image input to class scores (n, k).
     layer
-        Name or object of a layer with a 4-D output, at any depth; of one used more than once, the
-        last use. By default the one that is named ``"last_conv"``; else the last result with a
-        grid through which every path from the image to the logits goes, before pooling: behind
-        additions, concatenations, normalisation and activation, so that no branch is left out. If
-        what follows is linear, HiResCAM's map sums to the logit less its bias.
-        The attribute `layer` holds the one chosen, or the last before it.
+        Name or object of a layer with a 4-D output, at any depth; its last use counts. By default
+        the one named ``"last_conv"``, else the last result with a grid, before pooling, through
+        which every path from the image to the logits goes, so that no branch is left out. If what
+        follows is linear, HiResCAM's map sums to the logit less its bias. The attribute `layer`
+        holds the one chosen, or the last before it.
     method
         ``"grad-cam"`` (doi:10.1109/ICCV.2017.74), ``"grad-cam++"`` (doi:10.1109/WACV.2018.00097,
         meant for activations >= 0), ``"hirescam"`` (arXiv:2011.08891) or ``"layercam"``
@@ -96,14 +102,13 @@ class GradCAM:
     output
         Name or index of the output to explain, of a model with several.
     class_names
-        In the order of the logits, by which `classes` may be given; of four classes, by default
-        those of the data set.
+        In the order of the logits; for four classes, by default those of the data set.
 
     Raises
     ------
     ValueError
-        If the model is not of that form, has no such method, layer or output, or no layer that
-        every path goes through and none is given: the message names those to choose from.
+        If the model is not of that form, or has no such method, layer or output: the message names
+        those to choose from.
 
     Examples
     --------
@@ -149,17 +154,16 @@ class GradCAM:
             one_hot = tf.one_hot(classes, self._k)
             # Images do not mix in inference: one gradient of the batch holds each image's own.
             explained = _log_odds(logits, one_hot) if shares else logits * one_hot
-            target, g = choose(images, logits, explained, calls, self._wanted)
+            mean = self.method == "grad-cam"
+            target = choose(images, (logits, explained), calls, self._wanted, only_mean=mean)
             self.layer = target.layer
-            a, g = target.moved(target.tensor), target.moved(g)
-            raw = tf.nn.relu(tf.reduce_sum(METHODS[self.method](a, g), -1))
-            maps = tf.math.divide_no_nan(raw, tf.reduce_max(raw, (1, 2), keepdims=True))
+            a, g = target.moved(target.tensor), target.moved(target.gradients)
+            raw = tf.nn.relu(_weighted(a, METHODS[self.method](a, g)))
             axes = cells_of(images, target.tensor, target.grid)
             sides = zip(images.shape[1:3], tf.unstack(tf.shape(images)[1:3]), strict=True)
-            full = stretch(maps, axes, *(of or side for of, side in sides))
-            if full is not maps:
-                full = tf.math.divide_no_nan(full, tf.reduce_max(full, (1, 2), keepdims=True))
-            return full, raw, classes, logits
+            maps = stretch(raw, axes, *(of or side for of, side in sides))
+            maps = tf.math.divide_no_nan(maps, tf.reduce_max(maps, (1, 2), keepdims=True))
+            return maps, raw, classes, logits
 
         # One trace for all batch sizes, and here, so that what cannot work is said at once.
         self._explain = tf.function(explain, autograph=False).get_concrete_function(
@@ -184,9 +188,8 @@ class GradCAM:
         """Explain `images`, numbers (n, h, w), (n, h, w, c) or one slice (h, w), as for `predict`.
 
         `classes` is the class to explain, one for all or (n,) integers or names; None is the
-        predicted one. `batch_size` changes memory and time only. Raises ValueError for images or
-        classes of the wrong shape, type or range, if a result is not finite, and if it is a
-        probability without logits that is rounded to 1.
+        predicted one. `batch_size` changes memory and time only. Raises ValueError if images or
+        classes do not fit, if a result is not finite or a probability without logits rounded to 1.
         """
         x = self._checked(images)
         wanted = self._numbers(classes, len(x))

@@ -47,7 +47,6 @@ class HeatmapCheck:
 
     Attributes
     ----------
-    title : model, method, layer and number of slices
     table : one row per check: `Estimate` of the maps and of each control, criterion and verdict
     cascade : one row per stage of the cascade, named by its last layer: value, low, high
     verdict : 'passes', 'fails' or 'not decidable'
@@ -147,8 +146,8 @@ def check_heatmaps(
     steps: list[Callable[[_Case], Any]] = [_random_weights, _deletion_and_insertion]
     steps += [_outside_the_brain, _agreement, _one_pixel_shift]
     found: list[Any] = [step(case) for step in progress(steps, "checks of heatmaps", len(steps))]
-    (randomised, fallen), (removed, usable), *others = found
-    rows = randomised | removed | others[0] | others[1] | others[2]
+    (randomised, fallen), (removed, usable), outside, agreeing, shifted = found
+    rows = randomised | removed | outside | agreeing | shifted
     reasons = [
         f"{name}: {row['verdict']}; {row['found']} must be {row['criterion']}."
         for name, row in rows.items()
@@ -179,13 +178,9 @@ class _Case:
 
     Attributes
     ----------
-    cam : GradCAM
-    images : (n, h, w)
-    subjects : int (n,), the person of each slice
     brain : bool (n, h, w)
     plain : Explanation of the predicted classes
     kinds : the maps to check under 'found', then those of each control
-    seed : of everything random
     """
 
     cam: GradCAM
@@ -223,6 +218,12 @@ class _Case:
             for kind, maps in self.kinds.items()
         }
 
+    def alike(self, others: list[np.ndarray], judged: bool = True) -> dict[str, Any]:
+        """Return the row of agreement with other maps."""
+        figures = self.agreement(others)
+        margins = [figures["found"] - AGREEING] if judged else []
+        return self.row(f"above {AGREEING}" if judged else "–", figures, margins)
+
 
 def _random_weights(case: _Case) -> tuple[Rows, pd.DataFrame]:
     n = len(case.images)
@@ -249,17 +250,14 @@ def _deletion_and_insertion(case: _Case) -> tuple[Rows, int]:
     usable = np.flatnonzero(whole > blurred)
     unit = (whole - blurred)[usable].mean() if len(usable) else 1.0
     rows = {}
-    for name, sign, criterion in (
-        ("deletion", -1, "below each control"),
-        ("insertion", 1, "above each control"),
-    ):
+    for name, sign, side in (("deletion", -1, "below"), ("insertion", 1, "above")):
         figures = {
             kind: np.trapezoid(getattr(of, name) - blurred[:, None], of.fractions)[usable] / unit
             for kind, of in curves.items()
         }
         found, *controls = figures.values()
         margins = [sign * (found - control) for control in controls]
-        rows[name] = case.row(criterion, figures, margins, usable)
+        rows[name] = case.row(f"{side} each control", figures, margins, usable)
     return rows, len(usable)
 
 
@@ -270,15 +268,11 @@ def _outside_the_brain(case: _Case) -> Rows:
 
 
 def _agreement(case: _Case) -> Rows:
-    method = case.cam.method
-    other = "grad-cam" if method == "hirescam" else "hirescam"
-    maps = case.cam.by(other)(case.images, case.plain.classes).maps
-    figures = case.agreement([maps])
     # HiResCAM is the reference: its agreement with another method cannot judge it.
-    judged = method != "hirescam"
-    criterion = f"above {AGREEING}" if judged else "–"
-    margins = [figures["found"] - AGREEING] if judged else []
-    return {f"agreement with {other}": case.row(criterion, figures, margins)}
+    judged = case.cam.method != "hirescam"
+    other = "hirescam" if judged else "grad-cam"
+    maps = case.cam.by(other)(case.images, case.plain.classes).maps
+    return {f"agreement with {other}": case.alike([maps], judged)}
 
 
 def _one_pixel_shift(case: _Case) -> Rows:
@@ -287,10 +281,7 @@ def _one_pixel_shift(case: _Case) -> Rows:
         for axis in (1, 2)
         for step in (-1, 1)
     ]
-    figures = case.agreement(moved)
-    return {
-        "one-pixel shift": case.row(f"above {AGREEING}", figures, [figures["found"] - AGREEING])
-    }
+    return {"one-pixel shift": case.alike(moved)}
 
 
 def ground_truth(
@@ -305,20 +296,16 @@ def ground_truth(
 ) -> pd.DataFrame:
     """Measure how well the maps of each method find the pixels that the disease changed.
 
+    Returns one row per method and kind of map ('found' or one of `control_maps`). Each measure of
+    `localisation` has its mean and its 95% interval over subjects: value, low, high.
+
     Parameters
     ----------
-    model : as for `GradCAM`
+    model, layer, tolerance : as for `GradCAM` and for `localisation`
     phantoms : only the slices that the disease changed are used
     region : rows and columns to find instead of the masks, such as `mri.data.phantom.SHORTCUT`
     classes : class to explain, one for all or int (n,); by default the labels
-    layer, tolerance : as for `GradCAM` and for `localisation`
     seed : of controls and bootstrap
-
-    Returns
-    -------
-    DataFrame
-        One row per method and kind of map ('found' or one of `control_maps`). Each measure of
-        `localisation` has its mean and its 95% interval over subjects: value, low, high.
 
     Raises
     ------
@@ -355,11 +342,10 @@ def ground_truth(
     for method in METHODS:
         maps = GradCAM(model, layer, method=method)(images, classes[chosen]).maps
         for kind, of in {"found": maps, **control_maps(maps, brain, seed=seed)}.items():
+            measured = localisation(of, masks, tolerance=tolerance)._asdict()
             rows[method, kind] = {
                 (measure, field): figure
-                for measure, values in localisation(of, masks, tolerance=tolerance)
-                ._asdict()
-                .items()
+                for measure, values in measured.items()
                 for field, figure in _interval(values, subjects, seed)._asdict().items()
             }
     return pd.DataFrame.from_dict(rows, orient="index")

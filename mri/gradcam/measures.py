@@ -28,12 +28,9 @@ _NETWORKS, _STAGES = 10, 8  # of a cascade; in deep networks a stage has several
 class Localisation(NamedTuple):
     """How well n maps find the pixels of their masks: float64 (n,) in [0, 1], 0 for a zero map.
 
-    Attributes
-    ----------
-    pointing : whether the peak lies inside or nearby; for equal peaks, the share that does
-    iou : overlap of the mask with the map's largest pixels, as many as the mask has; pixels that
-        tie at the bound count in proportion
-    energy : share of the map's sum that lies inside
+    `pointing` is whether the peak lies inside or nearby; for equal peaks, the share that does.
+    `iou` is the overlap of the mask with as many of the map's largest pixels; pixels that tie at
+    the bound count in proportion. `energy` is the share of the map's sum that lies inside.
     """
 
     pointing: np.ndarray
@@ -44,11 +41,8 @@ class Localisation(NamedTuple):
 class Curves(NamedTuple):
     """Log odds of a class while pixels change, starting at the largest map values.
 
-    Attributes
-    ----------
-    fractions : float64 (steps + 1,), share of the pixels changed, from 0 to 1
-    deletion : float64 (n, steps + 1), from the slice to the blurred slice
-    insertion : float64 (n, steps + 1), from the blurred slice to the slice
+    `fractions`, float64 (steps + 1,), are the shares of the pixels changed, from 0 to 1. `deletion`
+    goes from the slice to the blurred slice, `insertion` back; both are float64 (n, steps + 1).
     """
 
     fractions: np.ndarray
@@ -59,12 +53,10 @@ class Curves(NamedTuple):
 class Cascade(NamedTuple):
     """How n maps change while the weights become random, from the output to the input.
 
-    Attributes
-    ----------
-    layers : at each of s stages, the random layer that is nearest to the input
-    correlation : float64 (s, 10, n), Spearman's, between the original |map| and |map| of each of
-        ten random networks, over the pixels of the brain; NaN where a map is constant
-    maps : float32 (10, n, h, w), of the last stage, where all weights are random
+    `layers` names, at each of s stages, the random layer that is nearest to the input.
+    `correlation`, float64 (s, 10, n), is Spearman's, between the original |map| and |map| of each
+    of ten random networks, over the pixels of the brain; NaN where a map is constant. `maps`,
+    float32 (10, n, h, w), are those of the last stage, where all weights are random.
     """
 
     layers: tuple[str, ...]
@@ -85,11 +77,8 @@ def cascade(cam: GradCAM, images: np.ndarray, *, seed: int = 0) -> Cascade:
     At the end the model gets its own weights back, even after an error. Nothing else may use the
     model meanwhile.
 
-    Parameters
-    ----------
-    cam : `GradCAM` of the model; all random networks use its traced graph
-    images : number (n, h, w)
-    seed : of the random weights
+    All random networks use the traced graph of `cam`. `images` are numbers (n, h, w), and `seed` is
+    of the random weights.
     """
     plain, brain = cam(images), brain_mask(images)
     seen: set[int] = set()
@@ -146,7 +135,7 @@ def deletion_insertion(
     predict : from float32 (2 n, h, w) to logits (2 n, k); it is called `steps` + 1 times
     images, maps : number (n, h, w)
     classes : int (n,), the class whose evidence is followed
-    steps, seed : number of steps, and seed for the order of equal values
+    seed : for the order of equal values
 
     Raises
     ------
@@ -226,10 +215,8 @@ def control_maps(maps: np.ndarray, brain: np.ndarray, *, seed: int = 0) -> dict[
     the same noise but puts the largest values into the brain, because black pixels change nothing.
     'centre' is a round spot: values fall from the middle of the brain outwards.
 
-    Parameters
-    ----------
-    maps, brain : float (n, h, w), and bool of the same shape; no brain may be empty
-    seed : of the noise
+    `maps` are float and `brain` is bool, both (n, h, w); no brain may be empty. `seed` is of the
+    noise.
     """
     (n, h, w), area = maps.shape, brain.sum((1, 2))
     noise = np.random.default_rng(seed).standard_normal(maps.shape)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from mri._keras import tf
 
 _CONVOLUTIONS = "Conv2D", "DepthwiseConv2dNative"
-# Of a layout: the axes of rows and columns.
+# Axes of rows and columns, by layout.
 _LAYOUTS = {b"NHWC": (1, 2), b"NCHW": (2, 3)}
 _POOLINGS = "MaxPool", "AvgPool"
 _PADDINGS = "Pad", "PadV2", "MirrorPad"
@@ -22,9 +22,9 @@ _RESIZINGS = "ResizeBilinear", "ResizeBicubic", "ResizeNearestNeighbor"
 # TensorFlow dilates a convolution by splitting the image into a batch of smaller ones.
 _BLOCKS = "SpaceToBatchND", "BatchToSpaceND"
 _RESHAPING = "Reshape", "ExpandDims", "Squeeze"
-# They keep the shape of the grid, and nothing in its place.
+# These keep the shape of the grid, but move its cells.
 _MOVING = "ReverseV2", "Roll"
-# What they make is no picture of the image, whatever its shape.
+# The result of these is no picture of the image, whatever its shape.
 _MIXING = ("Mean", "Sum", "Max", "Min", "Prod", "MatMul", "BatchMatMul", "BatchMatMulV2", "Einsum",
            "GatherV2", "GatherNd", "StridedSlice", "ConcatV2")  # fmt: skip
 BLIND = "Shape", "ShapeN", "Size", "Rank"
@@ -53,11 +53,8 @@ Axes = tuple[Axis, Axis]
 class Grid(NamedTuple):
     """Where in a tensor the rows and columns of the image are.
 
-    Attributes
-    ----------
-    at : (axis of the rows, axis of the columns), or the one axis into which both were merged
-    axes : what the cells see, None where it cannot be read off the graph
-    size : (rows, columns), of a merged one
+    `at` holds their two axes, or the one axis into which both were merged; `size` is then
+    (rows, columns). `axes` says what the cells see, None where the graph does not tell.
     """
 
     at: tuple[int, ...]
@@ -71,54 +68,25 @@ Known = dict[Any, Grid]
 def grids(images: tf.Tensor) -> Known:
     """Find the tensors, by reference, that are made of `images` (n, h, w, c) and keep its grid.
 
-    Followed through transpositions (layers that put the channels first are surrounded by them) and
-    through merging rows and columns into one axis and back. What a token of a transformer or a
-    dense layer makes is no grid, though its shape may look like one.
+    The grid is followed through transpositions (layers that put the channels first are surrounded
+    by them) and through merging rows and columns into one axis and back. What a token of a
+    transformer or a dense layer makes is no grid, though its shape may look like one.
+
+    Each convolution, pooling and padding adds its part to the receptive field. Where paths meet,
+    the cell sees what any of them sees (Araujo et al. 2019, doi:10.23915/distill.00021).
     """
     pixel = Axis(1.0, 0.0, 0.0)
     known: Known = {images.ref(): Grid((1, 2), (pixel, pixel), tuple(images.shape[1:3]))}
-    # In the order in which they were made, operations come after those that they take from.
+    # Operations are listed in the order in which they were made: sources come first.
     for op in images.graph.get_operations():
         if op.type not in BLIND and (found := _after(op, known)):
-            known |= {
-                x.ref(): found for x in op.outputs if x.shape.rank == op.outputs[0].shape.rank
-            }
+            rank = op.outputs[0].shape.rank
+            known |= {x.ref(): found for x in op.outputs if x.shape.rank == rank}
     return known
 
 
-def receptive_fields(images: tf.Tensor, activations: tf.Tensor) -> Axes:
-    """Return the receptive fields of a layer's cells along rows and columns, from the graph.
-
-    Each convolution, pooling and padding on the way adds its own part. Where paths meet, the cell
-    sees what any of them sees (Araujo et al. 2019, doi:10.23915/distill.00021). Other operations
-    may change the grid, or the size of the image may be unknown. In these cases, the function
-    assumes that the cells divide the image evenly.
-
-    Parameters
-    ----------
-    images : tensor (n, h, w, c)
-    activations : tensor (n, hf, wf, cf)
-        Computed from `images` in the same graph.
-
-    Returns
-    -------
-    tuple of Axis
-        One for the rows and one for the columns, in pixels.
-
-    Examples
-    --------
-    >>> @tf.function(input_signature=[tf.TensorSpec((None, 8, 8, 1))])
-    ... def pooled(images):
-    ...     x = tf.nn.max_pool2d(images, 3, 2, "SAME")
-    ...     print(receptive_fields(images, x)[0])
-    >>> pooled(tf.zeros((1, 8, 8, 1)))
-    Axis(step=2.0, first=0.0, last=2.0)
-    """
-    return cells_of(images, activations, grids(images).get(activations.ref()))
-
-
 def cells_of(images: tf.Tensor, activations: tf.Tensor, grid: Grid | None) -> Axes:
-    """Return what the cells of `activations` see: as the grid says, else an even share."""
+    """Return what the cells of `activations` see; if the grid does not say, an even share."""
     if grid and grid.axes:
         return grid.axes
     cells = tf.gather(tf.shape(activations), grid.at if grid else (1, 2))
@@ -128,20 +96,10 @@ def cells_of(images: tf.Tensor, activations: tf.Tensor, grid: Grid | None) -> Ax
 
 
 def stretch(maps: tf.Tensor, axes: Axes, height: int, width: int) -> tf.Tensor:
-    """Interpolate maps bilinearly between the centres of their cells.
+    """Interpolate maps bilinearly between the centres of their cells, given in `axes`.
 
-    Parameters
-    ----------
-    maps : float32 (n, hf, wf)
-    axes
-        Receptive fields of the cells.
-    height, width
-        Size of the image, in pixels.
-
-    Returns
-    -------
-    float32 (n, height, width)
-        Beyond the outermost centres, it has the value of the nearest cell.
+    Returns float32 (n, height, width) of float32 (n, hf, wf). Beyond the outermost centres, it has
+    the value of the nearest cell.
 
     Examples
     --------
@@ -150,12 +108,12 @@ def stretch(maps: tf.Tensor, axes: Axes, height: int, width: int) -> tf.Tensor:
     [[[0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]]]
     """
     for axis, pixels, along in zip(axes, (height, width), (1, 2), strict=True):
-        # Of open sizes, some of these are tensors.
+        # If sizes are open, some of these are tensors.
         known = isinstance(axis.step, float) and isinstance(pixels, int)
-        # A cell a pixel, where it belongs: to interpolate would cost more than the network.
+        # One cell per pixel needs no interpolation, which would cost more than the network.
         if not known or (axis.step, axis.centre, maps.shape[along]) != (1.0, 0.0, pixels):
             weights = _weights(axis, pixels, tf.shape(maps)[along])
-            maps = tf.einsum(("yi,nij->nyj", "xj,nij->nix")[along - 1], weights, maps)
+            maps = weights @ maps if along == 1 else tf.matmul(maps, weights, transpose_b=True)
     return maps
 
 
@@ -168,27 +126,23 @@ def _weights(axis: Axis, pixels: int, cells: int) -> tf.Tensor:
 
 def _after(op: tf.Operation, known: Known) -> Grid | None:
     """Return the grid behind an operation; None where there is none."""
-    sources = [x for x in op.inputs if x.ref() in known]
+    sources = [(x.shape, known[x.ref()]) for x in op.inputs if x.ref() in known]
     if not sources:
         return None
-    grid = known[sources[0].ref()]
+    shape, grid = sources[0]
     if op.type == "Transpose":
         order = tf.get_static_value(op.inputs[1])
-        return (
-            None
-            if order is None
-            else grid._replace(at=tuple(order.tolist().index(axis) for axis in grid.at))
-        )
+        at = () if order is None else tuple(order.tolist().index(axis) for axis in grid.at)
+        return grid._replace(at=at) if at else None
     if op.type in _RESHAPING:
-        return _reshaped(grid, sources[0].shape, op.outputs[0].shape)
+        return _reshaped(grid, shape, op.outputs[0].shape)
     if op.type in _MOVING:
         return grid._replace(axes=None)
     if len(grid.at) == 2 and op.type in _KNOWN:
         if op.type in _CONVOLUTIONS + _POOLINGS and set(_sides(op)) != set(grid.at):
             return None
-        axes = grid.axes and _KNOWN[op.type](op, grid.at, grid.axes)
-        return grid._replace(axes=axes)
-    return _alike(op, [(x.shape, known[x.ref()]) for x in sources])
+        return grid._replace(axes=grid.axes and _KNOWN[op.type](op, grid.at, grid.axes))
+    return _alike(op, sources)
 
 
 def _alike(op: tf.Operation, sources: list[tuple[tf.TensorShape, Grid]]) -> Grid | None:
@@ -196,24 +150,20 @@ def _alike(op: tf.Operation, sources: list[tuple[tf.TensorShape, Grid]]) -> Grid
     to = op.outputs[0].shape if op.outputs else tf.TensorShape(None)
     if to.rank is None:
         return None
-
-    def sides(shape: tf.TensorShape, grid: Grid) -> list[int | None]:
-        return [shape[axis] for axis in grid.at]
-
     sources = [(shape, grid) for shape, grid in sources if shape.rank == to.rank]
-    paths = [grid for shape, grid in sources if sides(shape, grid) == sides(to, grid)]
+    paths = [grid for shape, grid in sources if all(shape[a] == to[a] for a in grid.at)]
     if not paths:
-        # Such as a crop: cells of the image still, though not where they were.
+        # For example a crop: still cells of the image, but not where they were.
         still = bool(sources) and to.rank == 4 and op.type not in _MIXING
         return sources[0][1]._replace(axes=None) if still else None
     if len({grid.at for grid in paths}) > 1:
         return None
-    seen = [grid.axes for grid in paths]
-    if not all(seen) or len({tuple(axis.step for axis in axes) for axes in seen if axes}) > 1:
+    seen = [grid.axes for grid in paths if grid.axes]
+    if len(seen) < len(paths) or len({(row.step, column.step) for row, column in seen}) > 1:
         return paths[0]._replace(axes=None)
     row, column = (
-        Axis(axes[0].step, min(a.first for a in axes), max(a.last for a in axes))
-        for axes in zip(*seen, strict=True)
+        Axis(along[0].step, min(a.first for a in along), max(a.last for a in along))
+        for along in zip(*seen, strict=True)
     )
     return paths[0]._replace(axes=(row, column))
 
@@ -225,22 +175,22 @@ def _reshaped(grid: Grid, of: tf.TensorShape, to: tf.TensorShape) -> Grid | None
     """
     if of.rank is None or to.rank is None:
         return None
-    size = grid.size if len(grid.at) == 1 else tuple(of[axis] for axis in grid.at)
-    first = min(grid.at)
-    if len(grid.at) == 2 and grid.at != (first, first + 1):
+    first, merged = min(grid.at), len(grid.at) == 1
+    if not merged and grid.at != (first, first + 1):
         return None
+    size = grid.size if merged else (of[first], of[first + 1])
     before = _entries(of[1:first])
-    for axis in range(1, to.rank - 1):
-        if (to[axis], to[axis + 1]) == size and _entries(to[1:axis]) == before:
+    starts = [axis for axis in range(1, to.rank - 1) if _entries(to[1:axis]) == before]
+    for axis in starts:
+        if (to[axis], to[axis + 1]) == size:
             return Grid((axis, axis + 1), grid.axes, size)
-    channels = of.rank > 1 and to.rank > 1 and to[-1] in (of[-1], None)
-    if to.rank == 2 and channels and first <= 1:  # As dense layers do with all cells of a batch.
+    if not (of.rank > 1 and to.rank > 1 and to[-1] in (of[-1], None)):
+        return None
+    if to.rank == 2 and first <= 1:  # As dense layers do with all cells of a batch.
         return Grid((0,), grid.axes, size)
     cells = _entries(size)
-    for axis in range(1, to.rank - 1):
-        if cells and to[axis] == cells and _entries(to[1:axis]) == before and channels:
-            return Grid((axis,), grid.axes, size)
-    return None
+    found = [axis for axis in starts if cells and to[axis] == cells]
+    return Grid((found[0],), grid.axes, size) if found else None
 
 
 def _entries(sides: Sequence[int | None]) -> int | None:

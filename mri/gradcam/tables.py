@@ -49,17 +49,8 @@ def heatmap_table(
 ) -> Iterator[str]:
     """Check the maps of model files on slices they have not seen; yield rows of a Markdown table.
 
-    Parameters
-    ----------
-    paths : sequence of path
-        The ``.keras`` files.
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Subject of each slice.
-    methods : sequence of str
-    slices : int
-        How many are drawn from the test part of each model.
-    seed : int
+    Of each ``.keras`` file of `paths`, some `slices` are drawn from its test part. `groups`, int
+    (n,), are the subjects of `scans`.
 
     Raises
     ------

@@ -1,7 +1,6 @@
 """Follow a Keras model through one call: its layers, and the tensor to explain.
 
-Keras has no hooks. A model is called once while every layer records its result, so Sequential,
-functional, nested, subclassed and loaded models are all alike.
+Keras has no hooks, so a model is called once while every layer records its result.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ MARKED = "last_conv"
 # Before any of these, a tensor is still the image, whatever was done to it.
 _LEARNED = ("Conv2D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "MatMul", "BatchMatMulV2",
             "Einsum", "PartitionedCall", "StatefulPartitionedCall")  # fmt: skip
-# What they make holds nothing that the finer grid before them does not.
+# The result of these holds nothing that the finer grid before them does not.
 _COARSER = "MaxPool", "AvgPool", "Identity", "Transpose"
 
 _lock = Lock()
@@ -45,7 +44,7 @@ def record_calls(model: keras.Model, images: tf.Tensor, to: ImageInput) -> tuple
             calls.append((step, result))
         return result
 
-    # Keras has no hooks, and the layers are the user's: the class is lent for the time of one call.
+    # The layers are the user's, so the class is lent for the time of one call.
     with _lock:
         call, keras.Layer.__call__ = keras.Layer.__call__, record
         call_step, keras.Operation.__call__ = keras.Operation.__call__, record_step
@@ -62,11 +61,13 @@ class Target(NamedTuple):
     ----------
     layer : the layer whose result it is, or the last one before it
     tensor : 4-D, of the trace
+    gradients : of its form; those behind a max pooling, where only their mean is wanted
     grid : where its rows and columns are, None where nothing is known of them
     """
 
     layer: keras.Operation
     tensor: tf.Tensor
+    gradients: tf.Tensor
     grid: Grid | None
 
     def moved(self, x: tf.Tensor) -> tf.Tensor:
@@ -76,19 +77,9 @@ class Target(NamedTuple):
         x = tf.cast(x, tf.float32)
         return x if channels == 3 and rows == 1 else tf.transpose(x, (0, rows, columns, channels))
 
-    @property
-    def cells(self) -> tf.TensorShape:
-        """Rows and columns, None where they are open."""
-        rows, columns = self.grid.at if self.grid else (1, 2)
-        return self.tensor.shape[rows], self.tensor.shape[columns]
-
 
 class Paths:
-    """The ways from the images to the logits in a trace.
-
-    Parameters
-    ----------
-    images, logits : tensors of one trace
+    """The ways from the images to the logits, both tensors of one trace.
 
     Attributes
     ----------
@@ -99,7 +90,7 @@ class Paths:
 
     def __init__(self, images: tf.Tensor, logits: tf.Tensor) -> None:
         self.known: Known = grids(images)
-        # In the order in which they were made, operations come after those that they take from.
+        # Operations are listed in the order in which they were made: sources come first.
         self._operations = [op for op in images.graph.get_operations() if op.type not in BLIND]
         reached: set[Any] = {images.ref()}
         self._learned: set[Any] = set()
@@ -113,10 +104,9 @@ class Paths:
         last_use: dict[Any, int] = {}
         for i, op in reversed(list(enumerate(self._operations))):
             if any(x.ref() in needed for x in op.outputs):
-                for x in op.inputs:
-                    if x.ref() in reached:
-                        needed.add(x.ref())
-                        last_use.setdefault(x.ref(), i)
+                for ref in {x.ref() for x in op.inputs} & reached:
+                    needed.add(ref)
+                    last_use.setdefault(ref, i)
         self.on_the_way: list[tf.Tensor] = []
         self.cuts: list[tf.Tensor] = []
         open_until = -1
@@ -125,7 +115,7 @@ class Paths:
             for x in op.outputs:
                 if x.ref() in uses:
                     self.on_the_way.append(x)
-                    # What is made no later and used after this operation goes past it.
+                    # What was made earlier and is used after this operation goes past it.
                     others = [end for ref, end in uses.items() if ref != x.ref()]
                     if max(open_until, *others, -1) <= i:
                         self.cuts.append(x)
@@ -154,7 +144,7 @@ class Paths:
 
 
 def _finest(x: tf.Tensor, maps: list[tf.Tensor]) -> tf.Tensor:
-    """Go back over pooling to the map that was pooled: it says where more finely, and as much."""
+    """Go back over pooling to the map that was pooled: it holds as much, on a finer grid."""
     refs = {of.ref() for of in maps}
     while x.op.type in _COARSER and x.op.inputs[0].ref() in refs:
         x = x.op.inputs[0]
@@ -163,44 +153,41 @@ def _finest(x: tf.Tensor, maps: list[tf.Tensor]) -> tf.Tensor:
 
 def choose(
     images: tf.Tensor,
-    logits: tf.Tensor,
-    explained: tf.Tensor,
+    scores: tuple[tf.Tensor, tf.Tensor],
     calls: Calls,
     wanted: str | keras.Layer | None,
-) -> tuple[Target, tf.Tensor]:
-    """Choose what to explain; return it and the gradients of `explained` in its form.
+    *,
+    only_mean: bool = False,
+) -> Target:
+    """Choose what to explain.
 
     Parameters
     ----------
-    images, logits : tensors of one trace
-    explained : made of the logits
+    images : tensor of a trace
+    scores : the logits of that trace, and what is explained, made of them
     calls : of that trace
     wanted : layer, its name, or None for `MARKED`, else the last map that all paths go through
+    only_mean : whether only the mean of the gradients over the grid is wanted
 
     Raises
     ------
     ValueError
         If there is no such layer.
     """
+    logits, explained = scores
     paths = Paths(images, logits)
-    # A tensor of another graph lies in a tf.function of the model's own: out of reach.
+    # A tensor of another graph is inside a tf.function of the model's own: out of reach.
     here = [(v, x) for v, x in calls if getattr(x, "graph", None) is logits.graph]
     here = [(v, x) for v, x in here if x.shape.rank == 4]
     found = [(v, x) for v, x in here if v is wanted or v.name == (wanted or MARKED)]
     unclear = wanted is not None and len({id(layer) for layer, _ in found}) > 1
-    last = paths.last_map() if wanted is None and not found else None
-    if last is not None:
+    if wanted is None and not found and (last := paths.last_map()) is not None:
         found = [(_named(last, here, paths), last)]
     for layer, x in [] if unclear else reversed(found):
-        gradients = tf.gradients(explained, x)[0]
+        gradients = _gradients(explained, x, only_mean)
         if gradients is not None:
             grid = paths.known.get(x.ref())
-            target = Target(layer, x, grid if grid and len(grid.at) == 2 else None)
-            return target, tf.convert_to_tensor(gradients)
-    problem = "several have this name" if unclear else "no gradient reaches it" if found else "none"
-    hidden = [v for v, x in calls if getattr(x, "graph", logits.graph) is not logits.graph]
-    if any(v is wanted or v.name == wanted for v in hidden):
-        problem = "called inside a tf.function of the model's own, out of reach: call it outside"
+            return Target(layer, x, gradients, grid if grid and len(grid.at) == 2 else None)
     ends = list(dict.fromkeys(_named(x, here, paths).name for x in paths.ends())) if here else []
     if wanted is None and not found and ends:
         raise ValueError(
@@ -208,6 +195,10 @@ def choose(
             "to the logits. The branches of this network meet only where their grids are gone, and "
             f"one of them alone is not the network. They end in {ends}. Received: layer={wanted}"
         )
+    problem = "several have this name" if unclear else "no gradient reaches it" if found else "none"
+    hidden = [v for v, x in calls if getattr(x, "graph", logits.graph) is not logits.graph]
+    if any(v is wanted or v.name == wanted for v in hidden):
+        problem = "called inside a tf.function of the model's own, out of reach: call it outside"
     raise ValueError(
         "`layer` must be one layer on the way to the output, itself 4-D, by name or as an object "
         "(model.get_layer('outer').get_layer('inner')); left out, the last one with a grid that "
@@ -215,6 +206,21 @@ def choose(
         f"4-D are {list(dict.fromkeys(v.name for v, _ in here))}. "
         f"Received: layer={wanted!r}, {problem}"
     )
+
+
+def _gradients(explained: tf.Tensor, x: tf.Tensor, only_mean: bool) -> tf.Tensor | None:
+    """Return the gradients at `x`, or fewer of the same mean; None where none reach it."""
+    users = [op for op in x.consumers() if op.type not in BLIND]
+    # Max pooling hands each gradient on to one cell, so their sum is the same before and behind it.
+    # To find those cells takes up to a fifth of the time of the network.
+    pooled = only_mean and [op.type for op in users] == ["MaxPool"]
+    at = users[0].outputs[0] if pooled else x
+    gradients = tf.gradients(explained, at)[0]
+    if gradients is None:
+        return None
+    gradients = tf.convert_to_tensor(gradients)
+    ratio = tf.size(at, tf.int64) / tf.size(x, tf.int64)
+    return gradients * tf.cast(ratio, gradients.dtype) if pooled else gradients
 
 
 def _named(x: tf.Tensor, calls: Calls, paths: Paths) -> keras.Operation:

@@ -11,10 +11,9 @@ __getattr__, __dir__, __all__ = _face(
     __name__,
     {
         "explorer": "Explorer explore",
-        "figures": "anatomy class_counts confusion metric_intervals reliability roc sample_grid "
-        "similarity_histogram slice_pairs training_curves",
+        "figures": "anatomy bootstrap class_counts confusion metric_intervals reliability roc "
+        "sample_grid separation similarity_histogram slice_pairs training_curves within_person",
         "glass_box": "plot_person plot_weights slab_means",
-        "lessons": "bootstrap separation within_person",
         "maps": "heatmap_grid mean_maps overlay overlay_columns overlay_scale",
         "ranking": "cost leaderboard p_values side_by_side",
         "style": "COLOURS STYLE",

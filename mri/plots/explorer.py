@@ -33,10 +33,7 @@ MARKED = "last convolution"
 
 
 class Explorer:
-    """The choices that the controls of `explore` offer, and the picture of a choice.
-
-    It has the same parameters as `explore`.
-    """
+    """The choices of the controls of `explore`, whose parameters it has, and their picture."""
 
     def __init__(
         self,
@@ -94,20 +91,9 @@ class Explorer:
     ) -> Figure:
         """Return the figure of one slice, its heatmap and the answer of the network.
 
-        Parameters
-        ----------
-        person : str
-            A key of `people`.
-        position : int
-            Position of the slice, counted from the lowest, which is 0.
-        network : str, optional
-            By default the first network.
-        explained : str
-            A class name, or 'predicted class'.
-        method, layer : str
-            As for `GradCAM`.
-        opacity : float
-            As for `plots.heatmap_grid`.
+        `person` is a key of `people`, `position` counts their slices from the lowest, which is 0,
+        and `explained` is a class name or 'predicted class'. By default, the first network answers.
+        The others are as for `GradCAM` and `plots.heatmap_grid`.
         """
         network = network or next(iter(self.runs))
         if self.runs[network].card.get("input") == INPUT:
@@ -121,16 +107,8 @@ class Explorer:
         title = f"person {person}, slice {position + 1} of {count}, {network}, {method}\n"
         title += f"probabilities calibrated on validation slices (temperature {temperature:.2f})"
         notes = (self.known(network, row), self.checked(network, method, layer))
-        return plots.heatmap_grid(
-            self.scans.images[[row]],
-            found,
-            self.scans.labels[[row]],
-            shares,
-            names,
-            opacity=opacity,
-            notes=notes,
-            title=title,
-        )
+        slices = self.scans.images[[row]], found, self.scans.labels[[row]], shares, names
+        return plots.heatmap_grid(*slices, opacity=opacity, notes=notes, title=title)
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -184,19 +162,11 @@ def explore(
 
     Parameters
     ----------
-    runs : mapping of str to Trained
-        Networks by the name to show.
+    runs : networks by the name to show, each as `mri.train` returns it
     scans : Scans
-    groups : ndarray of int, shape (n,)
-        Subject of each slice.
-    rows : ndarray of int
-        The slices to choose from, of whole subjects.
-    checks : mapping of (str, str) to HeatmapCheck, optional
-        By name of the network and method, from `mri.check_heatmaps`.
-
-    Returns
-    -------
-    ipywidgets.VBox or matplotlib.figure.Figure
+    groups : int (n,), the subject of each slice
+    rows : int, the slices to choose from, of whole subjects
+    checks : from `mri.check_heatmaps`, by (name of the network, method)
 
     Raises
     ------

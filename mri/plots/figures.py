@@ -1,4 +1,4 @@
-"""Figures of slices, of a training and of the evaluation of one model."""
+"""Figures of slices, of a training, of the evaluation of one model, and of its notions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mri.evaluation.metrics import metric_label, reliability_bins
-
-if TYPE_CHECKING:
-    from mri.evaluation.metrics import Evaluation
 from mri.plots.style import (
     BLACK,
     BLUE,
@@ -35,6 +32,9 @@ from mri.plots.style import (
     show_image,
     stacked,
 )
+
+if TYPE_CHECKING:
+    from mri.evaluation.metrics import Evaluation
 
 # Parts of the head: place of the part and place of its name, as shares of the size, and the name.
 _PARTS = [
@@ -113,15 +113,11 @@ def anatomy(image: np.ndarray, *, title: str = "") -> Figure:
     size = np.array(image.shape[::-1])
     show_image(ax, image)
     for at, place, name in _PARTS:
-        side = np.sign(place[0] - 0.5)
-        ax.annotate(
-            name,
-            at * size - 0.5,
-            place * size - 0.5,
-            ha="left" if side > 0 else "right",
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": PINK, "linewidth": 1.2, "shrinkA": 0},
-        )
+        side = "left" if place[0] > 0.5 else "right"
+        line = {"arrowstyle": "-", "color": PINK, "linewidth": 1.2, "shrinkA": 2}
+        line["relpos"] = (float(side == "right"), 0.5)  # from the end of the text, not its middle
+        ends = at * size - 0.5, place * size - 0.5
+        ax.annotate(name, *ends, ha=side, va="center", arrowprops=line)
     centred: dict[str, Any] = {"color": "white", "ha": "center", "transform": ax.transAxes}
     ax.text(0.5, 0.98, "back of the head", va="top", **centred)
     ax.text(0.5, 0.02, "forehead", **centred)
@@ -212,9 +208,8 @@ def reliability(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None 
     for confidence, accuracy, count in zip(x, y, n, strict=True):
         away = 11 if accuracy > confidence else -11
         ax.annotate(f"{count}", (confidence, accuracy), (0, away), fontsize=7, **options)
-    ece = f"ECE {evaluation.metrics[unit]['ece']}"
-    ax.text(0.98, 0.02, f"{ece}\nnumbers and areas: {unit}s per bin", ha="right", va="bottom")
-    ax.set(xlabel="confidence (probability of the predicted class)", ylabel="accuracy")
+    notes = f"ECE {evaluation.metrics[unit]['ece']}; numbers and areas: {unit}s per bin"
+    ax.set(xlabel=f"confidence (probability of the predicted class)\n{notes}", ylabel="accuracy")
     ax.set(xlim=(0, 1.05), ylim=(0, 1.05), aspect="equal", title=figure_title(evaluation, unit))
     return ax
 
@@ -229,10 +224,7 @@ def metric_intervals(
 ) -> Axes:
     """Draw a metric of several evaluations per slice and per subject, with 95% intervals."""
     ax = panel(ax, 7.5, 1 + 0.5 * len(evaluations))
-    for unit, marker, colour, shift in (
-        ("slice", "o", GREY, -0.17),
-        ("subject", "s", BLACK, 0.17),
-    ):
+    for unit, marker, colour, shift in (("slice", "o", GREY, -0.17), ("subject", "s", BLACK, 0.17)):
         for i, evaluation in enumerate(evaluations.values()):
             if unit in evaluation.metrics:
                 value, low, high = estimate = evaluation.metrics[unit][metric]
@@ -284,7 +276,7 @@ def similarity_histogram(
     title: str = "",
 ) -> Axes:
     """Draw correlations (n,) within one subject and between two; NaN is left out."""
-    ax = panel(ax, 7, 3.2)
+    ax = panel(ax, 9, 3)
     same, different = (np.asarray(x)[np.isfinite(x)] for x in (same, different))
     found = np.concatenate([same, different, [1]])  # rounding may exceed 1
     bins = np.linspace(found.min(), found.max(), 81).tolist()
@@ -293,8 +285,68 @@ def similarity_histogram(
         ax.hist(values, bins, color=colour, alpha=0.75, label=label)
     if threshold is not None:
         mark_epoch(ax, threshold, f"threshold {threshold:.3f}")
-    # A filled legend hides the line of the threshold behind it.
-    ax.legend(loc="upper left", frameon=True, facecolor="w", edgecolor="none", framealpha=1)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     ax.set(xlabel="correlation", ylabel="number of correlations")
-    ax.set_title(title, pad=18)
+    ax.set_title(title, pad=6 if threshold is None else 18)
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def separation(
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    names: tuple[str, str] = ("non-demented", "demented"),
+    title: str = "",
+) -> Figure:
+    """Draw the scores of two groups, one panel for each name of `panels` and one dot a person.
+
+    A panel has scores, float (n,), and whether each is of the second group, bool (n,). Within a
+    group, the height of a dot means nothing; it keeps the dots apart.
+    """
+    fig, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 2.9), sharey=True)
+    for ax, (name, (scores, second)) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        for group, colour in ((0, BLUE), (1, PINK)):
+            own = np.sort(scores[second == bool(group)])
+            apart = 0.3 * np.sin(np.arange(len(own)) * 2.4)
+            ax.plot(own, group + apart, "o", color=colour, markersize=4, alpha=0.55)
+        ax.set_yticks((0, 1), names)
+        ax.set(ylim=(-0.5, 1.5), xlabel="score", title=name)
+        ax.tick_params(axis="y", length=0)
+    fig.suptitle(title)
+    return fig
+
+
+@mpl.rc_context(STYLE)
+def within_person(
+    scores: Mapping[str, np.ndarray], *, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """Draw the score of each slice of several people, from low to high, and each person's mean."""
+    ax = panel(ax, 9, 3.4)
+    for (name, values), colour in zip(scores.items(), (BLUE, PINK, GREEN, GREY) * 9, strict=False):
+        places = np.arange(1, len(values) + 1)
+        label = f"person {name.replace('_', ' ')}"
+        ax.plot(places, values, "o-", color=colour, markersize=3, linewidth=1, label=label)
+        ax.axhline(values.mean(), color=colour, linestyle="--", linewidth=1.2)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="slice, from the lowest", ylabel="log odds of dementia", title=title)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def bootstrap(
+    draws: Mapping[str, np.ndarray], value: float, *, ax: Axes | None = None, title: str = ""
+) -> Axes:
+    """Draw the values of bootstrap draws, float (draws,), by what was drawn, and 95% intervals."""
+    ax = panel(ax, 9, 3.2)
+    bins = np.histogram_bin_edges(np.concatenate(list(draws.values())), 60).tolist()
+    for (name, values), colour in zip(draws.items(), (GREEN, GREY, PINK), strict=False):
+        low, high = np.percentile(values, (2.5, 97.5))
+        label = f"drawing {name}: [{low:.3f}, {high:.3f}]"
+        ax.hist(values, bins, color=colour, alpha=0.6, label=label)
+        for end in (low, high):
+            ax.axvline(end, color=colour, linestyle="--", linewidth=1.2)
+    ax.axvline(value, color="black", linewidth=1, label=f"measured: {value:.3f}")
+    ax.set(xlabel="value of a draw", ylabel="number of draws", title=title)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="dashed: 95% interval")
     return ax

@@ -53,19 +53,8 @@ def plot_weights(
 
     Where the interval excludes 0, the colour is full and the place outlined; elsewhere it is faint.
 
-    Parameters
-    ----------
-    weights, low, high : ndarray of float, shape (8, r, c)
-        From `mri.training.glass_box.bootstrap_weights`.
-    brain : ndarray of uint8, shape (32, 4 r, 4 c)
-        `Template.mean`.
-    people : int
-        How many the weights were fitted to.
-    title : str
-
-    Returns
-    -------
-    Figure
+    `weights`, `low` and `high`, float (8, r, c), are from `mri.training.bootstrap_weights`. `brain`
+    is `Template.mean`, uint8 (32, 4 r, 4 c), and `people` the number of those fitted to.
     """
     weights, low, high = (np.asarray(x, float) for x in (weights, low, high))
     certain = (low > 0) | (high < 0)
@@ -85,19 +74,9 @@ def plot_person(
 ) -> Figure:
     """Draw what each place of one head adds to its severity, slab by slab.
 
-    Parameters
-    ----------
-    answer : Answer
-        From `mri.evaluation.persons.PersonModel.ask`.
-    title : str
-        Who, and from which split.
-    beside : tuple, optional
-        Another model's view of the same head: its title, slices (32, h, w) in order, and heatmaps
-        of them (32, h, w), 0 to 1. Slabs show the mean of four.
-
-    Returns
-    -------
-    Figure
+    `answer` is from `mri.evaluation.persons.PersonModel.ask`; `title` says who, and from which
+    split. `beside` is another model's view of the same head: its title, slices (32, h, w) in order,
+    and heatmaps of them (32, h, w), 0 to 1. Slabs show the mean of four.
     """
     parts = np.asarray(answer.contributions, float)
     notes = (
@@ -113,17 +92,16 @@ def plot_person(
         return figure
     upper, lower = figure.subfigures(2, 1, squeeze=False)[:, 0]
     _draw(parts, slabs, sure, heading, label, figure=upper)
-    name, slices, maps = beside
+    name, *stacks = beside
     axes = lower.subplots(2, SLABS // 2)
-    for number, (ax, slab, heat) in enumerate(
-        zip(axes.flat, slab_means(slices), slab_means(maps), strict=True)
-    ):
+    pairs = zip(*map(slab_means, stacks), strict=True)
+    for number, (ax, (slab, heat)) in enumerate(zip(axes.flat, pairs, strict=True)):
         ax.imshow(overlay(slab, heat))
         ax.set_title(_slices_of(number), fontsize=10)
         ax.axis("off")
     lower.suptitle(name)
-    bar = lower.colorbar(overlay_scale(), ax=axes, location="bottom", shrink=0.5, aspect=40)
-    bar.set_label("heatmap, mean of four slices, each relative to its own largest value")
+    label = "heatmap, mean of four slices, each relative to its own largest value"
+    lower.colorbar(overlay_scale(), ax=axes, location="bottom", shrink=0.5, aspect=40, label=label)
     return figure
 
 
@@ -140,34 +118,17 @@ def glass_box_pictures(
     The second shows one person whom neither model has seen: of those with mild dementia the one of
     the middle severity. Beside the glass box's map is the heatmap of a network.
 
-    Parameters
-    ----------
-    path : path
-        A glass box that `mri.training.save_glass_box` has written, with a test part.
-    scans, groups
-        What it was made of.
-    folder : path
-    network : str
-        Name or file of a model of slices of 128 × 128, whose heatmaps fail their checks.
-
-    Returns
-    -------
-    list of Path
+    `path` is a glass box with a test part that `mri.training.save_glass_box` has made of `scans`
+    and `groups`. `network` names a model of slices of 128 × 128, whose heatmaps fail their checks.
     """
     from mri.training import bootstrap_weights, severity_of, train_people
 
     fitted = train_people(scans, groups)
     severity = severity_of(fitted.labels, scans.class_names)
+    about = f", {scans.origin}" if scans.synthetic else ""
     weights, low, high = bootstrap_weights(fitted.maps, severity)
-    about = "" if not scans.synthetic else f", {scans.origin}"
-    everybody = plot_weights(
-        weights,
-        low,
-        high,
-        fitted.template.mean,
-        people=len(severity),
-        title=f"What gray matter counts where{about}",
-    )
+    title, brain = f"What gray matter counts where{about}", fitted.template.mean
+    everybody = plot_weights(weights, low, high, brain, people=len(severity), title=title)
     model = PersonModel(ModelFile(path))
     who, answer = _middle_person(model, scans, groups)
     slices = scans.images[groups == who][np.argsort(answer.person.heights)]
@@ -189,10 +150,8 @@ def _middle_person(model: PersonModel, scans: Scans, groups: np.ndarray) -> tupl
     mild = scans.labels[test] == scans.class_names.index("Mild_Demented")
     chosen = np.unique(groups[test[mild]]).tolist()
     require(len(chosen) > 0, "Somebody in the test part must have mild dementia.", people=0)
-    asked = {who: model.ask(scans.images[groups == who]) for who in chosen}
-    ordered = sorted(asked, key=lambda who: asked[who].severity)
-    who = ordered[len(ordered) // 2]
-    return who, asked[who]
+    asked = [(who, model.ask(scans.images[groups == who])) for who in chosen]
+    return sorted(asked, key=lambda pair: pair[1].severity)[len(asked) // 2]
 
 
 def _heatmaps(network: str, slices: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
@@ -238,10 +197,8 @@ def _draw(
         _slab(ax, value, slab, sure, norm)
         ax.set_title(_slices_of(number), fontsize=10)
     figure.suptitle(title)
-    bar = figure.colorbar(
-        ScalarMappable(norm, _COLOURS), ax=axes, location="bottom", shrink=0.5, aspect=40
-    )
-    bar.set_label(label)
+    scale = ScalarMappable(norm, _COLOURS)
+    figure.colorbar(scale, ax=axes, location="bottom", shrink=0.5, aspect=40, label=label)
 
 
 def _slab(

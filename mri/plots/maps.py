@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mri._arguments import require
 from mri.plots.style import (
     STYLE,
     bare,
@@ -32,12 +33,10 @@ def overlay(
 
     Opacity is `alpha` times the strength, so the anatomy is visible where the map is weak.
     """
-    if np.shape(image) != np.shape(heatmap) or np.ndim(image) != 2:
-        raise ValueError(
-            "image and heatmap must have the same shape (h, w). "
-            f"Received: image.shape={np.shape(image)}, heatmap.shape={np.shape(heatmap)}"
-        )
     heat, grey = np.asarray(heatmap, dtype=float), np.asarray(image, dtype=float)
+    fits = grey.shape == heat.shape and grey.ndim == 2
+    shapes = {"image": grey.shape, "heatmap": heat.shape}
+    require(fits, "image and heatmap must have the same shape (h, w).", **shapes)
     colours, opacity = 255 * mpl.colormaps[cmap](heat)[..., :3], alpha * heat[..., None]
     return np.rint((1 - opacity) * grey[..., None] + opacity * colours).astype(np.uint8)
 
@@ -80,6 +79,7 @@ def heatmap_grid(
             middle.text(0.02, 0.97 - 0.06 * line, note, color="#FFD966", va="top", **place)
         label = None if labels is None else int(labels[i])
         _bars(right, probabilities[i], class_names, int(explanation.classes[i]), label)
+        right.set_xlabel("probability" if i == n - 1 else "")
     for ax, name in zip(axes[0], ("slice", "heatmap over it"), strict=False):
         ax.set_title(name, loc="center")
     _scale_below(fig, axes[:, :2], overlay_scale(alpha=opacity), _EVIDENCE)
@@ -116,7 +116,7 @@ def _bars(
         text = f"{readable(class_names[c])}: {shares[c]:.0%}{mark}"
         weight = "bold" if c == guess else "normal"
         ax.text(0, row - 0.27, text, va="bottom", fontsize=9, fontweight=weight)
-    ax.set(xlim=(0, 1), ylim=(len(order) - 0.5, -0.75), yticks=[], xlabel="probability")
+    ax.set(xlim=(0, 1), ylim=(len(order) - 0.5, -0.75), yticks=[])
     ax.spines["left"].set_visible(False)
     ax.set_box_aspect(1.4)
     if label is not None:

@@ -57,18 +57,22 @@ def leaderboard(comparison: Comparison, *, ax: Axes | None = None, title: str = 
     if board["leading"].any():
         label = "not distinguishable from the best"
         handles.append(Rectangle((0, 0), 1, 1, color=BLUE, alpha=0.1, label=label))
-    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(handles))
+    # As wide as a phone, the entries stand one below the other.
+    columns = len(handles) if ax.figure.bbox.width > 6 * ax.figure.dpi else 1
+    ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns)
     ax.set_yticks(range(len(board)), [for_line(name, _LONGEST) for name in board.index])
     ax.set_ylim(len(board) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
-    said = f"{metric_label(comparison.by)} per {comparison.unit} of the test part, 95% interval"
+    said = f"{metric_label(comparison.by)}\nper {comparison.unit} of the test part, 95% interval"
     leads = board["leading"].to_numpy()
     if leads.any() and not leads[: leads.sum()].all():
         # A reader would take the gap in the shading for a mistake.
-        said += "\nshading follows tests of pairs, person by person, not the order or the intervals"
+        said += (
+            "\nshading follows tests of pairs, person by person,\nnot the order or the intervals"
+        )
     ax.set_xlabel(said)
-    ax.set_title(title, pad=24)
+    ax.set_title(title, pad=10 + 14 * (len(handles) if columns == 1 else 1))
     return ax
 
 

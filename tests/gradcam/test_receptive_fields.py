@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from mri import GradCAM, build_model
-from mri.gradcam.receptive_fields import Axis, receptive_fields, stretch
+from mri.gradcam.receptive_fields import Axis, cells_of, grids, stretch
 
 K = keras.layers
 SIZE = 33, 41
@@ -79,9 +79,12 @@ def noticed(trunk, axis):
 def derived(trunk):
     """Receptive fields as read off a trace of the trunk."""
     found = []
-    tf.function(lambda x: found.append(receptive_fields(x, trunk(x)))).get_concrete_function(
-        tf.TensorSpec(trunk.input_shape)
-    )
+
+    def trace(images):
+        cells = trunk(images)
+        found.append(cells_of(images, cells, grids(images).get(cells.ref())))
+
+    tf.function(trace).get_concrete_function(tf.TensorSpec(trunk.input_shape))
     return found[0]
 
 

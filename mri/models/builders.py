@@ -401,4 +401,5 @@ def _fine_tuned(architecture: str, x: keras.KerasTensor, classes: int) -> keras.
             layer.momentum = MOMENTUM
     # A layer of the outer graph, for Grad-CAM: those inside the backbone have no output there.
     x = layers.Activation("linear", name="last_conv")(network(x))
-    return layers.Dense(classes)(layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x)))
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+    return layers.Dense(classes)(x)

@@ -99,7 +99,7 @@ class PersonModel:
     @cached_property
     def model(self) -> keras.Model:
         """The Keras model, from prepared slices as channels to logits."""
-        model = self.file.load_bare()
+        model = self.file.load(bare=True)
         expected = (None, *self.template.mean.shape[1:], len(self.template.mean))
         if model.input_shape != expected or len(model.output_shape) != 2:
             raise ModelFileError(

@@ -32,16 +32,9 @@ IMAGENET = "imagenet"
 def register(builder: Builder) -> Builder:
     """Add a builder to the registry under its function name.
 
-    Parameters
-    ----------
-    builder : callable
-        From (image tensor (batch, h, w, 1) with values 0 to 1, number of classes) to logits
-        (batch, classes); name the layer that Grad-CAM should look at ``last_conv``.
-
-    Returns
-    -------
-    callable
-        The builder itself, so that `register` is a decorator.
+    A builder goes from an image tensor (batch, h, w, 1) of values 0 to 1, and the number of
+    classes, to logits (batch, classes). Name the layer that Grad-CAM should look at ``last_conv``.
+    The builder itself is returned, so that `register` is a decorator.
 
     Raises
     ------

@@ -162,10 +162,7 @@ def problem_of(facts: object, schema: Mapping[str, tuple[Check, str]] = SCHEMA) 
 def read_card(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Return the card beside the model file `path`, None where there is none.
 
-    Raises
-    ------
-    ModelFileError
-        If the card is not a JSON object, or a value is not of the type and range of `SCHEMA`.
+    What is no JSON object of the types and ranges of `SCHEMA` is refused by `ModelFileError`.
     """
     card = Path(path).with_suffix(".json")
     try:
@@ -189,13 +186,7 @@ def check_rows(rows: np.ndarray, n: int) -> str | None:
 
 
 def rows_to_test(card: Mapping[str, Any], scans: Scans, fingerprint: str) -> np.ndarray:
-    """Return the test rows that a card of a training names, int (m,).
-
-    Raises
-    ------
-    ModelFileError
-        If it does not say, or is of other slices than these.
-    """
+    """Return the test rows, int (m,), of a card of a training on these very slices."""
     missing = {"class_names", "data", "split", "temperature", "test_rows"}.difference(card)
     if missing:
         raise ModelFileError(

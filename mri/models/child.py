@@ -72,10 +72,7 @@ def run_here(function: Answers, path: Path, facts: Facts, arrays: Arrays) -> tup
 class Child:
     """The process, as its parent sees it.
 
-    Parameters
-    ----------
-    loads : str
-        Module that it imports when it starts; what that takes of memory is not counted.
+    It imports the module `loads` when it starts; what that takes of memory is not counted.
     """
 
     def __init__(self, loads: str = "mri._keras") -> None:
@@ -85,18 +82,9 @@ class Child:
     def run(
         self, function: Answers, path: Path, facts: Facts, arrays: Arrays
     ) -> tuple[Facts, Arrays]:
-        """Return the last that `function` yields in the process.
+        """Return the last that `function`, of a module of this package, yields in the process.
 
-        Parameters
-        ----------
-        function : callable
-            Of a module of this package.
-        path : Path
-            Of the model file, for messages.
-        facts : dict
-            JSON-ready.
-        arrays : dict of str to ndarray
-            Of numbers.
+        `path` is of the model file, for messages; `facts` are JSON-ready, `arrays` of numbers.
 
         Raises
         ------

@@ -40,18 +40,8 @@ _TRUSTED: set[str] = set()  # SHA-256 of what `save_model` has written, and what
 def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]) -> dict[str, Any]:
     """Save a Keras model as ``<name>.keras`` with its card ``<name>.json`` beside it.
 
-    Parameters
-    ----------
-    model : keras.Model
-    path : path
-        Ends in ``.keras``; its folder is made if need be.
-    card : mapping
-        JSON-ready facts about the model.
-
-    Returns
-    -------
-    dict
-        The card as written, with the SHA-256 of the model file.
+    The folder of `path` is made if need be; `card` holds JSON-ready facts. Returns the card as
+    written, with the SHA-256 of the model file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +60,7 @@ def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]
 class ModelFile:
     """A model file and its card, each read once however often it is asked.
 
-    Parameters
-    ----------
-    path : path
-        Of the ``.keras`` file, which may be absent where a card is enough.
+    The file itself may be absent where a card is enough.
 
     Examples
     --------
@@ -173,12 +160,7 @@ class ModelFile:
     ) -> Iterator[dict[str, Any]]:
         """Give what `load_handed` needs in any process: JSON-ready, with a private copy.
 
-        Parameters
-        ----------
-        slices, order
-            As for `load`.
-        bare : bool
-            Whether to leave the model as it is in the file, whatever its card declares.
+        The arguments are those of `load`.
         """
         expects = self.expects.declared() if self.expects and not bare else {}
         told = {"slices": list(slices), "order": order and list(order), "expects": expects}
@@ -202,7 +184,7 @@ class ModelFile:
             Class names in the order wanted, where the card names the model's own; by default those
             of the data set.
         bare : bool
-            As for `handed`.
+            Whether to leave the model as it is in the file, whatever its card declares.
         """
         with self.handed(slices, order, bare=bare) as told:
             # What a card declares changes what is run.
@@ -227,11 +209,7 @@ class ModelFile:
     def held_out(self, scans: Scans, fingerprint: str | None = None) -> np.ndarray:
         """Return the test rows of the card, int (m,); of a model of unknown training, all rows.
 
-        Parameters
-        ----------
-        scans : Scans
-        fingerprint : str, optional
-            Of `scans`, where it is known already.
+        `fingerprint` is that of `scans`, where it is known already.
 
         Raises
         ------
@@ -340,7 +318,7 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
 
 
 def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any) -> str:
-    """Write beside a model file what it expects of slices; return what changes by it.
+    """Write beside a model file what it expects of slices; return what changes, a line a change.
 
     Parameters
     ----------
@@ -350,11 +328,6 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
         Whether to write the card, or only to say what would change.
     **expects
         See `adapt`.
-
-    Returns
-    -------
-    str
-        A line a change.
 
     Raises
     ------

@@ -73,7 +73,9 @@ def glass_box(
     # Centred only: a place that varies little must not count more for it.
     places.set_weights([centre, np.ones_like(centre), np.array(0, np.int32)])
     places.finalize_state()
-    severity.set_weights([np.moveaxis(weights, 0, -1).reshape(-1, 1), np.float32([intercept])])
+    severity.set_weights(
+        [np.moveaxis(weights, 0, -1).reshape(-1, 1), np.array([intercept], np.float32)]
+    )
     logits.set_weights([slopes[None], offsets])
     model.trainable = False
     return model

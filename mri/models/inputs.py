@@ -43,13 +43,7 @@ _CHANNELS = 1, 3  # Gray, and RGB.
 
 @dataclass(frozen=True)
 class Expects:
-    """What a model takes, and the order of its classes; checked when it is made.
-
-    Attributes
-    ----------
-    size, channels, range, scale, offset, mean, std, class_names
-        As for `adapt`; None is not declared.
-    """
+    """What a model takes, and the order of its classes, as for `adapt`; checked when it is made."""
 
     size: Any = None
     channels: int | None = None

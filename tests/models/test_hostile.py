@@ -584,6 +584,8 @@ CARDS = {
     "recipe": [[], {"epochs": []}, {"a": {"b": 1}}, "sgd"],
     "history": [[], {"loss": 1}, {"loss": ["a"]}],
     "versions": [[], {"python": ["3"]}],
+    "card_version": [0, 2, 99, -1, 1.0, "1", True, None, []],
+    "expects": [7, [], {"size": 0}, {"range": [1, 0]}, {"sise": 1}, {"scale": 0}],
 }
 
 

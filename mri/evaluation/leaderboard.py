@@ -27,28 +27,17 @@ class Comparison:
 
     Attributes
     ----------
-    table : DataFrame
-        One row per file, best first. Subject-wise models come before image-level models, because
-        image-level figures are inflated. Files that could not be evaluated come last; the column
-        `note` gives the reason.
-    evaluations : dict of str to Evaluation
-        By model name, for models that could be evaluated.
-    p_values : dict of str to DataFrame
-        By protocol: Holm-corrected p-values of all pairs, from `pairwise`. It has the models
-        measured on the same slices as the best of that protocol, and only the first seed of each
-        network.
-    by : str
-        The metric of the ranking and the tests.
-    rows : dict of str to ndarray of int
-        By model name: the rows of the scans on which it was measured.
-    files : dict of str to Path
-        By model name. A file may be absent if its card and kept logits were enough.
-    evaluated : tuple of str
-        The models that were run this time. The logits of all others were kept from before.
-    claims : dict of str to str
-        By model name: 'verified', or 'claimed' and why; see `mri.evaluation.claims`.
-    unit : {'slice', 'subject'}
-        What the figures of the ranking and the tests are of.
+    table : one row per file, best first. Subject-wise models come before image-level ones, whose
+        figures are inflated. Files that could not be evaluated come last; `note` says why
+    evaluations : by model name, for models that could be evaluated
+    p_values : by protocol, the Holm-corrected p-values of all pairs, from `pairwise`, of the
+        models measured on the same slices, only the first seed of each network
+    by : the metric of the ranking and the tests
+    rows : by model name, int (n,): the rows of the scans on which it was measured
+    files : by model name. A file may be absent if its card and kept logits were enough
+    evaluated : the models that were run this time. The logits of all others were kept from before
+    claims : by model name: 'verified', or 'claimed' and why; see `mri.evaluation.claims`
+    unit : 'slice' or 'subject', of which the figures of the ranking and the tests are
     """
 
     table: pd.DataFrame

@@ -126,13 +126,16 @@ def _behind_average(op: tf.Operation, k: int) -> tuple[tf.Tensor, str] | None:
     """Return the logits of an average whose addends are all made of the same logits."""
     values = [tf.get_static_value(x) for x in op.inputs]
     constants = [value for value in values if value is not None]
-    addends = [_behind(x, k) for x, value in zip(op.inputs, values, strict=True) if value is None]
+    found = [_behind(x, k) for x, value in zip(op.inputs, values, strict=True) if value is None]
+    addends = [of for of in found if of is not None]
     if op.type in _FACTORS:
-        fits = len(addends) == 1 and all(np.all(np.asarray(value) > 0) for value in constants)
+        fits = len(found) == 1 and all(np.all(np.asarray(value) > 0) for value in constants)
     else:
         fits = not constants or op.type in ("Mean", "ConcatV2")
-    found = {(of and of[0].ref(), of and of[1]) for of in addends}
-    return addends[0] if fits and len(found) == 1 and (addends[0] or " ")[1] == "softmax" else None
+    if not fits or not addends or len(addends) < len(found):
+        return None
+    same = {(logits.ref(), kind) for logits, kind in addends}
+    return addends[0] if len(same) == 1 and addends[0][1] == "softmax" else None
 
 
 def are_probabilities(scores: np.ndarray) -> bool:

@@ -603,7 +603,8 @@ def test_a_card_that_lies_costs_one_row(key, tmp_path, striped_scans):
     }
     save_model(sound(), tmp_path / "right.keras", card)
     for i, value in enumerate(CARDS[key]):
-        save_model(sound(), tmp_path / f"wrong{i}.keras", {**card, key: value})
+        whole = save_model(sound(), tmp_path / f"wrong{i}.keras", card)
+        (tmp_path / f"wrong{i}.json").write_text(json.dumps({**whole, key: value}))
     found = compare(scans, subjects, tmp_path)
     assert len(found.table) == 1 + len(CARDS[key])
     assert found.table["model"][0] == "right"

@@ -212,7 +212,8 @@ class Comparison:
         said = ~self.table["note"].isin(["", "verified", f"verified; {INFLATED}"])
         refused = self.table.loc[said, ["model", "note"]].map(for_line)
         notes = "" if refused.empty else refused.to_html(index=False)
-        told = f"{metric_label(self.by)} per {self.unit}; shaded: not told from the best"
+        of = f"{metric_label(self.by)} per {self.unit}"
+        told = f"{of}; shaded: not distinguishable from the best"
         return styled.set_caption(told).to_html() + notes
 
     def __repr__(self) -> str:

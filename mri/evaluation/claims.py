@@ -35,50 +35,45 @@ _MOST_APART = 0.1
 class Claims:
     """What can be checked with the slices at hand, each division computed once.
 
-    Parameters
-    ----------
-    scans : Scans, optional
-        Without them nothing can be verified.
-    groups : ndarray of int, shape (n,), optional
-        Subject of each slice.
+    `groups` (n,) has the subject of each slice. Without slices nothing can be verified.
     """
 
     def __init__(self, scans: Scans | None, groups: np.ndarray | None) -> None:
         self.scans = scans
-        self.groups = None if groups is None else np.asarray(groups)
+        self.groups = np.asarray([] if groups is None else groups)
+        self.fingerprint = None if scans is None else scans.fingerprint()
         self._division = cache(self._divided)
 
-    def check(self, file: ModelFile, kept: LogitsTable, fingerprint: str | None, new: bool) -> str:
-        """Return `VERIFIED`, or why it is only claimed.
-
-        Parameters
-        ----------
-        file : ModelFile
-        kept : LogitsTable
-            Of the file, or of its card where the file is absent.
-        fingerprint : str or None
-            Of the slices at hand.
-        new : bool
-            Whether the logits were made just now.
+    def check(self, file: ModelFile, kept: LogitsTable, *, new: bool) -> str:
+        """Return `VERIFIED`, or why it is only claimed; `new` logits were made just now.
 
         Raises
         ------
         ModelFileError
             If rows, labels, people or logits are not those of the slices or the network.
         """
-        if self.scans is None or self.groups is None:
+        if self.scans is None:
             return NO_SLICES
-        if kept.about["data"] != fingerprint:
+        if kept.about["data"] != self.fingerprint:
             return OTHER_SLICES
         try:
-            return self._check(file, kept, new)
+            self._refuse(self.scans, file, kept)
+            doubts = []
+            if not file.trained_here:
+                doubts.append("no card of its training")
+            elif not self._is_division((file.card or {}).get("split", {}), kept.rows):
+                doubts.append("its division is not one that can be computed again")
+            if not new and not is_own(file):
+                if file.path.is_file():
+                    _predict_anew(file, kept, self.scans, self.groups)
+                else:
+                    doubts.append("its model file is absent")
         except DataError as error:
             raise ModelFileError(f"{file.path}: its claim is refused: {error}") from error
+        return f"claimed: {', '.join(doubts)}" if doubts else VERIFIED
 
-    def _check(self, file: ModelFile, kept: LogitsTable, new: bool) -> str:
-        scans, groups = self.scans, self.groups
-        if scans is None or groups is None:
-            raise DataError("no slices")
+    def _refuse(self, scans: Scans, file: ModelFile, kept: LogitsTable) -> None:
+        """Raise DataError where a table or its card contradicts the slices."""
         rows = kept.rows
         if tuple(kept.about["class_names"]) != scans.class_names:
             raise DataError("its classes are not those of the slices")
@@ -86,34 +81,21 @@ class Claims:
             raise DataError(f"it names {problem}")
         if wrong := int((kept.labels != scans.labels[rows]).sum()):
             raise DataError(f"the labels of {wrong} rows are not those of the slices")
-        split = (file.card or {}).get("split", {})
-        if split.get("protocol") == "subject":
-            tested = np.isin(groups, groups[rows])
-            torn = np.unique(groups[np.setdiff1d(np.flatnonzero(tested), rows)])
-            if len(torn):
-                raise DataError(
-                    f"its card says subject-wise, but {len(torn)} people of its test part have "
-                    "slices outside it, as in an image-level division"
-                )
-        doubts = []
-        if not file.trained_here:
-            doubts.append("no card of its training")
-        elif not self._is_division(split, rows):
-            doubts.append("its division is not one that can be computed again")
-        if not new and not is_own(file):
-            if file.path.is_file():
-                _predict_anew(file, kept, scans, groups)
-            else:
-                doubts.append("its model file is absent")
-        return f"claimed: {', '.join(doubts)}" if doubts else VERIFIED
+        outside = np.delete(self.groups, rows)
+        torn = np.intersect1d(self.groups[rows], outside)
+        if len(torn) and (file.card or {}).get("split", {}).get("protocol") == "subject":
+            raise DataError(
+                f"its card says subject-wise, but {len(torn)} people of its test part have slices "
+                "outside it, as in an image-level division"
+            )
 
     def _is_division(self, split: Mapping[str, Any], rows: np.ndarray) -> bool:
         """Whether the rows are the test part, all of it, of the division that the card names."""
-        numbers = [split.get(key) for key in ("fold", "folds", "seed")]
+        numbers = tuple(split.get(key) for key in ("fold", "folds", "seed"))
         if not all(type(number) is int for number in numbers):
             return False
         test = rows.tobytes() if split.get("protocol") == "image" else b""
-        found = self._division(split.get("protocol"), tuple(numbers), test)
+        found = self._division(split.get("protocol"), numbers, test)
         return found == (split.get("rows_sha256"), rows.tobytes())
 
     def _divided(
@@ -121,15 +103,15 @@ class Claims:
     ) -> tuple[str, bytes] | None:
         """Return the SHA-256 of a division, as `train` writes it into a card, and its test rows."""
         fold, folds, seed = numbers
-        scans, groups = self.scans, self.groups
-        if scans is None or groups is None or (not 2 <= folds <= 100 and protocol == "subject"):
+        if self.scans is None or (protocol == "subject" and not 2 <= folds <= 100):
             return None
+        labels, groups = self.scans.labels, self.groups
         try:
             with warnings.catch_warnings(action="ignore"):
                 split = (
-                    subject_split(scans.labels, groups, fold=fold, folds=folds, seed=seed)
+                    subject_split(labels, groups, fold=fold, folds=folds, seed=seed)
                     if protocol == "subject"
-                    else image_split(scans.labels, np.frombuffer(test, np.int64), seed=seed)
+                    else image_split(labels, np.frombuffer(test, np.int64), seed=seed)
                 )
         except ValueError:
             return None
@@ -140,10 +122,10 @@ def _predict_anew(file: ModelFile, kept: LogitsTable, scans: Scans, groups: np.n
     """Raise DataError unless the network still says what was kept of a few rows."""
     # Which rows is nobody's to foresee; what is shown does not depend on it.
     at = np.random.default_rng().permutation(len(kept.rows))[:_SAMPLE]
-    found = run_rows(file, scans, groups, kept.rows[at], CHILD.run)
+    _, found = run_rows(file, scans, groups, kept.rows[at], CHILD.run)
     apart = np.abs(softmax(found, axis=1) - softmax(kept.logits[at], axis=1)).max(1)
-    if not (apart < _MOST_APART).all():
+    if differ := int((~(apart < _MOST_APART)).sum()):
         raise DataError(
-            f"the logits kept are not the network's: of {len(at)} rows predicted anew "
-            f"{int((~(apart < _MOST_APART)).sum())} differ; remove {file.path.stem}.parquet"
+            f"the logits kept are not the network's: of {len(at)} rows predicted anew {differ} "
+            f"differ; remove {file.path.stem}.parquet"
         )

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,12 @@ def compare(
         logits can be ranked.
     groups : ndarray of int, shape (n,)
         Subject of each slice; needed with `scans`.
-    folder : path
     by : str, optional
         Metric of the ranking, per slice of the test part; one of
         `mri.evaluation.significance.ADDITIVE`. By default the balanced accuracy of three classes,
         mild and moderate dementia pooled; of all classes where the data have others.
     seed : int
         Of the bootstrap over subjects and the tests.
-
-    Returns
-    -------
-    Comparison
 
     Raises
     ------
@@ -96,25 +92,20 @@ def compare(
     by = by or (RANKED_BY if _alike(names, CLASS_NAMES) else "balanced_accuracy")
     kept = {}
     for name, of in found.items():
-        if (same := of.named(names)) is not None:
+        if same := of.named(names):
             kept[name] = same
-            continue
-        told = f"classes {of.about['class_names']!s:.200}, those compared have {names!s:.200}"
-        error = ModelFileError(f"{files[name].path}: {told}")
-        rows.append(_refused(name, files[name].path, error))
+        else:
+            told = f"classes {of.about['class_names']!s:.200}, those compared have {names!s:.200}"
+            rows.append(_refused(files[name], ModelFileError(f"{files[name].path}: {told}"), name))
     measured = joblib.Parallel(n_jobs=-1, prefer="threads")(
-        joblib.delayed(_measure)(name, files[name], found, claims[name], by=by, seed=seed)
-        for name, found in kept.items()
+        joblib.delayed(_measure)(name, files[name], of, claims[name], by=by, seed=seed)
+        for name, of in kept.items()
     )
-    rows += [row for row, _ in measured]
     evaluations = {row["model"]: figures for row, figures in measured if figures is not None}
-    table = _ordered(rows, by)
-    boards = _boards(table, kept)
-    boards.sort(key=lambda names: (all(claims[of] != VERIFIED for of in names), -len(names)))
-    p_values = _test(table, evaluations, boards, by, seed)
-    columns = [name for name in table if name not in ("other", "claimed")]
+    table = _ordered(rows + [row for row, _ in measured], by)
+    p_values = _test(table, evaluations, kept, claims, by=by, seed=seed)
     return Comparison(
-        table[columns].astype({"parameters": "Int64"}),
+        table.drop(columns=["other", "claimed"]).astype({"parameters": "Int64"}),
         evaluations,
         p_values,
         by,
@@ -139,29 +130,6 @@ def _check_call(scans: Scans | None, groups: np.ndarray | None, by: str | None) 
         integers("groups", groups, len(scans))
 
 
-class _Slices:
-    """The slices at hand as each card numbers their classes; each order is made once."""
-
-    def __init__(self, scans: Scans | None, groups: np.ndarray | None) -> None:
-        self._given, self._groups = scans, groups
-        self._made: dict[tuple[str, ...], tuple[Scans | None, str | None, Claims]] = {}
-        self.fingerprint = None if scans is None else scans.fingerprint()
-
-    def of(self, file: ModelFile) -> tuple[Scans | None, str | None, Claims]:
-        """Return slices, their fingerprint and what checks claims, in the order of a card."""
-        scans = self._given
-        names = tuple((file.card or {}).get("class_names", ())) if file.trained_here else ()
-        if scans is not None:
-            names = names if _alike(names, scans.class_names) else scans.class_names
-        if names not in self._made:
-            fingerprint = self.fingerprint
-            if scans is not None and names != scans.class_names:
-                scans = replace(scans, class_names=names, labels=scans.labels_as(names))
-                fingerprint = scans.fingerprint()
-            self._made[names] = scans, fingerprint, Claims(scans, self._groups)
-        return self._made[names]
-
-
 def _alike(names: Sequence[str], others: Sequence[str]) -> bool:
     """Whether two lists hold the same class names, in whatever order and spelling."""
     return bool(names) and sorted(places_of(names, others) or []) == list(range(len(names)))
@@ -172,23 +140,33 @@ def _answers(
 ) -> tuple[dict[str, LogitsTable], dict[str, str], list[str], list[dict[str, Any]]]:
     """Return logits and claim of each file, the files that were run, and rows of the others."""
     kept, said, anew, refused = {}, {}, [], []
-    slices = _Slices(scans, groups)
+
+    @cache
+    def claims_of(names: tuple[str, ...]) -> Claims:
+        """Return what checks cards that number the classes in this order."""
+        if scans is None or not _alike(names, scans.class_names) or names == scans.class_names:
+            return given
+        turned = replace(scans, class_names=names, labels=scans.labels_as(names))
+        return Claims(turned, groups)
+
+    given = Claims(scans, groups)
     for name, file in progress(files.items(), "models", len(files)):
         try:
-            own, fingerprint, claims = slices.of(file)
-            found = find_logits(file, fingerprint)
+            order = (file.card or {}).get("class_names", ()) if file.trained_here else ()
+            claims = claims_of(tuple(order))
+            found = find_logits(file, claims.fingerprint)
             if new := found is None:
-                found = keep_logits(file, own, groups, fingerprint, CHILD.run)
+                found = keep_logits(file, claims.scans, groups, claims.fingerprint, CHILD.run)
                 anew.append(name)
-            said[name] = claims.check(file, found, fingerprint, new)
-            if groups is not None and found.about["data"] == fingerprint:
+            said[name] = claims.check(file, found, new=new)
+            if groups is not None and found.about["data"] == claims.fingerprint:
                 people = np.asarray(groups)[found.rows]
                 # The same slices, in whichever order a card has their classes.
-                about = found.about | {"data": slices.fingerprint}
+                about = found.about | {"data": given.fingerprint}
                 found = replace(found, frame=found.frame.assign(subject=people), about=about)
             kept[name] = found
         except Exception as error:  # Whatever one file holds, the others are ranked.
-            refused.append(_refused(name, file.path, error))
+            refused.append(_refused(file, error, name))
         finally:
             file.release()
     return kept, said, anew, refused
@@ -200,50 +178,49 @@ def _ordered(rows: list[dict[str, Any]], by: str) -> pd.DataFrame:
     table = pd.DataFrame(rows).reindex(
         columns=[*columns, *COSTS, "data", "note", "other", "claimed"]
     )
-    order = table["protocol"].map({protocol: i for i, protocol in enumerate(PROTOCOLS)})
-    table = table.assign(order=order.fillna(len(PROTOCOLS))).sort_values(
-        ["order", "other", "claimed", by],
-        ascending=[True, True, True, by == "log_loss"],
-        ignore_index=True,
-    )
-    return table.drop(columns="order")
-
-
-def _boards(table: pd.DataFrame, kept: Mapping[str, LogitsTable]) -> list[list[str]]:
-    """Return groups of models that were measured on the same slices of the same people."""
-    boards: dict[tuple[Any, ...], list[str]] = {}
-    measured = table[table["protocol"].isin(PROTOCOLS)]
-    for name, protocol in zip(measured["model"], measured["protocol"], strict=True):
-        found = kept[name]
-        people = np.unique(found.subjects, return_inverse=True)[1]
-        same = (
-            (found.about["data"], protocol, *found.about["class_names"]),
-            *(of.tobytes() for of in (found.rows, found.labels, people)),
+    order = table["protocol"].map({of: i for i, of in enumerate((*PROTOCOLS, "–"))})
+    return (
+        table.assign(order=order)
+        .sort_values(
+            ["order", "other", "claimed", by],
+            ascending=[True, True, True, by == "log_loss"],
+            ignore_index=True,
         )
-        boards.setdefault(same, []).append(name)
-    return list(boards.values())
+        .drop(columns="order")
+    )
+
+
+def _board(of: LogitsTable) -> tuple[object, ...]:
+    """Return what models that were measured on the same slices of the same people share."""
+    people = np.unique(of.subjects, return_inverse=True)[1]
+    same = of.rows.tobytes(), of.labels.tobytes(), people.tobytes()
+    return (of.about["data"], *of.about["class_names"], *same)
 
 
 def _test(
     table: pd.DataFrame,
     evaluations: Mapping[str, Evaluation],
-    boards: list[list[str]],
+    kept: Mapping[str, LogitsTable],
+    claims: Mapping[str, str],
+    *,
     by: str,
     seed: int,
 ) -> dict[str, pd.DataFrame]:
     """Test all pairs of each protocol; a note in `table` names the models left out."""
     p_values = {}
-    firsts = table[~table["model"].str.contains(SEED)]
-    for protocol, of in firsts.groupby("protocol", sort=False):
-        if protocol not in PROTOCOLS:
-            continue
-        # Of the largest board with something verified: one odd row makes no others odd.
-        peers = next(names for names in boards if set(names) & set(of["model"]))
-        best = next(name for name in of["model"] if name in peers)
-        ranked = {name: evaluations[name] for name in of["model"] if name in peers}
+    firsts = table[~table["model"].str.contains(SEED) & table["protocol"].isin(PROTOCOLS)]
+    for protocol, names in firsts.groupby("protocol", sort=False)["model"]:
+        boards: dict[tuple[object, ...], list[str]] = {}
+        for name in names:
+            boards.setdefault(_board(kept[name]), []).append(name)
+        # The largest with something verified: one odd row makes no others odd.
+        peers = max(
+            boards.values(), key=lambda of: (any(claims[n] == VERIFIED for n in of), len(of))
+        )
+        ranked = {name: evaluations[name] for name in peers}
         p_values[protocol] = pairwise(ranked, metric=by, seed=seed)
-        alone = table["model"].isin(set(of["model"]) - set(peers)) & ~table["other"]
-        notes = table.loc[alone, "note"] + f"; not tested: other slices than those of {best}"
+        alone = table["model"].isin(set(names) - set(peers)) & ~table["other"].astype(bool)
+        notes = table.loc[alone, "note"] + f"; not tested: other slices than those of {peers[0]}"
         table.loc[alone, "note"] = notes.str.removeprefix("; ")
     return p_values
 
@@ -257,91 +234,80 @@ def _class_names(scans: Scans | None, kept: Mapping[str, LogitsTable]) -> tuple[
     if scans is not None:
         return scans.class_names
     found = [tuple(of.about["class_names"]) for of in kept.values()]
-    if any(_alike(names, CLASS_NAMES) for names in found):
+    if not found or any(_alike(names, CLASS_NAMES) for names in found):
         return CLASS_NAMES
-    most = max(found, key=lambda names: sum(_alike(names, of) for of in found), default=CLASS_NAMES)
-    return tuple(most)
+    return max(found, key=lambda names: sum(_alike(names, of) for of in found))
 
 
 def _files(folder: Path) -> dict[str, Path]:
     """Return name to model file, present or known by card and logits; `folder` goes first."""
     found = {}
-    for place in (folder / "zoo", folder):
-        for path in place.glob("[!.]*.json"):
-            if path.with_suffix(".parquet").is_file():
-                found[path.stem] = path.with_suffix(".keras")
-        found |= {path.stem: path for path in place.glob("[!.]*.keras")}
+    for path in (*(folder / "zoo").glob("[!.]*"), *folder.glob("[!.]*")):
+        if path.suffix == ".json" and path.with_suffix(".parquet").is_file():
+            found[path.stem] = path.with_suffix(".keras")
+        elif path.suffix == ".keras":
+            found[path.stem] = path
         # Named with the reason, rather than passed over in silence.
-        for path in place.glob("[!.]*"):
-            own = path.suffix == ".keras" or (path.is_dir() and path.name in _OWN_FOLDERS)
-            if not own and may_be_model(path):
-                found[path.name] = path
+        elif may_be_model(path) and not (path.is_dir() and path.name in _OWN_FOLDERS):
+            found[path.name] = path
     return dict(sorted(found.items()))
 
 
 def _measure(
-    name: str,
-    file: ModelFile,
-    found: LogitsTable,
-    claim: str,
-    *,
-    by: str,
-    seed: int,
+    name: str, file: ModelFile, found: LogitsTable, claim: str, *, by: str, seed: int
 ) -> tuple[dict[str, Any], Evaluation | None]:
     """Return the row of a model and its evaluation, None where its card is of no use."""
-    about = found.about
+    about, card = found.about, (file.card or {}) if file.trained_here else {}
     try:
-        card = file.card
-        other = claim == OTHER_SLICES
-        protocol, note = _protocol(file, found.about, claim)
+        protocol, note = _protocol(file, about, claim)
         figures = evaluate(
             found.labels,
             found.logits,
             found.subjects,
             class_names=tuple(about["class_names"]),
             title=f"{name}: {len(found.rows)} {about['origin']}, {protocol} split",
-            temperature=(card or {})["temperature"] if file.trained_here else 1.0,
+            temperature=card["temperature"] if card else 1.0,
             seed=seed,
         )
         per_slice = figures.metrics["slice"]
-        row = {"model": name, "protocol": protocol, "other": other, "note": note}
-        row["claimed"] = claim not in (VERIFIED, NO_SLICES)
-        row |= {key: per_slice[key].value for key in (*_FIGURES, by)}
-        row |= {"low": per_slice[by].low, "high": per_slice[by].high}
-        row |= {"parameters": int(about["parameters"]), "size_mb": about["bytes"] / 1e6}
-        row["ms_1"], row["ms_64"] = map(float, about["milliseconds"])
-        row["seconds"] = float((card or {}).get("seconds", np.nan))
         if not np.isfinite(per_slice[by].value):
             raise ModelFileError(f"{file.path}: its test part lacks classes, so {by} has no value")
-        return {**row, "data": about["origin"]}, figures
+        milliseconds = map(float, about["milliseconds"])
+        row = {
+            **{key: per_slice[key].value for key in (*_FIGURES, by)},
+            "low": per_slice[by].low,
+            "high": per_slice[by].high,
+            "parameters": int(about["parameters"]),
+            "size_mb": about["bytes"] / 1e6,
+            **dict(zip(("ms_1", "ms_64"), milliseconds, strict=True)),
+            "seconds": float(card.get("seconds", np.nan)),
+            "data": about["origin"],
+        }
     except Exception as error:
-        return _refused(name, file.path, error), None
+        return _refused(file, error, name), None
+    other, claimed = claim == OTHER_SLICES, claim not in (VERIFIED, NO_SLICES)
+    told = {"model": name, "protocol": protocol, "note": note}
+    return {**told, "other": other, "claimed": claimed, **row}, figures
 
 
-def _refused(name: str, path: Path, error: Exception) -> dict[str, Any]:
-    cause = f"{path}: cannot be measured ({type(error).__name__}: {error})"
+def _refused(file: ModelFile, error: Exception, name: str) -> dict[str, Any]:
+    cause = f"{file.path}: cannot be measured ({type(error).__name__}: {error})"
     note = for_line(error if isinstance(error, ModelFileError) else cause, 600)
     return {"model": name, "other": False, "claimed": False, "protocol": "–", "note": note}
 
 
 def _protocol(file: ModelFile, about: Mapping[str, Any], claim: str) -> tuple[str, str]:
     """Return (protocol, note)."""
-    read = [of for of in (READ_AS[about.get("output", "logits")], *about.get("doubts", [])) if of]
-    if not file.trained_here:
+    read = [READ_AS[about.get("output", "logits")], *about.get("doubts", [])]
+    if file.trained_here:
+        protocol = (file.card or {})["split"]["protocol"]
+        notes = [claim, *read, INFLATED * (protocol == "image")]
+    else:
+        protocol = "unknown"
         card = "no card" if file.card is None else "its card says what it expects, no more"
-        notes = [OTHER_SLICES] if claim == OTHER_SLICES else []
-        notes += [
-            *read,
-            f"{card}: nobody knows what it was trained on; these may be training slices",
-        ]
-        return "unknown", "; ".join(notes)
-    notes = [claim, *read]
-    protocol = (file.card or {})["split"]["protocol"]
-    if protocol not in ("subject", "image"):
-        raise ValueError(f"unknown protocol {protocol!r} in its card")
-    if protocol == "image":
-        notes.append(INFLATED)
-    return protocol, "; ".join(notes)
+        unknown = "nobody knows what it was trained on; these may be training slices"
+        notes = [OTHER_SLICES * (claim == OTHER_SLICES), *read, f"{card}: {unknown}"]
+    return protocol, "; ".join(filter(None, notes))
 
 
 def reported_table(folder: str | os.PathLike[str] = "models/zoo") -> str:
@@ -350,14 +316,6 @@ def reported_table(folder: str | os.PathLike[str] = "models/zoo") -> str:
     Image-level accuracy as reported and as found, in percent, with its interval; then accuracy and
     balanced accuracy, mild and moderate pooled, on people never seen, all per slice of the test
     part. Stars mark the leaders. What the original authors report is in ``reported.json``.
-
-    Parameters
-    ----------
-    folder : path
-
-    Returns
-    -------
-    str
     """
     reported = json.loads((Path(folder) / "reported.json").read_text(encoding="utf-8"))["reported"]
     found = compare(folder=folder)
@@ -371,12 +329,12 @@ def reported_table(folder: str | os.PathLike[str] = "models/zoo") -> str:
         cells = [for_markdown(reported.get(name, ""))]
         of = (("image", "accuracy"), ("subject", "accuracy"), ("subject", found.by))
         for protocol, metric in of:
-            if (model := networks[name].get(protocol)) is None:
-                cells.append("")
-                continue
-            value, low, high = found.evaluations[model].metrics["slice"][metric]
-            cells.append(f"{100 * value:.2f} [{100 * low:.1f}, {100 * high:.1f}]")
+            text = ""
+            if model := networks[name].get(protocol):
+                estimate = found.evaluations[model].metrics["slice"][metric]
+                text = "{:.2f} [{:.1f}, {:.1f}]".format(*(100 * value for value in estimate))
+            cells.append(text)
         star = " *" if row["leading"] else ""
-        weights = f"{row['parameters']:,.0f}"
-        lines.append(f"| {for_code(name, 80)}{star} | {' | '.join([*cells, weights])} |")
+        cells.append(f"{row['parameters']:,.0f}")
+        lines.append(f"| {for_code(name, 80)}{star} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.special import softmax
+from sklearn.metrics import confusion_matrix
 
 _RARE = 0.1  # share of the slices below which a class may well never be answered
 _SURE = 0.999
@@ -30,11 +31,6 @@ def doubts(
     class_names : sequence of str, in label order
     values_known, order_known : whether somebody has said which values it takes, and its classes
 
-    Returns
-    -------
-    list of str
-        Empty where nothing is the matter.
-
     Examples
     --------
     >>> doubts(np.arange(90) % 3, np.tile([0.0, 1.0, 0.0], (90, 1)), ["a", "b", "c"])
@@ -42,21 +38,17 @@ def doubts(
     """
     n, k = logits.shape
     answers, shares = logits.argmax(1), np.bincount(labels, minlength=k) / n
-    right = float((answers == labels).mean())
-    given = np.unique(answers)
-    found = []
+    right, given = float((answers == labels).mean()), np.unique(answers)
+    sure = float((softmax(logits.astype(np.float64), axis=1).max(1) > _SURE).mean())
     asks = f"does it expect other values{' than were declared' * values_known}, such as 0 to 1?"
+    found = []
     if len(given) == 1 or np.delete(shares, given).max(initial=0) >= _RARE:
         found.append(f"answers only {len(given)} of {k} classes: {asks}")
-    surest = softmax(logits.astype(np.float64), axis=1).max(1)
-    if np.mean(surest > _SURE) > 0.9 and right < 0.8:
-        found.append(
-            f"is saturated (sure of {np.mean(surest > _SURE):.0%}, right on {right:.0%}): {asks}"
-        )
+    if sure > 0.9 and right < 0.8:
+        found.append(f"is saturated (sure of {sure:.0%}, right on {right:.0%}): {asks}")
     # Which answer stands for which class, so that as many as possible are right.
-    counts = np.zeros((k, k), int)
-    np.add.at(counts, (answers, labels), 1)
-    _, stands_for = linear_sum_assignment(-counts)
+    counts = confusion_matrix(answers, labels, labels=range(k))
+    _, stands_for = linear_sum_assignment(counts, maximize=True)
     best = counts[np.arange(k), stands_for].sum() / n
     if not order_known and len(given) > 1 and best > max(right, shares.max()) + _MARGIN:
         order = ", ".join(class_names[i] for i in stands_for)

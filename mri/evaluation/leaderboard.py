@@ -27,28 +27,17 @@ class Comparison:
 
     Attributes
     ----------
-    table : DataFrame
-        One row per file, best first. Subject-wise models come before image-level models, because
-        image-level figures are inflated. Files that could not be evaluated come last; the column
-        `note` gives the reason.
-    evaluations : dict of str to Evaluation
-        By model name, for models that could be evaluated.
-    p_values : dict of str to DataFrame
-        By protocol: Holm-corrected p-values of all pairs, from `pairwise`. It has the models
-        measured on the same slices as the best of that protocol, and only the first seed of each
-        network.
-    by : str
-        The metric of the ranking and the tests.
-    rows : dict of str to ndarray of int
-        By model name: the rows of the scans on which it was measured.
-    files : dict of str to Path
-        By model name. A file may be absent if its card and kept logits were enough.
-    evaluated : tuple of str
-        The models that were run this time. The logits of all others were kept from before.
-    claims : dict of str to str
-        By model name: 'verified', or 'claimed' and why; see `mri.evaluation.claims`.
-    unit : {'slice', 'subject'}
-        What the figures of the ranking and the tests are of.
+    table : one row per file, best first. Subject-wise models come before image-level ones, whose
+        figures are inflated. Files that could not be evaluated come last; `note` says why
+    evaluations : by model name, for models that could be evaluated
+    p_values : by protocol, the Holm-corrected p-values of all pairs, from `pairwise`, of the
+        models measured on the same slices, only the first seed of each network
+    by : the metric of the ranking and the tests
+    rows : by model name, int (n,): the rows of the scans on which it was measured
+    files : by model name. A file may be absent if its card and kept logits were enough
+    evaluated : the models that were run this time. The logits of all others were kept from before
+    claims : by model name: 'verified', or 'claimed' and why; see `mri.evaluation.claims`
+    unit : 'slice' or 'subject', of which the figures of the ranking and the tests are
     """
 
     table: pd.DataFrame
@@ -100,9 +89,7 @@ class Comparison:
         files of one protocol would get the same name, each keeps its whole name. Repeats with other
         seeds are left out.
         """
-        measured = self.table[self.table["protocol"].isin(PROTOCOLS)]
-        measured = measured[~measured["model"].str.contains(SEED)]
-        pairs = list(zip(measured["model"], measured["protocol"], strict=True))
+        pairs = list(self._firsts[["model", "protocol"]].itertuples(index=False, name=None))
         short = [(model.removesuffix(f"-{protocol}"), protocol) for model, protocol in pairs]
         found: dict[str, dict[str, str]] = {}
         for (model, protocol), key in zip(pairs, short, strict=True):
@@ -112,8 +99,14 @@ class Comparison:
 
     def best(self, protocol: str = "subject", n: int = 1) -> list[str]:
         """Return the best `n` models of a protocol, without repeats with other seeds."""
-        names = self.table["model"][self.table["protocol"] == protocol]
-        return names[~names.str.contains(SEED)].head(n).tolist()
+        names = self._firsts.loc[self._firsts["protocol"] == protocol, "model"]
+        return names.head(n).tolist()
+
+    @property
+    def _firsts(self) -> pd.DataFrame:
+        """Rows of the table that are ranked, without repeats with other seeds."""
+        ranked = self.table["protocol"].isin(PROTOCOLS)
+        return self.table[ranked & ~self.table["model"].str.contains(SEED)]
 
     def recalls(self, protocol: str = "subject") -> pd.DataFrame:
         """Return one row per model and one column per class: its recall, and support.
@@ -152,8 +145,7 @@ class Comparison:
 
         `cost` is a column of `table`: parameters, size_mb, ms_1, ms_64 or seconds.
         """
-        of = self.table[self.table["model"].isin(self.best(protocol, len(self.table)))]
-        of = of.dropna(subset=[cost])
+        of = self._firsts[self._firsts["protocol"] == protocol].dropna(subset=[cost])
         score = -of[self.by] if self.by == "log_loss" else of[self.by]
         of = of.assign(score=score).sort_values([cost, "score"], ascending=[True, False])
         ahead = of["score"].cummax().shift(fill_value=-np.inf)
@@ -171,17 +163,17 @@ class Comparison:
                 f"{who}, {names[0]} is first of {len(names)} with a {metric} of {estimate}."
             )
             alike, worse = len(leading) - 1, len(names) - len(leading)
-            if not worse and alike:
-                told.append("None of the others is statistically distinguishable from it.")
+            of = f"{worse} {'are' if worse > 1 else 'is'}"
+            if not alike:
+                of = "All others are" if worse > 1 else "The other is"
             elif worse:
                 told.append(
                     f"{alike} of the others {'are' if alike > 1 else 'is'} not statistically "
-                    f"distinguishable from it; {worse} {'are' if worse > 1 else 'is'} worse "
-                    "(p < 0.05 after Holm's correction)."
-                    if alike
-                    else f"{'All others are' if worse > 1 else 'The other is'} worse "
-                    "(p < 0.05 after Holm's correction)."
+                    "distinguishable from it;"
                 )
+            else:
+                told.append("None of the others is statistically distinguishable from it.")
+            told += [f"{of} worse (p < 0.05 after Holm's correction)."] if worse else []
         board = self.leaderboard()[["subject", "image"]].dropna()
         if len(board) > 2:
             gap = (board["image"] - board["subject"]).median()
@@ -201,9 +193,9 @@ class Comparison:
         Columns: network, protocol, seeds, and mean and sd of the metric of the ranking. Files of
         one network have the same name except for ``-seed<number>``.
         """
-        network = self.table["model"].str.replace(SEED, "", regex=True)
-        measured = self.table.assign(network=network)[self.table["protocol"].isin(PROTOCOLS)]
-        of = measured.groupby(["network", "protocol"], sort=False)[self.by]
+        measured = self.table[self.table["protocol"].isin(PROTOCOLS)]
+        network = measured["model"].str.replace(SEED, "", regex=True)
+        of = measured.assign(network=network).groupby(["network", "protocol"], sort=False)[self.by]
         found = of.agg(seeds="size", mean="mean", sd="std").reset_index()
         return found[found["seeds"] > 1].reset_index(drop=True)
 
@@ -211,20 +203,18 @@ class Comparison:
         board = self.leaderboard().dropna(axis="columns", how="all")
         leading = board.pop("leading") if "leading" in board else pd.Series(dtype=bool)
         shade = ["background-color: #0072B244" if of else "" for of in leading]
-        digits = {"subject": "{:.3f}", "image": "{:.3f}", "unknown": "{:.3f}", "ms_1": "{:.1f}"}
-        digits |= {"parameters": "{:,.0f}", "size_mb": "{:.1f}", "ms_64": "{:.0f}"}
-        digits["seconds"] = "{:.0f}"
+        digits = dict.fromkeys(PROTOCOLS, "{:.3f}") | {"parameters": "{:,.0f}"}
+        digits |= dict.fromkeys(["size_mb", "ms_1"], "{:.1f}")
+        digits |= dict.fromkeys(["ms_64", "seconds"], "{:.0f}")
         board.index = board.index.map(for_line)
         styled = board.style.format(digits, na_rep="–", escape="html").format_index(escape="html")
         styled = styled.apply(lambda _: shade, axis="index")
         said = ~self.table["note"].isin(["", "verified", f"verified; {INFLATED}"])
         refused = self.table.loc[said, ["model", "note"]].map(for_line)
         notes = "" if refused.empty else refused.to_html(index=False)
-        caption = (
-            f"{metric_label(self.by)} per {self.unit}; shaded: not distinguishable from the best"
-        )
-        return styled.set_caption(caption).to_html() + notes
+        of = f"{metric_label(self.by)} per {self.unit}"
+        told = f"{of}; shaded: not distinguishable from the best"
+        return styled.set_caption(told).to_html() + notes
 
     def __repr__(self) -> str:
-        said = self.table.to_string(float_format="{:.3f}".format, na_rep="–")
-        return for_terminal(said)
+        return for_terminal(self.table.to_string(float_format="{:.3f}".format, na_rep="–"))

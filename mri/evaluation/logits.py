@@ -33,6 +33,7 @@ from mri.evaluation.persons import INPUT, PersonModel, takes_person
 from mri.models.cards import TABLE_SCHEMA, problem_of
 from mri.models.child import Run, run_here
 from mri.models.files import ModelFile, ModelFileError
+from mri.models.inputs import VALUES
 
 if TYPE_CHECKING:
     from mri._keras import keras
@@ -54,13 +55,9 @@ VERSION = 2
 class LogitsTable:
     """Logits of slices with what they are of, as kept in a parquet file; no pixels.
 
-    Attributes
-    ----------
-    frame : DataFrame
-        Columns row (in the scans), subject, label and one `logit_<class>` a class; in a
-        cross-validation also model, fold, seed and part.
-    about : dict
-        JSON-ready facts, `class_names` among them.
+    `frame` has the columns row (in the scans), subject, label and one `logit_<class>` a class; in a
+    cross-validation also model, fold, seed and part. `about` has JSON-ready facts, `class_names`
+    among them.
     """
 
     frame: pd.DataFrame
@@ -137,14 +134,13 @@ def _read_table(path: Path) -> pa.Table:
     content = pa.BufferReader(read_regular(path, _MAX_TABLE))
     groups = read_groups(content)
     rows = sum(group.rows for group in groups)
-    most = _MOST_CELLS + content.size()
-    if rows * max((len(group.chunks) for group in groups), default=0) > most:
+    width = max((len(group.chunks) for group in groups), default=0)
+    if rows * width > _MOST_CELLS + content.size():
         raise FooterError(f"{rows} rows in {content.size()} bytes")
     content.seek(0)
     opened = pq.ParquetFile(content, page_checksum_verification=True)
-    leaves = {
-        i: opened.schema.column(i).physical_type == "BYTE_ARRAY" for i in range(len(opened.schema))
-    }
+    columns = map(opened.schema.column, range(len(opened.schema)))
+    leaves = {i: of.physical_type == "BYTE_ARRAY" for i, of in enumerate(columns)}
     if check_pages(content, groups, leaves) > 4 * MAX_NAME:
         raise FooterError(f"texts of more than {MAX_NAME} characters")
     return opened.read(use_threads=False)
@@ -153,44 +149,35 @@ def _read_table(path: Path) -> pa.Table:
 def _problem(table: pa.Table, about: dict[str, Any]) -> str | None:
     """Return what is wrong with the columns of a table of logits, None where nothing is."""
     logits = [f"logit_{name}" for name in about["class_names"]]
-    integers = ["row", "subject", "label", "division", "fold", "seed"]
-    numbers = logits
-    if len(set(table.column_names)) < len(table.column_names) or not table.num_rows:
-        return f"columns {table.column_names!s:.200}, {table.num_rows} rows"
-    for name in [*integers[:3], *logits]:
-        if name not in table.column_names:
-            return f"no column {name!r:.80}"
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        kind = column.type
-        fits = {
-            name in integers: pa.types.is_integer(kind) and not pa.types.is_uint64(kind),
-            name in numbers: pa.types.is_floating(kind),
-            name in ("model", "part"): "string" in str(kind),
-        }.get(True, True)
+    names = table.column_names
+    if len(set(names)) < len(names) or not table.num_rows:
+        return f"columns {names!s:.200}, {table.num_rows} rows"
+    if lacking := [name for name in ("row", "subject", "label", *logits) if name not in names]:
+        return f"no column {lacking[0]!r:.80}"
+    for name, column in zip(names, table.columns, strict=True):
+        kind, fits = column.type, True
+        if name in ("row", "subject", "label", "division", "fold", "seed"):
+            fits = pa.types.is_integer(kind) and not pa.types.is_uint64(kind)
+        elif name in logits:
+            fits = pa.types.is_floating(kind)
+        elif name in ("model", "part"):
+            fits = "string" in str(kind)
         if not fits or column.null_count:
             return f"column {name!r:.80} of {kind} with {column.null_count} nulls"
+        if name in logits and not pc.all(pc.is_finite(column)).as_py():
+            return f"column {name!r:.80} holds what is no finite number"
     if pc.min(table["row"]).as_py() < 0:
         return f"row {pc.min(table['row'])}"
-    if pc.min(table["label"]).as_py() < 0 or pc.max(table["label"]).as_py() >= len(logits):
-        return f"labels outside the {len(logits)} classes"
-    for name in logits:
-        if not pc.all(pc.is_finite(table[name])).as_py():
-            return f"column {name!r:.80} holds what is no finite number"
-    return None
+    low, high = pc.min_max(table["label"]).as_py().values()
+    return None if 0 <= low <= high < len(logits) else f"labels outside the {len(logits)} classes"
 
 
 def logits_frame(
     scans: Scans, groups: np.ndarray, rows: np.ndarray, logits: np.ndarray
 ) -> pd.DataFrame:
-    """Return the columns row, subject, label and `logit_<class>` of the given rows.
+    """Return the columns row, subject, label and `logit_<class>` of the given rows (m,).
 
-    Parameters
-    ----------
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-        Subject of each slice of `scans`.
-    rows : ndarray of int, shape (m,)
-    logits : ndarray of float, shape (m, k)
+    `groups` (n,) has the subject of each slice of `scans`; logits are (m, k).
     """
     columns = {"row": rows, "subject": groups[rows], "label": scans.labels[rows]}
     return pd.DataFrame(
@@ -207,23 +194,12 @@ def keep_logits(
 ) -> LogitsTable:
     """Run a model on its test part and keep the logits beside it, as ``<name>.parquet``.
 
-    Parameters
-    ----------
-    file : ModelFile
-    scans : Scans
-    groups : ndarray of int, shape (n,)
-    fingerprint : str, optional
-        Of `scans`, where it is known already.
-    run : callable
-        Where the model runs: `mri.models.child.run_here`, or `CHILD.run` for one of a stranger.
-
-    Returns
-    -------
-    LogitsTable
-        Not divided by the temperature. `about` has version, sha256 of the file, data (fingerprint),
-        class_names, origin, parameters, bytes, milliseconds per call of batches of 1 and 64, what
-        the model ends in (a key of `mri.models.READ_AS`), what its card declares of its inputs, and
-        doubts whether it was understood.
+    `groups` (n,) has the subject of each slice, `fingerprint` is that of `scans` where it is known,
+    and `run` says where the model runs: `run_here`, or `CHILD.run` for one of a stranger. The
+    logits are not divided by the temperature. `about` has version, sha256 of the file, data
+    (fingerprint), class_names, origin, parameters, bytes, milliseconds per call of batches of 1 and
+    64, what the model ends in (a key of `mri.models.READ_AS`), what its card declares of its
+    inputs, and doubts whether it was understood.
 
     Raises
     ------
@@ -242,7 +218,7 @@ def keep_logits(
         raise ModelFileError(f"{path}: no logits kept, and no slices to run it on")
     fingerprint = fingerprint or scans.fingerprint()
     test = file.held_out(scans, fingerprint)
-    facts, logits = _run_rows(file, scans, groups, test, run, timed=True)
+    facts, logits = run_rows(file, scans, groups, test, run, timed=True)
     about = {
         "version": VERSION,
         "sha256": file.sha256,
@@ -255,7 +231,15 @@ def keep_logits(
     }
     if problem := problem_of(about, TABLE_SCHEMA):
         raise ModelFileError(f"{path}: cannot be kept ({problem})")
-    about["doubts"] += _doubts(file, scans.labels[test], logits, scans.class_names)
+    if not file.trained_here:
+        told = (about["expects"] or {}).keys()
+        about["doubts"] += doubts(
+            scans.labels[test],
+            logits,
+            scans.class_names,
+            values_known=bool(told & VALUES),
+            order_known="class_names" in told,
+        )
     kept = LogitsTable(logits_frame(scans, groups, test, logits), about)
     try:
         kept.save(path.with_suffix(".parquet"))
@@ -265,24 +249,24 @@ def keep_logits(
 
 
 def run_rows(
-    file: ModelFile, scans: Scans, groups: np.ndarray, rows: np.ndarray, run: Run = run_here
-) -> np.ndarray:
-    """Return the logits of the given rows, as they are kept: float (m, k)."""
-    return _run_rows(file, scans, groups, rows, run, timed=False)[1]
-
-
-def _run_rows(
     file: ModelFile,
     scans: Scans,
     groups: np.ndarray,
     rows: np.ndarray,
-    run: Run,
+    run: Run = run_here,
     *,
-    timed: bool,
+    timed: bool = False,
 ) -> tuple[dict[str, Any], np.ndarray]:
+    """Return facts of a model, and the logits of the given rows as they are kept: float (m, k)."""
     names = scans.class_names
-    if takes_person(file):
-        facts, logits = _of_people(file, scans, groups, rows, timed=timed)
+    if takes_person(file):  # It runs here, for it can only be a glass box.
+        of = PersonModel(file)
+        facts = {"parameters": of.model.count_params(), "doubts": [], "output": INPUT}
+        if timed:
+            # A person has 32 slices or so, and is judged as a whole: 64 slices are two.
+            person = _milliseconds(partial(of.logits, scans, groups, rows[:1]))
+            facts["milliseconds"] = [person, 2 * person]
+        logits = of.logits(scans, groups, rows)
     else:
         with file.handed(scans.images.shape[1:], names) as handed:
             told = {"handed": handed, "class_names": list(names), "timed": timed}
@@ -291,19 +275,6 @@ def _run_rows(
     if logits.shape != (len(rows), len(names)) or not np.isfinite(logits).all():
         raise ModelFileError(f"{file.path}: gives logits that are not finite")
     return facts, logits
-
-
-def _of_people(
-    file: ModelFile, scans: Scans, groups: np.ndarray, rows: np.ndarray, *, timed: bool
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the same of a model of people; it runs here, for it can only be a glass box."""
-    of = PersonModel(file)
-    facts = {"parameters": of.model.count_params(), "doubts": [], "output": INPUT}
-    if timed:
-        person = _milliseconds(partial(of.logits, scans, groups, rows[:1]))
-        # A person has 32 slices or so, and is judged as a whole: 64 slices are two.
-        facts["milliseconds"] = [person, 2 * person]
-    return facts, of.logits(scans, groups, rows)
 
 
 def answers(
@@ -333,41 +304,31 @@ def answers(
 def find_logits(file: ModelFile, fingerprint: str | None = None) -> LogitsTable | None:
     """Return the logits kept of this very file and these test rows, None where there are none.
 
-    Parameters
-    ----------
-    file : ModelFile
-        The file itself may be absent: then its card says what it was.
-    fingerprint : str, optional
-        Of the slices at hand; a model without a card is measured anew on others.
+    The model file may be absent: then its card says what it was. `fingerprint` is that of the
+    slices at hand; a model without a card is measured anew on others.
 
     Raises
     ------
     ModelFileError
         If the file is not safe or not what its card says, or the card is damaged.
     """
-    card = file.card
+    card = file.card or {}
     if file.path.is_file():
         file.inspect()
-    elif card is None:
-        return None
     path = file.path.with_suffix(".parquet")
-    if not path.exists():
+    if not path.exists() or not (card or file.path.is_file()):
         return None
     try:
         kept = LogitsTable.read(path)
-        about = kept.about
-        same = about["sha256"] == file.sha256
+        about, version = kept.about, kept.about.get("version", 1)
         # Those of the first version are of networks made here, which give logits.
-        version = about.get("version", 1)
-        same &= version == VERSION or (
-            version == 1 and {"builder", "recipe"} <= (card or {}).keys()
-        )
-        same &= about.get("expects") == _expected(file)
-        if card is None or not file.trained_here:
-            same &= fingerprint in (None, about["data"])
+        same = version == VERSION or (version == 1 and {"builder", "recipe"} <= card.keys())
+        same &= about["sha256"] == file.sha256 and about.get("expects") == _expected(file)
+        if file.trained_here:
+            same &= card["test_rows"] == kept.rows.tolist()
+            same &= all(about[key] == card[key] for key in ("data", "class_names"))
         else:
-            same &= about["data"] == card["data"] and card["test_rows"] == kept.rows.tolist()
-            same &= card["class_names"] == about["class_names"]
+            same &= fingerprint in (None, about["data"])
     except (DataError, LookupError) as error:
         if file.path.is_file():
             return None  # They are made anew.
@@ -388,21 +349,6 @@ def _milliseconds(call: Callable[[], Any]) -> float:
 
 def _expected(file: ModelFile) -> dict[str, Any] | None:
     return file.expects.declared() if file.expects else None
-
-
-def _doubts(
-    file: ModelFile, labels: np.ndarray, logits: np.ndarray, names: Sequence[str]
-) -> list[str]:
-    if file.trained_here:
-        return []
-    told = (_expected(file) or {}).keys()
-    return doubts(
-        labels,
-        logits,
-        names,
-        values_known=bool(told & {"range", "scale", "offset", "mean", "std"}),
-        order_known="class_names" in told,
-    )
 
 
 def _scorer(path: Path, model: keras.Model, shape: tuple[int, ...], names: Sequence[str]) -> Scorer:

@@ -114,15 +114,17 @@ class Evaluation:
         return pd.DataFrame(rows, columns=["unit", "metric", *Estimate._fields])
 
     def _table(self) -> pd.DataFrame:
-        cells: dict[str, dict[str, str]] = {unit: {} for unit in self.samples}
-        for unit, key, *values in self.to_frame().itertuples(index=False):
-            text = "–" if np.isnan(values[0]) else str(Estimate(*values))
-            if key.startswith("recall_"):
-                label = self.class_names.index(key.removeprefix("recall_"))
-                text += f" of {np.sum(self.samples[unit].labels == label)}"
-            cells[unit][metric_label(key)] = text
-        sizes = {unit: f"{unit}s (n={len(of.labels)})" for unit, of in self.samples.items()}
-        return pd.DataFrame(cells).rename(columns=sizes)
+        columns = {}
+        for unit, (labels, *_) in self.samples.items():
+            support = {
+                f"recall_{name}": np.sum(labels == c) for c, name in enumerate(self.class_names)
+            }
+            columns[f"{unit}s (n={len(labels)})"] = {
+                metric_label(key): ("–" if np.isnan(of.value) else str(of))
+                + (f" of {support[key]}" if key in support else "")
+                for key, of in self.metrics[unit].items()
+            }
+        return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
         return "\n".join([self.title, self._table().to_string(), *self.notes]).strip()
@@ -242,16 +244,8 @@ def pick_examples(
 ) -> np.ndarray:
     """Choose for each class, at random, a correctly classified slice and a misclassified one.
 
-    Parameters
-    ----------
-    labels, logits : int (n,) and float (n, k)
-    class_names : the k names in label order
-    seed : seed of the choice
-
-    Returns
-    -------
-    ndarray of int64, at most (2 k,)
-        Indices, class by class, the correct one first. Missing kinds are left out.
+    Labels are int (n,), logits float (n, k). The result is int64, at most (2 k,): indices, class by
+    class, the correct one first. Missing kinds are left out.
 
     Raises
     ------
@@ -268,12 +262,8 @@ def pick_examples(
     k = logits.shape[1]
     require(len(class_names) == k, f"Expected {k} class names.", class_names=class_names)
     rng, right = np.random.default_rng(seed), logits.argmax(1) == labels
-    found = [
-        np.flatnonzero((labels == c) & (right == wanted))
-        for c in range(k)
-        for wanted in (True, False)
-    ]
-    return np.array([rng.choice(rows) for rows in found if len(rows)], np.int64)
+    kinds = [(labels == c) & of for c in range(k) for of in (right, ~right)]
+    return np.array([rng.choice(np.flatnonzero(of)) for of in kinds if of.any()], np.int64)
 
 
 def metric_label(key: str) -> str:
@@ -405,7 +395,8 @@ def _estimates(
 ) -> dict[str, Estimate]:
     m, rng = sample.units.max() + 1, np.random.default_rng(seed)
     size = 1 + BLOCK // len(sample.labels)
-    blocks = [_metrics(sample, np.ones((m, 1)), names)]
+    found = _metrics(sample, np.ones((m, 1)), names)
+    blocks = []
     for start in range(0, draws, size):
         drawn = rng.multinomial(m, np.full(m, 1 / m), min(size, draws - start))
         blocks.append(_metrics(sample, np.ascontiguousarray(drawn.T, dtype=np.float64), names))
@@ -413,41 +404,36 @@ def _estimates(
     plain = {f"recall_{name}": hits[sample.labels == c] for c, name in enumerate(names)}
     plain = {"accuracy": hits, **plain} if unit == "subject" else {}
     estimates = {}
-    for key in blocks[0]:
-        values = np.concatenate([block[key] for block in blocks])
-        value, drawn = float(values[0]), values[1:][np.isfinite(values[1:])]
+    for key, (value,) in found.items():
+        drawn = np.concatenate([block[key] for block in blocks])
+        drawn = drawn[np.isfinite(drawn)]
         low, high = np.percentile(drawn, (2.5, 97.5)) if len(drawn) else (np.nan, np.nan)
-        if key in plain and len(plain[key]):
+        if len(plain.get(key, ())):
             # Wilson 1927, doi:10.1080/01621459.1927.10502953.
             test = binomtest(int(plain[key].sum()), len(plain[key]))
             low, high = test.proportion_ci(method="wilson")
         elif key == "ece":
             low, high = max(0, 2 * value - high), max(value, 2 * value - low)
-        estimates[key] = Estimate(value, float(low), float(high))
+        estimates[key] = Estimate(*map(float, (value, low, high)))
     return estimates
 
 
 def _notes(
     samples: dict[str, Sample], metrics: dict[str, dict[str, Estimate]], names: tuple[str, ...]
 ) -> tuple[str, ...]:
-    notes = []
-    if "subject" not in samples:
-        notes.append(
-            "Subjects unknown: the intervals draw slices and are too narrow, because slices of one "
-            "person are alike."
-        )
     unit, sample = list(samples.items())[-1]
     support = np.bincount(sample.labels, minlength=len(names))
-    for name, count in zip(names, support.tolist(), strict=True):
-        if count == 0:
-            notes.append(f"0 {name} {unit}s: no recall, no AUC; macro figures exclude this class.")
-        elif count < 5:
-            people = f"{count} {name} {unit}{'s' * (count > 1)}"
-            notes.append(f"{people}: too few for a claim about this class or a macro figure.")
-    if np.count_nonzero(support) == 1:
-        notes.append("One class only: no AUC exists.")
-    if any(e.low == e.high for of in metrics.values() for e in of.values()):
-        notes.append(
-            "Zero-width intervals prove nothing: all draws agree, for example if all are right."
-        )
-    return tuple(notes)
+    no_width = any(e.low == e.high for of in metrics.values() for e in of.values())
+    notes = {
+        "Subjects unknown: the intervals draw slices and are too narrow, because slices of one "
+        "person are alike.": "subject" not in samples
+    }
+    for name, n in zip(names, support.tolist(), strict=True):
+        few = f"{n} {name} {unit}{'s' * (n > 1)}: too few for a claim about this class or a macro"
+        notes[f"{few} figure."] = 0 < n < 5
+        notes[f"0 {name} {unit}s: no recall, no AUC; macro figures exclude this class."] = n == 0
+    notes["One class only: no AUC exists."] = np.count_nonzero(support) == 1
+    notes["Zero-width intervals prove nothing: all draws agree, for example if all are right."] = (
+        no_width
+    )
+    return tuple(note for note, holds in notes.items() if holds)

@@ -66,10 +66,6 @@ class Answer:
 class PersonModel:
     """A model file that takes a person, with its template.
 
-    Parameters
-    ----------
-    file : ModelFile
-
     Raises
     ------
     ModelFileError
@@ -86,10 +82,9 @@ class PersonModel:
     def __init__(self, file: ModelFile) -> None:
         if not takes_person(file):
             raise ModelFileError(f"{file.path}: its card does not say that it takes a {INPUT}")
-        card = file.card or {}
-        self.file = file
-        beside = file.path.with_name(f"{file.path.stem}.npz")
-        if not beside.is_file() or file_sha256(beside) != card.get("template_sha256"):
+        self.file, beside = file, file.path.with_suffix(".npz")
+        wanted = (file.card or {}).get("template_sha256")
+        if not beside.is_file() or file_sha256(beside) != wanted:
             raise ModelFileError(
                 f"{file.path}: its template {beside.name} is missing or another one; put the one "
                 "of its card there, or make both again: python -m mri people"
@@ -99,18 +94,18 @@ class PersonModel:
     @cached_property
     def model(self) -> keras.Model:
         """The Keras model, from prepared slices as channels to logits."""
-        model = self.file.load_bare()
+        model, path = self.file.load(bare=True), self.file.path
         expected = (None, *self.template.mean.shape[1:], len(self.template.mean))
         if model.input_shape != expected or len(model.output_shape) != 2:
             raise ModelFileError(
-                f"{self.file.path}: goes from {model.input_shape} to {model.output_shape}, "
-                f"expected {expected} to (None, classes), as its template is"
+                f"{path}: goes from {model.input_shape} to {model.output_shape}, expected "
+                f"{expected} to (None, classes), as its template is"
             )
         # A stranger's network runs in a process of its own, but this one runs here.
         if not (is_own(self.file) or _is_glass_box(model)):
             raise ModelFileError(
-                f"{self.file.path}: its card says that it takes a {INPUT}, but its layers are not "
-                "those of mri.models.glass_box; only a glass box may"
+                f"{path}: its card says that it takes a {INPUT}, but its layers are not those of "
+                "mri.models.glass_box; only a glass box may"
             )
         return model
 
@@ -122,47 +117,26 @@ class PersonModel:
         slices : ndarray of uint8 or float, shape (n, h, w)
             Of one person, in any order.
 
-        Returns
-        -------
-        Answer
-
         Raises
         ------
         ValueError
             As `prepare_person` does.
-        ModelFileError
-            If the model is no glass box, whose layers say what adds to the answer.
         """
+        from mri._keras import keras
+
         person = prepare_person(slices, self.template)
-        places, severity, logits = self._parts.predict(person.channels[None], verbose=0)
+        outputs = [self.model.get_layer(name).output for name in _LAYERS]
+        parts = keras.Model(self.model.inputs, outputs)
+        places, severity, logits = parts.predict(person.channels[None], verbose=0)
         weights, bias = self.model.get_layer("severity").get_weights()
         added = np.moveaxis(places[0] * weights.reshape(places.shape[1:]), -1, 0)
         return Answer(logits[0], float(severity[0, 0]), float(bias[0]), added, person)
 
-    @cached_property
-    def _parts(self) -> keras.Model:
-        from mri._keras import keras
-
-        try:
-            outputs = [self.model.get_layer(name).output for name in _LAYERS]
-        except ValueError as error:
-            raise ModelFileError(
-                f"{self.file.path}: no glass box, it lacks layers of {_LAYERS}; its answers can be "
-                "compared, but not be explained"
-            ) from error
-        return keras.Model(self.model.inputs, outputs)
-
     def logits(self, scans: Scans, groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return logits, float32 (m, k), of rows: each slice gets the answer of its person.
+        """Return logits, float32 (m, k), of rows (m,): each slice gets the answer of its person.
 
-        Of a person, all slices in `scans` are looked at, also those that are not among the rows.
-
-        Parameters
-        ----------
-        scans : Scans
-        groups : ndarray of int, shape (n,)
-            Person of each slice.
-        rows : ndarray of int, shape (m,)
+        `groups` (n,) says whose each slice is. All slices of a person are looked at, also those
+        that are not among the rows.
         """
         numbers, which = np.unique(groups[rows], return_inverse=True)
         prepared = [prepare_person(scans.images[groups == who], self.template) for who in numbers]
@@ -174,12 +148,11 @@ def _is_glass_box(model: keras.Model) -> bool:
     """Whether a model has the layers of a glass box of its sizes, in their order."""
     from mri.models.glass_box import glass_box
 
-    (_, rows, columns, _), classes = model.input_shape, model.output_shape[-1]
+    (_, rows, columns, _), scores = model.input_shape, np.zeros(model.output_shape[-1])
     places = np.zeros((HEIGHTS // SLAB, rows // STEP, columns // STEP))
-    scores = np.zeros(classes)
     made = glass_box(places, places, 0.0, slopes=scores, offsets=scores)
 
-    def forms(of: keras.Model) -> list[tuple[type, object]]:
-        return [(type(layer), layer.output.shape) for layer in of.layers]
+    def forms(of: keras.Model) -> list[tuple[object, ...]]:
+        return [(type(v), v.name in _LAYERS and v.name, v.output.shape) for v in of.layers]
 
     return forms(model) == forms(made)

@@ -27,19 +27,9 @@ _BLOCK = 4096  # draws in memory at a time
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Return p-values corrected for their number; NaN is not counted.
+    """Return p-values (m,) corrected for their number; NaN is not counted.
 
-    Parameters
-    ----------
-    p_values : ndarray of float, shape (m,)
-
-    Returns
-    -------
-    ndarray of float, shape (m,)
-
-    References
-    ----------
-    Holm 1979, https://www.jstor.org/stable/4615733.
+    Source: Holm 1979, https://www.jstor.org/stable/4615733.
 
     Examples
     --------
@@ -47,8 +37,8 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     [0.03, 0.06, 0.06]
     """
     p = np.array(p_values, dtype=float)
-    if p.ndim != 1 or np.any((p < 0) | (p > 1)):
-        raise ValueError(f"expected (m,) values between 0 and 1. Received: {p_values!r}")
+    fits = p.ndim == 1 and not np.any((p < 0) | (p > 1))
+    require(fits, "expected (m,) values between 0 and 1.", p_values=p_values)
     order = np.argsort(p)[: np.isfinite(p).sum()]
     steps = p[order] * np.arange(len(order), 0, -1)
     p[order] = np.minimum(np.maximum.accumulate(steps), 1)
@@ -65,10 +55,11 @@ def pairwise(
 ) -> pd.DataFrame:
     """Return the Holm-adjusted p-values of all pairs of models.
 
+    The evaluations are of the same slices in the same order. The result, (models, models), is
+    symmetric, with NaN on the diagonal.
+
     Parameters
     ----------
-    evaluations : mapping of str to Evaluation
-        Evaluations of the same slices in the same order.
     metric : str
         One of `ADDITIVE`.
     unit : {'slice', 'subject'}
@@ -76,11 +67,6 @@ def pairwise(
     draws, seed : int
         Number and seed of the random sign changes. If at most 12 people differ, all sign changes
         are counted instead.
-
-    Returns
-    -------
-    DataFrame of float, shape (models, models)
-        Symmetric, with NaN on the diagonal.
 
     Raises
     ------
@@ -108,58 +94,34 @@ def pairwise(
     matrix = pd.DataFrame(np.nan, names, names)
     if len(names) < 2:
         return matrix
-    samples = [evaluation.sample(unit) for evaluation in evaluations.values()]
-    classes = evaluations[names[0]].class_names
-    for name, sample in zip(names, samples, strict=True):
+    first, shares = evaluations[names[0]], {}
+    for name, of in evaluations.items():
         # Labels are numbered as the model's classes are ordered: by name they must agree.
-        at = places_of(classes, evaluations[name].class_names)
-        same = at is not None and np.array_equal(np.array(at)[sample.labels], samples[0].labels)
-        if not same or not np.array_equal(sample.units, samples[0].units):
+        at, sample = places_of(first.class_names, of.class_names), of.sample(unit)
+        labels = np.array(at)[sample.labels] if at else np.array([])
+        same = np.array_equal(sample.units, first.sample(unit).units)
+        if not same or not np.array_equal(labels, first.sample(unit).labels):
             raise ValueError(f"{name!r} was measured on other slices than {names[0]!r}")
-    shares = np.stack(
-        [
-            shares_of(of, metric, evaluations[name].class_names)
-            for name, of in zip(names, samples, strict=True)
-        ]
-    )
-    pairs = list(combinations(range(len(names)), 2))
-    differences = np.stack([shares[i] - shares[j] for i, j in pairs])
+        shares[name] = shares_of(sample, metric, of.class_names)
+    pairs = list(combinations(names, 2))
+    differences = np.stack([shares[one] - shares[other] for one, other in pairs])
     p = holm(sign_flip(differences, draws=draws, seed=seed))
-    for (i, j), value in zip(pairs, p, strict=True):
-        matrix.iloc[i, j] = matrix.iloc[j, i] = value
+    for (one, other), value in zip(pairs, p, strict=True):
+        matrix.loc[one, other] = matrix.loc[other, one] = value
     return matrix
 
 
 def leading_group(p_values: pd.DataFrame, best: str, *, alpha: float = 0.05) -> list[str]:
     """Return the models that are not statistically distinguishable from `best`, itself first.
 
-    Parameters
-    ----------
-    p_values : DataFrame
-        From `pairwise`.
-    best : str
-    alpha : float
-        Probability of leaving out any model that is as good as the best.
-
-    Returns
-    -------
-    list of str
+    `p_values` are those of `pairwise`; `alpha` is the probability of leaving out any model that is
+    as good as the best.
     """
     return [best, *(name for name in p_values if name != best and p_values[best][name] > alpha)]
 
 
 def sign_flip(differences: np.ndarray, *, draws: int = 100_000, seed: int = 0) -> np.ndarray:
-    """Return the two-sided p-value of each row's sum under random signs of its entries.
-
-    Parameters
-    ----------
-    differences : ndarray of float, shape (pairs, people)
-    draws, seed : int
-
-    Returns
-    -------
-    ndarray of float, shape (pairs,)
-    """
+    """Return two-sided p-values (pairs,) of the sums of rows (pairs, people) under random signs."""
     differences = np.asarray(differences, dtype=float)
     rng, reached = np.random.default_rng(seed), np.ones(len(differences))
     # Sums that are equal except for rounding count as reached.
@@ -184,38 +146,27 @@ def auc_difference(
 ) -> tuple[float, float, float, float]:
     """Return the first's AUC less the second's, its 95% interval and a two-sided p-value.
 
-    People are drawn with replacement, ill and healthy apart, for both models alike (paired
-    bootstrap). The interval is the 2.5 and 97.5 percentiles.
-
-    Parameters
-    ----------
-    first, second : ndarray of float, shape (divisions, people)
-        Scores of the same people. The AUC is the mean over divisions.
-    ill : ndarray of bool, shape (people,)
-    draws, seed : int
-
-    Returns
-    -------
-    difference, low, high, p : float
+    `first` and `second` (divisions, people) are scores of the same people, of whom some are `ill`
+    (people,). The AUC is the mean over divisions. People are drawn with replacement, ill and
+    healthy apart, for both models alike (paired bootstrap). The interval is the 2.5 and 97.5
+    percentiles.
     """
     require(draws >= 40, "draws must be at least 40.", draws=draws)
-    matrix = _wins(first, ill) - _wins(second, ill)
+    ill = np.asarray(ill, bool)
+    mixed = bool(ill.any() and not ill.all())
+    require(mixed, "Some must be ill, some healthy.", ill=int(ill.sum()))
+    # How often each ill person scores above each healthy one: the mean is the AUC.
+    wins = []
+    for scores in (np.asarray(first, float), np.asarray(second, float)):
+        fits = scores.ndim == 2 and scores.shape[1:] == ill.shape
+        require(fits, "scores must be (divisions, people).", shape=scores.shape)
+        gap = scores[:, ill, None] - scores[:, None, ~ill]
+        wins.append(np.heaviside(gap, 0.5).mean(0))
+    matrix = wins[0] - wins[1]
     rng = np.random.default_rng(seed)
     rows, columns = (rng.multinomial(n, np.full(n, 1 / n), draws) / n for n in matrix.shape)
     drawn = ((rows @ matrix) * columns).sum(1)
     return (float(matrix.mean()), *_interval(drawn))
-
-
-def _wins(scores: np.ndarray, ill: np.ndarray) -> np.ndarray:
-    """Return how often each ill person scores above each healthy one: the mean is the AUC."""
-    scores, ill = np.asarray(scores, float), np.asarray(ill, bool)
-    fits = scores.ndim == 2 and scores.shape[1:] == ill.shape
-    require(fits, "scores must be (divisions, people).", shape=scores.shape)
-    require(
-        bool(ill.any() and not ill.all()), "Some must be ill, some healthy.", ill=int(ill.sum())
-    )
-    gap = scores[:, ill, None] - scores[:, None, ~ill]
-    return ((gap > 0) + 0.5 * (gap == 0)).mean(0)
 
 
 def share_difference(
@@ -223,16 +174,9 @@ def share_difference(
 ) -> tuple[float, float, float, float]:
     """Return the sum of people's differences, its 95% interval and a two-sided p-value.
 
+    `differences` (people,) are of `shares_of` two models, `strata` (people,) such as the diagnosis.
     The interval is of a bootstrap over the people of each stratum; the p-value is that of
     `sign_flip`.
-
-    Parameters
-    ----------
-    differences : ndarray of float, shape (people,)
-        Of `shares_of` two models.
-    strata : ndarray of int, shape (people,)
-        Such as the diagnosis.
-    draws, seed : int
     """
     differences, strata = np.asarray(differences, float), np.asarray(strata)
     rng, drawn = np.random.default_rng(seed), np.zeros(draws)

@@ -6,18 +6,17 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mri.models.cards import ModelFileError
-from mri.models.formats import named, of_archive, of_start, recognised
+from mri.models.formats import named, of_archive, of_start
 
-_MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
+_MEMBERS = ["config.json", "metadata.json", "model.weights.h5"]
 _MAX_CONFIG = 4 * 2**20
+_MAX_PACKED = 20  # Float weights hardly compress: what unpacks to more is a bomb.
 # A file may name anything that Keras can find: only parts of networks are let through, and of
 # these not the ones that run code or read other files on loading.
 _KINDS = {"activations", "constraints", "dtype_policies", "initializers", "layers", "losses",
@@ -32,30 +31,20 @@ _ALLOWED = {"keras.applications.convnext.LayerScale"}
 _MAX_GROWTH = 1024
 
 
-def inspect_archive(path: Path, read: Callable[[], bytes]) -> bytes:
-    """Raise `ModelFileError` unless `path` is a Keras archive without code or bombs.
-
-    `read` gives the bytes of the file, which are returned.
-    """
-    if path.suffix != ".keras" or not path.is_file():
-        known = recognised(path) if path.exists() else ""
-        if path.suffix != ".keras":
-            way = known or "save it with model.save('….keras')"
-            raise ModelFileError(f"{path}: expected a .keras file; {way}")
-        raise ModelFileError(f"{path}: no such model file{known and f'; {known}'}")
-    content, known = read(), ""
+def inspect_archive(path: Path, content: bytes) -> None:
+    """Raise `ModelFileError`, naming `path`, unless its content is an archive without code."""
+    known = ""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = sorted(archive.namelist())
             if known := named(of_archive, archive):
                 raise ModelFileError(f"{path}: not a whole Keras archive ({known})")
-            if members != sorted(_MEMBERS):
-                raise ModelFileError(f"{path}: expected {sorted(_MEMBERS)}, found {members}")
+            if members != _MEMBERS:
+                raise ModelFileError(f"{path}: expected {_MEMBERS}, found {members}")
             sizes = {info.filename: info.file_size for info in archive.infolist()}
-            whole, packed = sum(sizes.values()), len(content)
-            # Float weights hardly compress: far more than the file itself is a bomb.
-            if sizes["config.json"] > _MAX_CONFIG or whole > 20 * packed + _MAX_CONFIG:
-                raise ModelFileError(f"{path}: unpacks from {packed} to {whole} bytes")
+            whole, most = sum(sizes.values()), _MAX_PACKED * len(content) + _MAX_CONFIG
+            if sizes["config.json"] > _MAX_CONFIG or whole > most:
+                raise ModelFileError(f"{path}: unpacks from {len(content)} to {whole} bytes")
             names = list(_names(_without_compile(json.loads(archive.read("config.json")))))
     except ModelFileError:
         raise
@@ -65,14 +54,29 @@ def inspect_archive(path: Path, read: Callable[[], bytes]) -> bytes:
     for name in names:
         plain = name.replace("keras.src.", "keras.")
         root, *inner, last = plain.split(".")
-        if plain in _ALLOWED:
-            continue
-        if last in _REFUSED or root != "keras" or (inner and inner[0] not in _KINDS):
+        carries_code = last in _REFUSED or root != "keras" or (inner and inner[0] not in _KINDS)
+        if carries_code and plain not in _ALLOWED:
             raise ModelFileError(
                 f"{path}: holds {name}, which may run code on loading; only Keras' own layers "
                 "without code are loaded"
             )
-    return content
+
+
+def write_plain(content: bytes, copy: Path) -> None:
+    """Write an archive that was inspected without what its models were compiled with.
+
+    Keras compiles a model inside another even if it is told not to.
+    """
+    copy.write_bytes(content)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        config = json.loads(archive.read("config.json"))
+        plain = _without_compile(config)
+        if {**config, "compile_config": 0} == {**plain, "compile_config": 0}:
+            return
+        with zipfile.ZipFile(copy, "w") as into:
+            for name in _MEMBERS:
+                changed = name == "config.json"
+                into.writestr(name, json.dumps(plain) if changed else archive.read(name))
 
 
 def check_weights(path: Path, shown: Path) -> None:
@@ -91,42 +95,11 @@ def check_weights(path: Path, shown: Path) -> None:
             raise ModelFileError(f"{shown}: its weights {name} have more than one name")
         claimed += entry.nbytes if isinstance(entry, h5py.Dataset) else 0
 
-    with zipfile.ZipFile(path) as archive:
-        content = io.BytesIO(archive.read("model.weights.h5"))
-    with h5py.File(content, "r") as weights:
-        weights.visititems(visit)
-    if claimed > 20 * packed + _MAX_CONFIG:
+    with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as member:
+        with h5py.File(io.BytesIO(member.read()), "r") as weights:
+            weights.visititems(visit)
+    if claimed > _MAX_PACKED * packed + _MAX_CONFIG:
         raise ModelFileError(f"{shown}: its weights claim {claimed} bytes, the file has {packed}")
-
-
-def _without_compile(config: Any) -> Any:
-    """Return a configuration without what its models were compiled with: it is never read."""
-    if isinstance(config, dict):
-        return {k: _without_compile(v) for k, v in config.items() if k != "compile_config"}
-    return [_without_compile(v) for v in config] if isinstance(config, list) else config
-
-
-@contextmanager
-def uncompiled(path: Path) -> Iterator[Path]:
-    """Give the file, or, where a model inside another was compiled, a copy without that.
-
-    Keras compiles inner models even if it is told not to.
-    """
-    with zipfile.ZipFile(path) as archive:
-        config = json.loads(archive.read("config.json"))
-        plain = _without_compile(config)
-        if {**config, "compile_config": 0} == {**plain, "compile_config": 0}:
-            yield path
-            return
-        with TemporaryDirectory() as folder:
-            copy = Path(folder, path.name)
-            with zipfile.ZipFile(copy, "w") as into:
-                for name in archive.namelist():
-                    data = (
-                        json.dumps(plain).encode() if name == "config.json" else archive.read(name)
-                    )
-                    into.writestr(name, data)
-            yield copy
 
 
 def check_growth(path: Path, shown: Path) -> None:
@@ -151,18 +124,30 @@ def _growth(path: Path) -> float:
     # Shapes are inferred and compared with the weights of the file; nothing is initialised.
     with keras.StatelessScope(initialize_variables=False):
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    sizes, parts = [0], [model]
+    outputs, parts = [], [model]
     for part in parts:
         parts += getattr(part, "operations", getattr(part, "layers", []))
-        nodes = getattr(part, "_inbound_nodes", [])
-        sizes += [math.prod(filter(None, x.shape)) for node in nodes for x in node.output_tensors]
-    taken = sum(math.prod(filter(None, x.shape)) for x in getattr(model, "inputs", None) or [])
-    return max(sizes) / max(taken, 1)
+        outputs += [x for node in getattr(part, "_inbound_nodes", []) for x in node.output_tensors]
+    largest = max(map(_numbers, outputs), default=0)
+    return largest / max(sum(map(_numbers, getattr(model, "inputs", None) or [])), 1)
+
+
+def _numbers(x: Any) -> int:
+    return math.prod(filter(None, x.shape))
+
+
+def _without_compile(config: Any) -> Any:
+    """Return a configuration without what its models were compiled with: it is never read."""
+    if isinstance(config, dict):
+        return {k: _without_compile(v) for k, v in config.items() if k != "compile_config"}
+    return [_without_compile(v) for v in config] if isinstance(config, list) else config
 
 
 def _names(config: Any) -> Iterator[str]:
     """Yield the dotted name of every object that the configuration asks for."""
+    inner = config if isinstance(config, list) else []
     if isinstance(config, dict):
+        inner = list(config.values())
         if "class_name" in config:
             name, module = config["class_name"], config.get("module") or "keras"
             if name == "function":
@@ -171,8 +156,5 @@ def _names(config: Any) -> Iterator[str]:
             yield f"{module}.{name}"
             if config.get("registered_name") and config.get("module") is None:
                 yield f"unknown.{config['registered_name']}"
-        for value in config.values():
-            yield from _names(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _names(value)
+    for value in inner:
+        yield from _names(value)

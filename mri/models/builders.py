@@ -32,16 +32,9 @@ IMAGENET = "imagenet"
 def register(builder: Builder) -> Builder:
     """Add a builder to the registry under its function name.
 
-    Parameters
-    ----------
-    builder : callable
-        From (image tensor (batch, h, w, 1) with values 0 to 1, number of classes) to logits
-        (batch, classes); name the layer that Grad-CAM should look at ``last_conv``.
-
-    Returns
-    -------
-    callable
-        The builder itself, so that the function is used as a decorator.
+    A builder goes from an image tensor (batch, h, w, 1) of values 0 to 1, and the number of
+    classes, to logits (batch, classes). Name the layer that Grad-CAM should look at ``last_conv``.
+    The builder itself is returned, so that `register` is a decorator.
 
     Raises
     ------
@@ -169,72 +162,66 @@ def augmentation() -> list[keras.Layer]:
 @register
 def baseline(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """Two convolutions and a dense layer of 8.4 million weights: the network of the benchmarks."""
-    x = _pooled(x, 32)
-    x = _pooled(x, 64, norm=False, name="last_conv")
-    return _logits(_dense(x, 128), classes)
+    x = _stage(x, 32)
+    x = _stage(x, 64, "pool", name="last_conv")
+    return _dense(_dense(x, 128), classes, None)
 
 
 @register
 def baseline_dropout(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """`baseline` with dropout after everything."""
-    x = _pooled(x, 32, dropout=0.3)
-    x = _pooled(x, 64, dropout=0.4, name="last_conv")
-    return _logits(_dense(x, 128, dropout=0.5), classes)
+    return _baseline(x, classes, {32: 0.3, 64: 0.4}, dropout=0.5)
 
 
 @register
 def baseline_dropout_reduced(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """`baseline` with some dropout after the second block and the dense layer."""
-    x = _pooled(x, 32)
-    x = _pooled(x, 64, dropout=0.2, name="last_conv")
-    return _logits(_dense(x, 128, dropout=0.3), classes)
+    return _baseline(x, classes, {32: 0, 64: 0.2}, dropout=0.3)
 
 
 @register
 def baseline_dropout_light(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """`baseline` with a little dropout after the dense layer."""
-    x = _pooled(x, 32)
-    x = _pooled(x, 64, name="last_conv")
-    return _logits(_dense(x, 128, dropout=0.1), classes)
+    return _baseline(x, classes, {32: 0, 64: 0}, dropout=0.1)
 
 
 @register
 def baseline_deep(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """`baseline` with a third block, which halves its weights, and a little dropout."""
-    return _logits(_dense(_deep(x), 128, dropout=0.1), classes)
+    return _baseline(x, classes, {32: 0, 64: 0, 128: 0}, dropout=0.1)
 
 
 @register
 def baseline_deep_plain(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """`baseline_deep` without dropout."""
-    return _logits(_dense(_deep(x), 128), classes)
+    return _baseline(x, classes, {32: 0, 64: 0, 128: 0}, dropout=0)
 
 
 @register
 def small_5x5(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """Two wide kernels, few filters, no normalisation."""
-    x = _pooled(x, 16, kernel=5, norm=False)
-    x = _pooled(x, 32, kernel=5, norm=False, name="last_conv")
-    return _logits(_dense(x, 64), classes)
+    x = _stage(x, 16, "pool", kernel=5)
+    x = _stage(x, 32, "pool", kernel=5, name="last_conv")
+    return _dense(_dense(x, 64), classes, None)
 
 
 @register
 def three_block_5x5(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """Three blocks of wide kernels, normalised before pooling, with dropout."""
     for filters, dropout, name in ((16, 0.1, None), (32, 0.1, None), (64, 0.2, "last_conv")):
-        x = _normed(x, filters, kernel=5, dropout=dropout, name=name)
-    return _logits(_relu(_dense(x, 256), 64), classes)
+        x = _stage(x, filters, "norm pool", kernel=5, dropout=dropout, name=name)
+    return _dense(_dense(_dense(x, 256), 64), classes, None)
 
 
 @register
 def keras_like(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """Five normalised blocks down to a 4 × 4 grid, dropout in the later ones."""
     for filters, dropout in ((16, 0), (64, 0), (128, 0.05), (256, 0.2)):
-        x = _normed(x, filters, dropout=dropout)
-    x = _normed(x, 512, dropout=0.2, name="last_conv")
+        x = _stage(x, filters, "norm pool", dropout=dropout)
+    x = _stage(x, 512, "norm pool", dropout=0.2, name="last_conv")
     x = layers.BatchNormalization(momentum=MOMENTUM)(_dense(x, 128))
-    x = layers.Dropout(0.2)(_relu(x, 64))
-    return _logits(x, classes)
+    x = layers.Dropout(0.2)(_dense(x, 64))
+    return _dense(x, classes, None)
 
 
 @register
@@ -245,14 +232,12 @@ def dual_path(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """
     paths = []
     for kernel, width, name in ((3, 16, "last_conv"), (5, 32, "last_conv_5x5")):
-        y = _conv(_conv(x, width, kernel), width, kernel)
-        y = layers.MaxPooling2D()(y)
-        y = _conv(_conv(y, 4 * width, kernel), 4 * width, kernel)
-        y = layers.MaxPooling2D()(y)
-        y = _pooled(y, 16 * width, kernel=kernel, dropout=0.2, name=name)
+        y = x
+        for filters in (width, 4 * width):
+            y = _stage(_stage(y, filters, "", kernel=kernel), filters, "pool", kernel=kernel)
+        y = _stage(y, 16 * width, kernel=kernel, dropout=0.2, name=name)
         paths.append(_dense(y, 128))
-    x = _relu(layers.Concatenate()(paths), 128)
-    return _logits(x, classes)
+    return _dense(_dense(layers.Concatenate()(paths), 128), classes, None)
 
 
 @register
@@ -264,7 +249,7 @@ def resnet50(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     # What ImageNet's weights expect: three channels, 0 to 255, less the mean of each (BGR).
     means = [-103.939, -116.779, -123.68]
     x = layers.Rescaling(255.0, means, name="centring")(layers.Concatenate()([x] * 3))
-    return _head(_backbone("ResNet50", x), classes)
+    return _fine_tuned("ResNet50", x, classes)
 
 
 @register
@@ -272,7 +257,7 @@ def efficientnet_b3(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     """EfficientNet-B3 (Tan & Le 2019, arXiv:1905.11946), fine-tuned from ImageNet if it can be."""
     # It has its own rescaling inside.
     x = layers.Rescaling(255.0, name="gray_levels")(layers.Concatenate()([x] * 3))
-    return _head(_backbone("EfficientNetB3", x), classes)
+    return _fine_tuned("EfficientNetB3", x, classes)
 
 
 @register
@@ -283,12 +268,10 @@ def compact(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     pixels; the flattened 8 × 8 grid keeps where in the head something is, which a global average
     would lose, and slices are aligned well enough for that to mean something.
     """
-    x = _block(x, 32, kernel=5, strides=2)
-    x = layers.MaxPooling2D()(x)
-    x = _block(x, 64)
-    x = layers.MaxPooling2D()(x)
-    x = _block(x, 128, name="last_conv")
-    return layers.Dense(classes)(_places(layers.MaxPooling2D()(x)))
+    x = layers.MaxPooling2D()(_block(x, 32, kernel=5, strides=2))
+    x = layers.MaxPooling2D()(_block(x, 64))
+    x = layers.MaxPooling2D()(_block(x, 128, name="last_conv"))
+    return layers.Dense(classes)(_places(x))
 
 
 @register
@@ -342,6 +325,45 @@ def _places(x: keras.KerasTensor) -> keras.KerasTensor:
     return layers.Activation("relu")(layers.BatchNormalization(momentum=MOMENTUM)(x))
 
 
+def _baseline(
+    x: keras.KerasTensor, classes: int, stages: dict[int, float], *, dropout: float
+) -> keras.KerasTensor:
+    """Apply `baseline` with the dropout after each number of filters, and after the dense layer."""
+    for filters, share in stages.items():
+        name = "last_conv" if filters == max(stages) else None
+        x = _stage(x, filters, dropout=share, name=name)
+    return _dense(_dense(x, 128, dropout=dropout), classes, None)
+
+
+def _stage(
+    x: keras.KerasTensor,
+    filters: int,
+    steps: str = "pool norm",
+    *,
+    kernel: int = 3,
+    dropout: float = 0.0,
+    name: str | None = None,
+) -> keras.KerasTensor:
+    """Apply a convolution, then `steps` in their order, then dropout."""
+    start = _fan_in()
+    x = layers.Conv2D(
+        filters, kernel, padding="same", activation="relu", kernel_initializer=start, name=name
+    )(x)
+    for step in steps.split():
+        pool = step == "pool"
+        x = (layers.MaxPooling2D() if pool else layers.BatchNormalization(momentum=MOMENTUM))(x)
+    return layers.Dropout(dropout)(x) if dropout else x
+
+
+def _dense(
+    x: keras.KerasTensor, units: int, activation: str | None = "relu", *, dropout: float = 0.0
+) -> keras.KerasTensor:
+    """Apply a dense layer to all numbers of a slice, then dropout."""
+    x = layers.Flatten()(x) if len(x.shape) > 2 else x
+    x = layers.Dense(units, activation=activation, kernel_initializer=_fan_in())(x)
+    return layers.Dropout(dropout)(x) if dropout else x
+
+
 def _fan_in() -> keras.initializers.Initializer:
     """Return PyTorch's default, uniform in ±1/√fan_in, with which the original networks started.
 
@@ -351,60 +373,8 @@ def _fan_in() -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
 
 
-def _conv(
-    x: keras.KerasTensor, filters: int, kernel: int = 3, name: str | None = None
-) -> keras.KerasTensor:
-    options = {"padding": "same", "activation": "relu", "name": name}
-    return layers.Conv2D(filters, kernel, kernel_initializer=_fan_in(), **options)(x)
-
-
-def _pooled(
-    x: keras.KerasTensor,
-    filters: int,
-    *,
-    kernel: int = 3,
-    norm: bool = True,
-    dropout: float = 0.0,
-    name: str | None = None,
-) -> keras.KerasTensor:
-    x = layers.MaxPooling2D()(_conv(x, filters, kernel, name))
-    x = layers.BatchNormalization(momentum=MOMENTUM)(x) if norm else x
-    return layers.Dropout(dropout)(x) if dropout else x
-
-
-def _normed(
-    x: keras.KerasTensor,
-    filters: int,
-    *,
-    kernel: int = 3,
-    dropout: float = 0.0,
-    name: str | None = None,
-) -> keras.KerasTensor:
-    x = layers.BatchNormalization(momentum=MOMENTUM)(_conv(x, filters, kernel, name))
-    x = layers.MaxPooling2D()(x)
-    return layers.Dropout(dropout)(x) if dropout else x
-
-
-def _dense(x: keras.KerasTensor, units: int, *, dropout: float = 0.0) -> keras.KerasTensor:
-    x = _relu(layers.Flatten()(x), units)
-    return layers.Dropout(dropout)(x) if dropout else x
-
-
-def _relu(x: keras.KerasTensor, units: int) -> keras.KerasTensor:
-    return layers.Dense(units, activation="relu", kernel_initializer=_fan_in())(x)
-
-
-def _logits(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
-    return layers.Dense(classes, kernel_initializer=_fan_in())(x)
-
-
-def _deep(x: keras.KerasTensor) -> keras.KerasTensor:
-    for filters, name in ((32, None), (64, None), (128, "last_conv")):
-        x = _pooled(x, filters, name=name)
-    return x
-
-
-def _backbone(architecture: str, x: keras.KerasTensor) -> keras.KerasTensor:
+def _fine_tuned(architecture: str, x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Apply a network of Keras' with ImageNet's weights, where they can be had, and a new head."""
     make = partial(
         getattr(keras.applications, architecture), include_top=False, input_shape=x.shape[1:]
     )
@@ -423,9 +393,6 @@ def _backbone(architecture: str, x: keras.KerasTensor) -> keras.KerasTensor:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = MOMENTUM
     # A layer of the outer graph, for Grad-CAM: those inside the backbone have no output there.
-    return layers.Activation("linear", name="last_conv")(network(x))
-
-
-def _head(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    x = layers.Activation("linear", name="last_conv")(network(x))
     x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
     return layers.Dense(classes)(x)

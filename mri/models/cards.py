@@ -36,112 +36,92 @@ class ModelFileError(DataError):
     """A model file that is damaged, not what its card says, or not safe to load."""
 
 
-def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether `value` is a finite number, not a truth value, from `low` to `high`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return low <= value <= high and (isinstance(value, int) or math.isfinite(value))
+Check = Callable[[object], bool]
 
 
-def is_count(value: object) -> bool:
-    """Whether `value` is an integer from 0, not a truth value, that fits any array."""
-    return type(value) is int and 0 <= value <= _MOST
+def _number(low: float = -math.inf, high: float = math.inf) -> Check:
+    """Return a check for finite numbers; truth values are none."""
+    return lambda value: (
+        type(value) in (int, float)
+        and low <= value <= high  # type: ignore[operator]
+        and (type(value) is int or math.isfinite(value))  # type: ignore[arg-type]
+    )
 
 
-def is_text(value: object) -> bool:
-    """Whether `value` is a text of a readable length."""
+def _integer(low: int = 0, high: int = _MOST) -> Check:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _text(value: object) -> bool:
     return isinstance(value, str) and len(value) <= MAX_NAME
 
 
-def is_digest(value: object) -> bool:
-    """Whether `value` is a SHA-256 in hexadecimal."""
+def _digest(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
-def is_class_names(value: object) -> bool:
-    """Whether `value` is a list of different names."""
-    return (
+def _list(of: Check, least: int = 0, most: int = 2**40, *, distinct: bool = False) -> Check:
+    return lambda value: (
         isinstance(value, list)
-        and 1 <= len(value) <= MAX_CLASSES
-        and all(is_text(name) and name for name in value)
-        and len(set(value)) == len(value)
+        and least <= len(value) <= most
+        and all(map(of, value))
+        and not (distinct and len(set(value)) < len(value))
     )
 
 
-def is_rows(value: object) -> bool:
-    """Whether `value` is a list of different row numbers."""
-    return (
-        isinstance(value, list)
-        and all(type(row) is int and 0 <= row <= 2**40 for row in value)
-        and len(set(value)) == len(value)
+def _object(of: Check) -> Check:
+    """Return a check for objects of short texts to values for which `of` holds."""
+    return lambda value: (
+        isinstance(value, dict) and all(_text(key) and of(known) for key, known in value.items())
     )
 
 
-def _is_facts(value: object) -> bool:
-    """Whether `value` maps short texts to short texts, numbers, truth values or nothing."""
-    return isinstance(value, dict) and all(
-        is_text(key) and (of is None or isinstance(of, bool) or is_text(of) or is_number(of))
-        for key, of in value.items()
-    )
+def _fact(value: object) -> bool:
+    return value is None or isinstance(value, bool) or _text(value) or _number()(value)
 
 
-def _is_figures(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        is_text(key) and is_number(of) for key, of in value.items()
-    )
-
-
-def _is_history(value: object) -> bool:
-    # A loss may have become infinite.
-    return isinstance(value, dict) and all(
-        is_text(key) and isinstance(of, list) and all(isinstance(x, int | float) for x in of)
-        for key, of in value.items()
-    )
-
-
-def _is_split(value: object) -> bool:
+def _split(value: object) -> bool:
     if not isinstance(value, dict) or value.get("protocol") not in ("subject", "image"):
         return False
-    counts = [value.get(key) for key in ("fold", "folds", "seed")]
-    slices = value.get("slices", [0, 0, 0])
+    counts = [value[key] for key in ("fold", "folds", "seed") if value.get(key) is not None]
     return (
-        all(count is None or count == -1 or is_count(count) for count in counts)
-        and isinstance(slices, list)
-        and len(slices) == 3
-        and all(map(is_count, slices))
-        and is_digest(value.get("rows_sha256", "0" * 64))
+        all(map(_integer(-1), counts))
+        and _list(_integer(), 3, 3)(value.get("slices", [0, 0, 0]))
+        and _digest(value.get("rows_sha256", "0" * 64))
     )
 
 
-Check = Callable[[object], bool]
-_HASH = is_digest, "a SHA-256 of 64 hexadecimal digits"
-_TEXT = is_text, f"a text of up to {MAX_NAME} characters"
-_COUNT = is_count, f"an integer from 0 to {_MOST}"
+def _names(least: int) -> Check:
+    return _list(lambda name: _text(name) and name != "", least, MAX_CLASSES, distinct=True)
+
+
+_HASH = _digest, "a SHA-256 of 64 hexadecimal digits"
+_TEXT = _text, f"a text of up to {MAX_NAME} characters"
+_COUNT = _integer(), f"an integer from 0 to {_MOST}"
+_FACTS = _object(_fact), "an object of texts and numbers"
 
 SCHEMA: dict[str, tuple[Check, str]] = {
     "card_version": (
-        lambda value: type(value) is int and 1 <= value <= CARD_VERSION,
+        _integer(1, CARD_VERSION),
         f"a version from 1 to {CARD_VERSION}, which is what this package reads",
     ),
-    "sha256": (lambda value: value == "" or is_digest(value), _HASH[1]),
-    "network_sha256": _HASH,
-    "data": _HASH,
-    "signature": _HASH,
-    "builder": _TEXT,
-    "initial_weights": _TEXT,
-    "recipe": (_is_facts, "an object of texts and numbers"),
-    "versions": (_is_facts, "an object of texts and numbers"),
-    "seed": _COUNT,
-    "parameters": _COUNT,
-    "best_epoch": _COUNT,
-    "split": (_is_split, "an object with the protocol 'subject' or 'image'"),
-    "class_names": (is_class_names, "a list of different names"),
+    "sha256": (lambda value: value == "" or _digest(value), _HASH[1]),
+    **dict.fromkeys(["network_sha256", "data", "signature"], _HASH),
+    **dict.fromkeys(["builder", "initial_weights"], _TEXT),
+    **dict.fromkeys(["recipe", "versions"], _FACTS),
+    **dict.fromkeys(["seed", "parameters", "best_epoch"], _COUNT),
+    "split": (_split, "an object with the protocol 'subject' or 'image'"),
+    "class_names": (_names(1), "a list of different names"),
     "synthetic": (lambda value: isinstance(value, bool), "true or false"),
-    "validation": (_is_figures, "an object of finite numbers"),
-    "temperature": (lambda value: is_number(value, 1e-6, 1e6), "a number above 0"),
-    "seconds": (lambda value: is_number(value, 0, _MOST), "a number from 0"),
-    "history": (_is_history, "an object of lists of numbers"),
-    "test_rows": (is_rows, "a list of different row numbers"),
+    "validation": (_object(_number()), "an object of finite numbers"),
+    "temperature": (_number(1e-6, 1e6), "a number above 0"),
+    "seconds": (_number(0, _MOST), "a number from 0"),
+    # A loss may have become infinite.
+    "history": (
+        _object(_list(lambda value: isinstance(value, int | float))),
+        "an object of lists of numbers",
+    ),
+    "test_rows": (_list(_integer(0, 2**40), distinct=True), "a list of different row numbers"),
     "expects": (lambda value: isinstance(value, dict), "an object"),
 }
 """What each key of a card is, where it is there: a check and the words for it."""
@@ -150,29 +130,13 @@ _DESCRIBED = {"split", "recipe", "versions", "validation", "builder", "synthetic
               "parameters", "seed", "best_epoch", "seconds", "sha256", "temperature"}  # fmt: skip
 
 TABLE_SCHEMA: dict[str, tuple[Check, str]] = {
-    key: SCHEMA[key] for key in ("sha256", "data", "parameters")
-} | {
-    "class_names": (
-        lambda value: is_class_names(value) and value[1:] != [],
-        "a list of at least two different names",
-    ),
-    "origin": _TEXT,
-    "output": _TEXT,
-    "version": _COUNT,
-    "bytes": _COUNT,
-    "doubts": (
-        lambda value: isinstance(value, list) and len(value) <= 20 and all(map(is_text, value)),
-        "a list of texts",
-    ),
+    **{key: SCHEMA[key] for key in ("sha256", "data", "parameters")},
+    "class_names": (_names(2), "a list of at least two different names"),
+    **dict.fromkeys(["origin", "output"], _TEXT),
+    **dict.fromkeys(["version", "bytes"], _COUNT),
+    "doubts": (_list(_text, 0, 20), "a list of texts"),
     "expects": (lambda value: value is None or isinstance(value, dict), "an object"),
-    "milliseconds": (
-        lambda value: (
-            isinstance(value, list)
-            and len(value) == 2
-            and all(is_number(time, 0, _MOST) for time in value)
-        ),
-        "two numbers from 0",
-    ),
+    "milliseconds": (_list(_number(0, _MOST), 2, 2), "two numbers from 0"),
 }
 """The same of what stands beside kept logits."""
 
@@ -198,10 +162,7 @@ def problem_of(facts: object, schema: Mapping[str, tuple[Check, str]] = SCHEMA) 
 def read_card(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Return the card beside the model file `path`, None where there is none.
 
-    Raises
-    ------
-    ModelFileError
-        If the card is not a JSON object, or a value is not of the type and range of `SCHEMA`.
+    What is no JSON object of the types and ranges of `SCHEMA` is refused by `ModelFileError`.
     """
     card = Path(path).with_suffix(".json")
     try:
@@ -225,13 +186,7 @@ def check_rows(rows: np.ndarray, n: int) -> str | None:
 
 
 def rows_to_test(card: Mapping[str, Any], scans: Scans, fingerprint: str) -> np.ndarray:
-    """Return the test rows that a card of a training names, int (m,).
-
-    Raises
-    ------
-    ModelFileError
-        If it does not say, or is of other slices than these.
-    """
+    """Return the test rows, int (m,), of a card of a training on these very slices."""
     missing = {"class_names", "data", "split", "temperature", "test_rows"}.difference(card)
     if missing:
         raise ModelFileError(
@@ -268,39 +223,39 @@ def describe(card: Mapping[str, Any]) -> str:
     >>> print(describe(read_card("models/zoo/tissue-subject.keras")).splitlines()[0])
     ### Model card: tissue, subject-level split
     """
-    missing = sorted(_DESCRIBED.difference(card))
-    require(not missing, "Expected a card that mri.train has written.", missing=missing)
-    problem = problem_of(dict(card))
-    require(problem is None, "Expected a card that mri.train has written.", problem=problem)
-    split, recipe, versions = card["split"], card["recipe"], card["versions"]
+    missing, problem = sorted(_DESCRIBED.difference(card)), problem_of(dict(card))
+    fits = not missing and problem is None
+    expected = "Expected a card that mri.train has written."
+    require(fits, expected, missing=missing, problem=problem)
+    split, recipe, plain = card["split"], card["recipe"], for_markdown
     leaky = split["protocol"] != "subject"
     parts = zip(("train", "validation", "test"), split["slices"], strict=True)
     slices = ", ".join(f"{side} {count}" for side, count in parts)
-    builder, plain = for_markdown(card["builder"]), for_markdown
     fold = "" if leaky else f", fold {split['fold']} of {split['folds']}"
-    figures = "; ".join(
-        f"{plain(k.replace('_', ' '))} {v:.3f}" for k, v in card["validation"].items()
-    )
+    data = "Synthetic phantoms" if card["synthetic"] else "Slices of OASIS-1"
+    figures = [f"{plain(k.replace('_', ' '))} {v:.3f}" for k, v in card["validation"].items()]
     # A model of people is fitted in one step and has no epochs.
     kept = f"epoch {card['best_epoch'] + 1} of {recipe.get('epochs')} kept; " * ("epochs" in recipe)
     chosen = ", by which the epoch was chosen" * str(recipe.get("monitor")).startswith("val_")
-    recommended = ", ".join(f"{plain(key)} {plain(value)}" for key, value in recipe.items())
-    return "\n\n".join(
-        [
-            f"### Model card: {builder}, {split['protocol']}-level split",
-            "**Intended use.** Teaching and method comparison. **Not a diagnostic device.**",
-            f"**Data.** {'Synthetic phantoms' if card['synthetic'] else 'Slices of OASIS-1'}, "
-            f"fingerprint `{card['data'][:16]}`; {slices} slices{fold}.",
-            f"**Training.** {card['parameters']} weights; {recommended}; seed {card['seed']}; "
-            f"{kept}{card['seconds']} s. "
-            + ", ".join(f"{plain(key)} {plain(value)}" for key, value in versions.items())
-            + f". File SHA-256 `{card['sha256'][:16]}`.",
-            f"**Figures.** On the validation part{chosen}: {figures}; "
-            f"temperature {card['temperature']:.2f}. "
-            "Test figures are in the notebooks, with intervals.",
-            "**Caveats.** Image-level split: the figures measure recognition of people."
-            if leaky
-            else "**Caveats.** Few people per class; "
-            "age and brain volume are confounded with the diagnosis.",
-        ]
+    told, versions = (
+        ", ".join(f"{plain(key)} {plain(value)}" for key, value in card[of].items())
+        for of in ("recipe", "versions")
     )
+    caveats = (
+        "Image-level split: the figures measure recognition of people."
+        if leaky
+        else "Few people per class; age and brain volume are confounded with the diagnosis."
+    )
+    return f"""### Model card: {plain(card["builder"])}, {split["protocol"]}-level split
+
+**Intended use.** Teaching and method comparison. **Not a diagnostic device.**
+
+**Data.** {data}, fingerprint `{card["data"][:16]}`; {slices} slices{fold}.
+
+**Training.** {card["parameters"]} weights; {told}; seed {card["seed"]}; {kept}\
+{card["seconds"]} s. {versions}. File SHA-256 `{card["sha256"][:16]}`.
+
+**Figures.** On the validation part{chosen}: {"; ".join(figures)}; \
+temperature {card["temperature"]:.2f}. Test figures are in the notebooks, with intervals.
+
+**Caveats.** {caveats}"""

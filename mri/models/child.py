@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import Lock, Thread
-from typing import IO, Any
+from tempfile import mkdtemp
+from threading import Event, RLock, Thread, Timer
+from typing import Any
 
 import numpy as np
 
@@ -44,9 +45,18 @@ LIMITS = {"MRI_MODEL_SECONDS": 900.0, "MRI_MODEL_GIB": 6.0}
 
 _FIRST = 8  # One part in so many of the seconds is for loading and the first slices.
 _START, _IDLE = 300.0, 60.0
-_MOST_TEXT, _MOST_BYTES = 2**24, 2**33
-_KINDS = "<f4", "<i8", "|u1", "|b1"
+_MOST_BYTES = 2**33
 _OF_MEMORY = "bad_alloc", "OOM", "annot allocate", "out of memory", "ResourceExhausted"
+
+
+_TOO_SLOW = (
+    "had no answer after {:.0f} s, which is its limit, and was stopped. It may never end. If you "
+    "trust it, set MRI_MODEL_SECONDS to more than {:.0f}"
+)
+_TOO_LARGE = (
+    "needs more than {:g} GiB of memory, which is the limit, and was stopped. If you trust it, set "
+    "MRI_MODEL_GIB higher"
+)
 
 
 class _Misbehaved(Exception):
@@ -62,32 +72,19 @@ def run_here(function: Answers, path: Path, facts: Facts, arrays: Arrays) -> tup
 class Child:
     """The process, as its parent sees it.
 
-    Parameters
-    ----------
-    loads : str
-        Module that it imports when it starts; what that takes of memory is not counted.
+    It imports the module `loads` when it starts; what that takes of memory is not counted.
     """
 
     def __init__(self, loads: str = "mri._keras") -> None:
-        self._lock, self._loads = Lock(), loads
+        self._lock, self._loads, self._idle = RLock(), loads, Timer(0, self.end)
         self._process: subprocess.Popen[bytes] | None = None
-        self._used = 0.0
 
     def run(
         self, function: Answers, path: Path, facts: Facts, arrays: Arrays
     ) -> tuple[Facts, Arrays]:
-        """Return the last that `function` yields in the process.
+        """Return the last that `function`, of a module of this package, yields in the process.
 
-        Parameters
-        ----------
-        function : callable
-            Of a module of this package.
-        path : Path
-            Of the model file, for messages.
-        facts : dict
-            JSON-ready.
-        arrays : dict of str to ndarray
-            Of float32, int64, uint8 or bool.
+        `path` is of the model file, for messages; `facts` are JSON-ready, `arrays` of numbers.
 
         Raises
         ------
@@ -96,10 +93,24 @@ class Child:
             ends its process.
         """
         with self._lock:
-            limits = {name: _limit(name) for name in LIMITS}
+            self._idle.cancel()
+            seconds, gib = map(_limit, LIMITS)
+            told = {"function": f"{function.__module__}:{function.__qualname__}", "gib": gib}
             try:
-                return self._asked(f"{function.__module__}:{function.__qualname__}",
-                                   limits, facts, arrays)  # fmt: skip
+                process = self._process or self._start()
+                with self._within(process, seconds / _FIRST):
+                    _send(process.stdin, told | {"facts": facts}, arrays)
+                    found, values = _receive(process.stdout)
+                if "error" not in found:
+                    with self._within(process, seconds):
+                        found, values = _receive(process.stdout)
+                if said := for_line(found.get("error", "")):
+                    if found["refused"]:
+                        raise ModelFileError(said)
+                    large = _is_of_memory(said)
+                    raise _Misbehaved(
+                        _TOO_LARGE.format(gib) if large else f"cannot be run ({said})"
+                    )
             except ModelFileError:
                 raise
             except _Misbehaved as error:
@@ -108,95 +119,68 @@ class Child:
             except BaseException:
                 self.end()
                 raise
-
-    def _asked(
-        self, function: str, limits: dict[str, float], facts: Facts, arrays: Arrays
-    ) -> tuple[Facts, Arrays]:
-        if self._process is None or time.monotonic() - self._used > _IDLE / 2:
-            self.end()
-            self._start()
-        told = {"function": function, "facts": facts, "gib": limits["MRI_MODEL_GIB"]}
-        # What goes wrong there is seen where the answer is missing.
-        self._thread.submit(_send, self._to, told, arrays)
-        seconds = limits["MRI_MODEL_SECONDS"]
-        for limit in (seconds / _FIRST, seconds):
-            found, values = self._received(limit)
-            if "error" in found:
-                break
-        self._used = time.monotonic()
-        if "error" not in found:
+            finally:
+                self._idle = Timer(_IDLE, self.end)
+                self._idle.daemon = True
+                self._idle.start()
             return found["facts"], values
-        said = for_line(found["error"])
-        if found["refused"]:
-            raise ModelFileError(said)
-        raise _Misbehaved(self._too_large() if _is_of_memory(said) else f"cannot be run ({said})")
 
-    def _received(self, limit: float) -> tuple[Facts, Arrays]:
-        try:
-            return self._thread.submit(_receive, self._from).result(limit)
-        except TimeoutError:
-            raise _Misbehaved(
-                f"had no answer after {limit:.0f} s, which is its limit, and was stopped. It may "
-                "never end. If you trust it, set MRI_MODEL_SECONDS to more than "
-                f"{_limit('MRI_MODEL_SECONDS'):.0f}"
-            ) from None
-        except (OSError, ValueError, TypeError, LookupError):
-            raise _Misbehaved(self._how_it_ended()) from None
-
-    def _start(self) -> None:
-        home = str(Path(__file__).parents[2])
-        self._folder = TemporaryDirectory(prefix="mri-child-")
-        paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._said = Path(self._folder.name, "said.txt")
-        with self._said.open("wb") as said:
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._folder = mkdtemp(prefix="mri-child-")
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        places = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": self._folder}
+        with Path(self._folder, "said.txt").open("wb") as said:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "mri.models.child", self._loads],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=said,
-                cwd=self._folder.name,
-                env=os.environ
-                | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": self._folder.name},
+                cwd=self._folder,
+                env=os.environ | places,
             )
-        if self._process.stdin is None or self._process.stdout is None:
-            raise OSError("no pipes to the process")
-        self._to, self._from = self._process.stdin, self._process.stdout
-        self._thread = ThreadPoolExecutor(1)
-        self._received(_START)
+        with self._within(self._process, _START):
+            _receive(self._process.stdout)
+        return self._process
 
-    def _how_it_ended(self) -> str:
+    @contextmanager
+    def _within(self, process: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
+        """Kill the process if the block takes longer; say why it ended where the block fails."""
+        over = Event()
+
+        def stop() -> None:
+            over.set()
+            process.kill()
+
+        timer = Timer(seconds, stop)
+        timer.start()
+        try:
+            yield
+        except (OSError, ValueError, TypeError, LookupError):
+            limit = _limit("MRI_MODEL_SECONDS")
+            slow = _TOO_SLOW.format(seconds, limit)
+            raise _Misbehaved(slow if over.is_set() else self._end_of(process)) from None
+        finally:
+            timer.cancel()
+
+    def _end_of(self, process: subprocess.Popen[bytes]) -> str:
         """Return why the process is gone, by its last words and its status."""
-        process = self._process
-        if process is None:
-            return "its process did not start"
         with suppress(subprocess.TimeoutExpired):
             process.wait(5)
-        last = self._said.read_bytes()[-4000:].decode("utf-8", "replace")
+        last = Path(self._folder, "said.txt").read_bytes()[-4000:].decode("utf-8", "replace")
         if _is_of_memory(last):
-            return self._too_large()
+            return _TOO_LARGE.format(_limit("MRI_MODEL_GIB"))
         code = process.returncode
         by = f"exit status {code}" if code is None or code >= 0 else signal.Signals(-code).name
         return f"ended the process in which it was run ({by}); do not use it"
 
-    @staticmethod
-    def _too_large() -> str:
-        return (
-            f"needs more than {_limit('MRI_MODEL_GIB'):g} GiB of memory, which is the limit, and "
-            "was stopped. If you trust it, set MRI_MODEL_GIB higher"
-        )
-
     def end(self) -> None:
         """End the process, and remove what it has left."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        self._thread.shutdown()
-        for stream in (self._to, self._from):
-            with suppress(OSError):
-                stream.close()
-        self._folder.cleanup()
+        with self._lock:
+            process, self._process = self._process, None
+            if process is not None:
+                with suppress(OSError), process:
+                    process.kill()
+                shutil.rmtree(self._folder, ignore_errors=True)
 
 
 CHILD = Child()
@@ -220,35 +204,25 @@ def _is_of_memory(said: str) -> bool:
     return any(sign in said for sign in _OF_MEMORY)
 
 
-def _send(stream: IO[bytes], told: Facts, arrays: Arrays) -> None:
-    values = {name: np.ascontiguousarray(of) for name, of in arrays.items()}
-    forms = {name: [of.dtype.str, of.shape] for name, of in values.items()}
-    head = json.dumps(told | {"arrays": forms}).encode()
-    stream.write(len(head).to_bytes(8, "little") + head)
-    for of in values.values():
-        stream.write(of.tobytes())
+def _send(stream: Any, told: Facts, arrays: Arrays) -> None:
+    """Write arrays and, as the last of them, JSON."""
+    packed = io.BytesIO()
+    np.savez(packed, *arrays.values(), np.frombuffer(json.dumps([told, [*arrays]]).encode(), "u1"))
+    stream.write(packed.tell().to_bytes(8, "little"))
+    stream.write(packed.getbuffer())
     stream.flush()
 
 
-def _receive(stream: IO[bytes]) -> tuple[Facts, Arrays]:
-    """Read what `_send` has written; OSError at the end of the stream."""
-    told = json.loads(_exactly(stream, int.from_bytes(_exactly(stream, 8), "little"), _MOST_TEXT))
-    arrays = {}
-    for name, (kind, shape) in told.pop("arrays").items():
-        if kind not in _KINDS:
-            raise ValueError(f"an array of {kind}")
-        size = math.prod(shape) * np.dtype(kind).itemsize
-        arrays[name] = np.frombuffer(_exactly(stream, size, _MOST_BYTES), kind).reshape(shape)
-    return told, arrays
-
-
-def _exactly(stream: IO[bytes], size: int, most: int = 8) -> bytes:
-    if not 0 <= size <= most:
-        raise ValueError(f"{size} bytes")
-    found = stream.read(size)
-    if len(found) < size:
+def _receive(stream: Any) -> tuple[Facts, Arrays]:
+    """Read what `_send` has written; OSError at the end of the stream, ValueError of a pickle."""
+    size = int.from_bytes(stream.read(8), "little")
+    content = stream.read(size) if size <= _MOST_BYTES else b""
+    if not content or len(content) < size:
         raise OSError("ended")
-    return found
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        *values, told = (file[f"arr_{i}"] for i in range(len(file.files)))
+    facts, names = json.loads(told.tobytes())
+    return facts, dict(zip(names, values, strict=True))
 
 
 def _serve() -> None:
@@ -257,25 +231,18 @@ def _serve() -> None:
     # Nothing that is printed gets between the answers.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    active = [time.monotonic(), True]
-    Thread(target=_end_with, args=(os.getppid(), active), daemon=True).start()
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with suppress(OSError):  # Of Linux: where memory runs out, this process goes first.
         Path("/proc/self/oom_score_adj").write_text("1000")
     import_module(sys.argv[1])
-    active[:] = time.monotonic(), False
     _send(sink, {}, {})
-    while True:
-        try:
-            told, arrays = _receive(source)
-        except OSError:
-            return
-        active[:] = time.monotonic(), True
-        _answer(sink, told, arrays)
-        gc.collect()
-        active[:] = time.monotonic(), False
+    with suppress(OSError):
+        while True:
+            _answer(sink, *_receive(source))
+            gc.collect()
 
 
-def _answer(sink: IO[bytes], told: Facts, arrays: Arrays) -> None:
+def _answer(sink: Any, told: Facts, arrays: Arrays) -> None:
     _limit_memory(told["gib"])
     try:
         module, name = told["function"].split(":")
@@ -288,9 +255,9 @@ def _answer(sink: IO[bytes], told: Facts, arrays: Arrays) -> None:
         _send(sink, {"error": said[:100_000], "refused": own and not _is_of_memory(said)}, {})
 
 
-def _end_with(parent: int, active: list[Any]) -> None:
-    """End this process when its parent is gone, or has not asked for a while."""
-    while os.getppid() == parent and (active[1] or time.monotonic() - active[0] < _IDLE):
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, even in the middle of an answer."""
+    while os.getppid() == parent:
         time.sleep(1)
     os._exit(0)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,47 +15,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mri._files import file_sha256, read_regular, replacing
-from mri.models.archive import check_growth, check_weights, inspect_archive, uncompiled
+from mri.models.archive import check_growth, check_weights, inspect_archive, write_plain
 from mri.models.cards import CARD_VERSION, ModelFileError, read_card, rows_to_test
+from mri.models.child import CHILD, Arrays, Facts
+from mri.models.formats import recognised
 from mri.models.graph import check_graph
-from mri.models.inputs import FIELDS, SLICE, Expects, adapt, declared, only_declares
-
-__all__ = [
-    "ModelFile",
-    "ModelFileError",
-    "declare",
-    "find_model",
-    "load_model",
-    "read_card",
-    "save_model",
-]
+from mri.models.inputs import FIELDS, SLICE, VALUES, Expects, adapt, declared, only_declares
+from mri.models.own import is_own
 
 if TYPE_CHECKING:
     from mri._keras import keras
     from mri.data.scans import Scans
 
+__all__ = ["ModelFile", "ModelFileError", "declare", "find_model", "load_model", "read_card",
+           "save_model"]  # fmt: skip
 
 FOLDERS = ("models", "models/zoo")
 """Where models are looked for by name."""
 
 _MAX_FILE = 2**31
+_TRUSTED: set[str] = set()  # SHA-256 of what `save_model` has written, and what was tried out.
 
 
 def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]) -> dict[str, Any]:
     """Save a Keras model as ``<name>.keras`` with its card ``<name>.json`` beside it.
 
-    Parameters
-    ----------
-    model : keras.Model
-    path : path
-        Ends in ``.keras``; its folder is made if need be.
-    card : mapping
-        JSON-ready facts about the model.
-
-    Returns
-    -------
-    dict
-        The card as written, with the SHA-256 of the model file.
+    The folder of `path` is made if need be; `card` holds JSON-ready facts. Returns the card as
+    written, with the SHA-256 of the model file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,16 +53,14 @@ def save_model(model: Any, path: str | os.PathLike[str], card: Mapping[str, Any]
         own = {"sha256": file_sha256(temporary), "card_version": CARD_VERSION}
         card = {**own, **card, **own}
         temporary_card.write_text(json.dumps(card, indent=1), encoding="utf-8")
+    _TRUSTED.add(card["sha256"])
     return card
 
 
 class ModelFile:
     """A model file and its card, each read once however often it is asked.
 
-    Parameters
-    ----------
-    path : path
-        Of the ``.keras`` file, which may be absent where a card is enough.
+    The file itself may be absent where a card is enough.
 
     Examples
     --------
@@ -88,6 +72,7 @@ class ModelFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._held: bytes | None = None
+        self._inspected = False
 
     @cached_property
     def card(self) -> dict[str, Any] | None:
@@ -101,35 +86,18 @@ class ModelFile:
             return hashlib.sha256(self._content()).hexdigest()
         return str((self.card or {}).get("sha256", ""))
 
-    def _read(self) -> bytes:
-        try:
-            return read_regular(self.path, _MAX_FILE)
-        except OSError as error:
-            raise ModelFileError(f"{self.path}: cannot be read ({error})") from error
-
     def _content(self) -> bytes:
         """Return the bytes of the file, which are the same whenever they are asked for."""
         if self._held is not None:
             return self._held
-        content = self._read()
+        try:
+            content = read_regular(self.path, _MAX_FILE)
+        except OSError as error:
+            raise ModelFileError(f"{self.path}: cannot be read ({error})") from error
         digest = hashlib.sha256(content).hexdigest()
         if self.__dict__.setdefault("sha256", digest) != digest:
             raise ModelFileError(f"{self.path}: was changed while it was read; read it again")
         return content
-
-    @contextmanager
-    def _private(self) -> Iterator[Path]:
-        """Give a copy that nobody else can change: what was inspected is what Keras loads."""
-        self.inspect()
-        with TemporaryDirectory() as folder:
-            copy = Path(folder, "model.keras")
-            copy.write_bytes(self._content())
-            self.release()
-            yield copy
-
-    def release(self) -> None:
-        """Forget the bytes that `inspect` has read and `load` would take."""
-        self._held = None
 
     @cached_property
     def expects(self) -> Expects | None:
@@ -138,9 +106,8 @@ class ModelFile:
         Of a card that `mri.train` has written, only what stands under ``expects``.
         """
         card = self.card or {}
-        told = card if only_declares(card) else {"expects": card.get("expects", {})}
         try:
-            return declared(told)
+            return declared(card if not self.trained_here else {"expects": card.get("expects", {})})
         except ValueError as error:
             raise ModelFileError(f"{self.path.with_suffix('.json')}: {error}") from error
 
@@ -149,46 +116,63 @@ class ModelFile:
         """Whether its card says how it was trained, not only what it expects."""
         return self.card is not None and not only_declares(self.card)
 
-    @cached_property
-    def _inspected(self) -> bool:
-        card = self.card
-        content = inspect_archive(self.path, self._content)
-        hashed = card is not None and (self.trained_here or "sha256" in card)
+    def inspect(self) -> None:
+        """Raise `ModelFileError` unless it is a plain Keras archive that agrees with its card."""
+        if self._inspected:
+            return
+        card, known = self.card, recognised(self.path) if self.path.exists() else ""
+        if self.path.suffix != ".keras":
+            way = known or "save it with model.save('….keras')"
+            raise ModelFileError(f"{self.path}: expected a .keras file; {way}")
+        if not self.path.is_file():
+            raise ModelFileError(f"{self.path}: no such model file{known and f'; {known}'}")
+        content = self._content()
+        inspect_archive(self.path, content)
+        hashed = self.trained_here or "sha256" in (card or {})
         if card is not None and hashed and card.get("sha256") != self.sha256:
             raise ModelFileError(
                 f"{self.path}: SHA-256 {self.sha256} is not {card.get('sha256')} of its card; "
                 "train the model again, or remove the card if the file was replaced on purpose"
             )
-        self._held = content
-        return True
+        self._held, self._inspected = content, True
 
-    def inspect(self) -> None:
-        """Raise `ModelFileError` unless it is a plain Keras archive that agrees with its card."""
-        _ = self._inspected
+    def release(self) -> None:
+        """Forget the bytes that `inspect` has read and `load` would take."""
+        self._held = None
+
+    @contextmanager
+    def _private(self) -> Iterator[Path]:
+        """Give a copy that nobody else can change: what was inspected is what Keras loads."""
+        self.inspect()
+        with TemporaryDirectory() as folder:
+            copy = Path(folder, "model.keras")
+            write_plain(self._content(), copy)
+            self.release()
+            yield copy
 
     @contextmanager
     def handed(
-        self, slices: tuple[int, int] = SLICE, order: Sequence[str] | None = None
+        self,
+        slices: tuple[int, int] = SLICE,
+        order: Sequence[str] | None = None,
+        *,
+        bare: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """Give what `load_handed` needs in any process: JSON-ready, with a private copy.
 
-        Parameters
-        ----------
-        slices, order
-            As for `load`.
+        The arguments are those of `load`.
         """
-        expects = self.expects.declared() if self.expects else {}
+        expects = self.expects.declared() if self.expects and not bare else {}
+        told = {"slices": list(slices), "order": order and list(order), "expects": expects}
         with self._private() as copy:
-            yield {
-                "copy": str(copy),
-                "shown": str(self.path),
-                "slices": list(slices),
-                "order": None if order is None else list(order),
-                "expects": expects,
-            }
+            yield {"copy": str(copy), "shown": str(self.path), **told}
 
     def load(
-        self, slices: tuple[int, int] = SLICE, order: Sequence[str] | None = None
+        self,
+        slices: tuple[int, int] = SLICE,
+        order: Sequence[str] | None = None,
+        *,
+        bare: bool = False,
     ) -> keras.Model:
         """Return the model, not compiled, that takes slices as its card says; see `load_model`.
 
@@ -199,14 +183,16 @@ class ModelFile:
         order : sequence of str, optional
             Class names in the order wanted, where the card names the model's own; by default those
             of the data set.
+        bare : bool
+            Whether to leave the model as it is in the file, whatever its card declares.
         """
-        with self.handed(slices, order) as told:
+        with self.handed(slices, order, bare=bare) as told:
+            # What a card declares changes what is run.
+            tried = f"{self.sha256} {told | {'copy': ''}}"
+            if not ({self.sha256, tried} & _TRUSTED or is_own(self)):
+                CHILD.run(try_out, self.path, told, {})
+                _TRUSTED.add(tried)
             return load_handed(**told)
-
-    def load_bare(self) -> keras.Model:
-        """Return the model as it is in the file, whatever its card declares."""
-        with self._private() as copy:
-            return _loaded(copy, self.path)
 
     def load_into(self, model: keras.Model) -> None:
         """Give `model` the weights of the file, which must be of that very network.
@@ -216,23 +202,14 @@ class ModelFile:
         ModelFileError
             As for `load_model`, or if the weights are of another network.
         """
-        with self._private() as copy:
-            try:
-                check_weights(copy, self.path)
-                model.load_weights(copy)
-            except ModelFileError:
-                raise
-            except Exception as error:
-                raise ModelFileError(f"{self.path}: Keras cannot load it ({error})") from error
+        with self._private() as copy, _named(self.path):
+            check_weights(copy, self.path)
+            model.load_weights(copy)
 
     def held_out(self, scans: Scans, fingerprint: str | None = None) -> np.ndarray:
         """Return the test rows of the card, int (m,); of a model of unknown training, all rows.
 
-        Parameters
-        ----------
-        scans : Scans
-        fingerprint : str, optional
-            Of `scans`, where it is known already.
+        `fingerprint` is that of `scans`, where it is known already.
 
         Raises
         ------
@@ -247,6 +224,17 @@ class ModelFile:
             raise ModelFileError(f"{self.path}: {error}") from None
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in whatever Keras raises."""
+    try:
+        yield
+    except ModelFileError:
+        raise
+    except Exception as error:
+        raise ModelFileError(f"{path}: Keras cannot load it ({error})") from error
+
+
 def load_handed(
     copy: str,
     shown: str,
@@ -254,43 +242,54 @@ def load_handed(
     order: Sequence[str] | None,
     expects: Mapping[str, Any],
 ) -> keras.Model:
-    """Return the model of what `ModelFile.handed` gives; see `ModelFile.load`."""
-    model = _loaded(Path(copy), Path(shown))
-    if not expects:
-        return model
-    try:
-        return adapt(model, slices=(slices[0], slices[1]), order=order, **expects)
-    except ValueError as error:
-        raise ModelFileError(f"{Path(shown).with_suffix('.json')}: {error}") from error
-
-
-def _loaded(copy: Path, shown: Path) -> keras.Model:
-    """Load a file that was inspected; messages name the file `shown`."""
+    """Return the model of what `ModelFile.handed` gives; messages name the file `shown`."""
     from mri._keras import keras
 
+    path = Path(shown)
+    with _named(path):
+        check_weights(Path(copy), path)
+        check_growth(Path(copy), path)
+        model = keras.saving.load_model(copy, compile=False, safe_mode=True)
+        if not isinstance(model, keras.Model):
+            raise ModelFileError(f"{path}: holds a {type(model).__name__}, not a model")
+        if not model.built:
+            raise ModelFileError(
+                f"{path}: holds no weights, its network was saved before it was built; call it "
+                "once on images, train it, and save it again"
+            )
+        check_graph(path, model)
     try:
-        check_weights(copy, shown)
-        with uncompiled(copy) as plain:
-            check_growth(plain, shown)
-            model = keras.saving.load_model(plain, compile=False, safe_mode=True)
-        if isinstance(model, keras.Model) and model.built:
-            check_graph(shown, model)
-    except ModelFileError:
-        raise
-    except Exception as error:
-        raise ModelFileError(f"{shown}: Keras cannot load it ({error})") from error
-    if not isinstance(model, keras.Model):
-        raise ModelFileError(f"{shown}: holds a {type(model).__name__}, not a model")
-    if not model.built:
-        raise ModelFileError(
-            f"{shown}: holds no weights, its network was saved before it was built; call it once "
-            "on images, train it, and save it again"
-        )
-    return model
+        rows, columns = slices
+        return adapt(model, slices=(rows, columns), order=order, **expects) if expects else model
+    except ValueError as error:
+        raise ModelFileError(f"{path.with_suffix('.json')}: {error}") from error
+
+
+def try_out(told: Facts, arrays: Arrays) -> Iterator[tuple[Facts, Arrays]]:
+    """Load a model, run it on one blank slice and back, and yield nothing, twice; see `Answers`."""
+    from mri._keras import tf
+
+    model = load_handed(**told)
+    shapes = [(of.shape[0] or 1, *(n or SLICE[0] for n in of.shape[1:])) for of in model.inputs]
+    # What takes no such slice takes nothing of this process either.
+    with suppress(ValueError, TypeError, tf.errors.InvalidArgumentError):
+        blank = [tf.zeros(s, of.dtype) for s, of in zip(shapes, model.inputs, strict=True)]
+        with tf.GradientTape() as tape:
+            tape.watch([of for of in blank if of.dtype.is_floating])
+            scores = model(blank[0] if len(blank) == 1 else blank, training=False)
+        tape.gradient(scores, blank)
+    yield {}, {}
+    yield {}, {}
 
 
 def load_model(path: str | os.PathLike[str]) -> keras.Model:
     """Load a ``.keras`` file after looking into it, without running any code that it brings.
+
+    A stranger's file is first run on one blank slice, forwards and backwards, in a process of
+    limited memory and time (`mri.models.child`). Trusted without that are files that
+    `save_model` has written in this process, and those that come with this version
+    (`mri.models.own`). No other card makes a file trusted: whoever writes a file can write its
+    card too.
 
     Parameters
     ----------
@@ -307,17 +306,11 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
     ------
     ModelFileError
         If the file is missing, not a Keras 3 archive, damaged, has unexpected members or layers
-        that carry code, declares more weights than it holds, or differs from its card.
+        that carry code, declares more weights than it holds, differs from its card, or takes more
+        memory or time than the limits allow.
 
     Examples
     --------
-    >>> from pathlib import Path
-    >>> from tempfile import TemporaryDirectory
-    >>> from mri.models import build_model
-    >>> with TemporaryDirectory() as folder:
-    ...     card = save_model(build_model("tissue"), Path(folder, "mine.keras"), {"who": "me"})
-    ...     load_model(Path(folder, "mine.keras")).count_params()
-    70
     >>> load_model("tissue-subject").count_params()
     70
     """
@@ -325,7 +318,7 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
 
 
 def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any) -> str:
-    """Write beside a model file what it expects of slices; return what changes by it.
+    """Write beside a model file what it expects of slices; return what changes, a line a change.
 
     Parameters
     ----------
@@ -335,11 +328,6 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
         Whether to write the card, or only to say what would change.
     **expects
         See `adapt`.
-
-    Returns
-    -------
-    str
-        A line a change.
 
     Raises
     ------
@@ -353,11 +341,10 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
     takes: (None, 128, 128, 1); a gray value of 0 reaches it as 0, one of 255 as 255
     """
     file = ModelFile(find_model(path))
-    model, before = file.load_bare(), file.expects.declared() if file.expects else {}
+    model, before = file.load(bare=True), file.expects.declared() if file.expects else {}
     given = {name: value for name, value in expects.items() if value is not None}
     # Of the three ways to say which values it takes, the one named last counts.
-    ways = ({"range"}, {"scale", "offset"}, {"mean", "std"})
-    lost = set().union(*ways) if set().union(*ways) & set(given) else set()
+    lost = VALUES if VALUES & given.keys() else set()
     told = {name: value for name, value in before.items() if name not in lost} | given
     try:
         after = Expects(**told)
@@ -373,18 +360,16 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
     from mri.models.scores import image_input
 
     scale, offset = after.values
-    n = max(len(scale), len(offset))
-    pairs = list(zip((scale * n)[:n], (offset * n)[:n], strict=True))
-    low, high = (", ".join(f"{v * s + o:.4g}" for s, o in pairs) for v in (0, 255))
+    low, high = (", ".join(f"{of:.4g}" for of in v * scale + offset) for v in (0, 255))
     takes = image_input(model).shape
     lines.append(f"takes: {takes}; a gray value of 0 reaches it as {low}, one of 255 as {high}")
     if write:
-        card = file.card or {}
-        card = {"card_version": CARD_VERSION} | (
-            {**card, "expects": now} if file.trained_here else {"sha256": file.sha256, **now}
-        )
+        card = {"sha256": file.sha256, **now}
+        if file.trained_here:
+            card = {**(file.card or {}), "expects": now}
         with replacing(file.path.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(card, indent=1), encoding="utf-8")
+            text = json.dumps({"card_version": CARD_VERSION, **card}, indent=1)
+            temporary.write_text(text, encoding="utf-8")
     return "\n".join(lines)
 
 

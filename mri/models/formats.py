@@ -18,22 +18,21 @@ _AGAIN = f"load it where it was made, with the Keras or TensorFlow that made it,
 _REBUILD = f"build its network in Keras, give it these weights, and {_SAVE}"
 _CONVERT = f"build the same network in Keras, copy the weights layer by layer, and {_SAVE}"
 
-_MAGIC = (
-    # Where, what, which format, and the way out.
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", _AGAIN),
-    (4, b"TFL3", "a TensorFlow Lite model, whose weights are made for inference", _AGAIN),
-    (0, b"\x93NUMPY", "a NumPy array", _REBUILD),
-    (0, b"\x80\x02", "a pickle, which may run code and is never opened", _CONVERT),
-    (0, b"\x80\x03", "a pickle, which may run code and is never opened", _CONVERT),
-    (0, b"\x80\x04", "a pickle, which may run code and is never opened", _CONVERT),
-    (0, b"\x80\x05", "a pickle, which may run code and is never opened", _CONVERT),
-    (0, b"GGUF", "a GGUF file", _CONVERT),
-)
+_PICKLE = "a pickle, which may run code and is never opened", _CONVERT
+_PYTORCH = "a PyTorch model, which may run code and is never opened", _CONVERT
+_ONNX = "an ONNX model", _CONVERT
+# What stands at which place of a file, which format that is, and the way out.
+_MAGIC = {
+    (4, b"TFL3"): ("a TensorFlow Lite model, whose weights are made for inference", _AGAIN),
+    (0, b"\x93NUMPY"): ("a NumPy array", _REBUILD),
+    (0, b"GGUF"): ("a GGUF file", _CONVERT),
+    **{(0, bytes([0x80, version])): _PICKLE for version in (2, 3, 4, 5)},
+}
 _ENDINGS = {
-    ".onnx": ("an ONNX model", _CONVERT),
+    ".onnx": _ONNX,
     ".pb": ("a TensorFlow graph", _AGAIN),
-    ".pt": ("a PyTorch model, which may run code and is never opened", _CONVERT),
-    ".pth": ("a PyTorch model, which may run code and is never opened", _CONVERT),
+    ".pt": _PYTORCH,
+    ".pth": _PYTORCH,
     ".ckpt": ("a checkpoint of weights only", _REBUILD),
     ".index": ("a part of a TensorFlow checkpoint, weights only", _REBUILD),
     ".safetensors": ("weights only", _REBUILD),
@@ -67,10 +66,11 @@ def recognised(path: str | os.PathLike[str]) -> str:
     ''
     """
     path = Path(path)
-    # A pipe that nobody writes to would be waited for.
-    found = named(_of_folder, path) if path.is_dir() else ""
-    found = named(_of_file, path) if path.is_file() else found
-    return found or (_said(_ENDINGS[path.suffix]) if path.suffix in _ENDINGS else "")
+    if path.is_dir():
+        found = named(_of_folder, path)
+    else:  # A pipe that nobody writes to would be waited for.
+        found = named(_of_file, path) if path.is_file() else ""
+    return found or named(_ENDINGS.get, path.suffix)
 
 
 def named(look: Callable[[Any], tuple[str, str] | None], at: Any) -> str:
@@ -79,11 +79,7 @@ def named(look: Callable[[Any], tuple[str, str] | None], at: Any) -> str:
         found = look(at)
     except Exception:  # Of a damaged file almost any kind.
         return ""
-    return _said(found) if found else ""
-
-
-def _said(found: tuple[str, str]) -> str:
-    return "it is {}: {}".format(*found)
+    return "it is {}: {}".format(*found) if found else ""
 
 
 def _of_folder(path: Path) -> tuple[str, str]:
@@ -110,14 +106,16 @@ def of_start(file: IO[bytes]) -> tuple[str, str] | None:
     head = file.read(64)
     if not head:
         return "empty", "copy it again"
-    for at, magic, name, way in _MAGIC:
-        if head[at:].startswith(magic):
-            return _of_hdf5(file) if b"HDF" in magic else (name, way)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return _of_hdf5(file)
+    for (at, magic), found in _MAGIC.items():
+        if head.startswith(magic, at):
+            return found
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and 0 < length < size:
         return "a safetensors file, weights only", _REBUILD
     if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b":", b"B"):
-        return "an ONNX model", _CONVERT
+        return _ONNX
     if head.lstrip()[:1] == b"{" and size <= _MAX_TEXT:
         file.seek(0)
         if "class_name" in json.loads(file.read(_MAX_TEXT)):
@@ -129,7 +127,7 @@ def of_archive(archive: zipfile.ZipFile) -> tuple[str, str] | None:
     """Return what an archive is that is none of Keras 3, and the way out."""
     names = archive.namelist()
     if "data.pkl" in {name.rpartition("/")[2] for name in names}:
-        return "a PyTorch model, which may run code and is never opened", _CONVERT
+        return _PYTORCH
     if names and all(name.endswith(".npy") for name in names):
         return "NumPy arrays, weights only", _REBUILD
     if "metadata.json" in names and archive.getinfo("metadata.json").file_size < 2**16:

@@ -53,11 +53,11 @@ def glass_box(
     >>> glass_box(places, places, 0.5, slopes=np.ones(4), offsets=np.zeros(4)).output_shape
     (None, 4)
     """
-    weights, centre = _alike("weights", weights, "centre", centre)
+    weights, centre = _alike({"weights": weights, "centre": centre})
     slabs = HEIGHTS // SLAB
     fits = weights.ndim == 3 and len(weights) == slabs
     require(fits, f"weights and centre must be ({slabs}, r, c).", weights=weights.shape)
-    slopes, offsets = _alike("slopes", slopes, "offsets", offsets)
+    slopes, offsets = _alike({"slopes": slopes, "offsets": offsets})
     fits = slopes.ndim == 1 and len(slopes) >= 2
     require(fits, "slopes and offsets must be (k,), k at least 2.", slopes=slopes.shape)
     rows, columns = weights.shape[1:]
@@ -69,10 +69,9 @@ def glass_box(
     logits = layers.Dense(len(slopes), name="logits", **exact)
     x = layers.Flatten(name="places", **exact)(places(_tone_map(inputs, exact)))
     model = keras.Model(inputs, logits(severity(x)), name="glass_box")
-    _write_means(model.get_layer("slabs"), model.get_layer("blur"))
-    channels_last = np.moveaxis(centre, 0, -1)
+    centre = np.moveaxis(centre, 0, -1)
     # Centred only: a place that varies little must not count more for it.
-    places.set_weights([channels_last, np.ones_like(channels_last), np.array(0, np.int32)])
+    places.set_weights([centre, np.ones_like(centre), np.array(0, np.int32)])
     places.finalize_state()
     severity.set_weights(
         [np.moveaxis(weights, 0, -1).reshape(-1, 1), np.array([intercept], np.float32)]
@@ -82,31 +81,26 @@ def glass_box(
     return model
 
 
-def _alike(
-    name: str, one: np.ndarray, other_name: str, other: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
-    expected = f"{name} and {other_name} must be finite and of one shape."
-    fits = one.shape == other.shape and bool(np.isfinite([one, other]).all())
-    require(fits, expected, **{name: one.shape, other_name: other.shape})
-    return one, other
+def _alike(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    values = [np.asarray(of, np.float32) for of in arrays.values()]
+    shapes = {name: of.shape for name, of in zip(arrays, values, strict=True)}
+    fits = len(set(shapes.values())) == 1 and bool(np.isfinite(values).all())
+    require(fits, f"{' and '.join(arrays)} must be finite and of one shape.", **shapes)
+    return values
 
 
 def _tone_map(x: keras.KerasTensor, exact: dict[str, str]) -> keras.KerasTensor:
     """Apply the steps of `mri.data.tone_map.tone_map`, channels last."""
+    taps, slabs = blur_taps(), HEIGHTS // SLAB
     x = layers.Rescaling(1 / WIDTH, -CENTRE / WIDTH, name="band", **exact)(x)
     x = layers.Rescaling(-1.0, name="distance", **exact)(layers.Multiply(**exact)([x, x]))
     x = layers.Activation("exponential", name="tone", **exact)(x)
-    x = layers.Conv2D(HEIGHTS // SLAB, 1, use_bias=False, name="slabs", **exact)(x)
-    reach = len(blur_taps()) // 2
-    x = layers.ZeroPadding2D((reach, reach), name="padding", **exact)(x)
-    blur = layers.DepthwiseConv2D(2 * reach + 1, strides=STEP, use_bias=False, name="blur", **exact)
-    return blur(x)
-
-
-def _write_means(slabs: keras.Layer, blur: keras.Layer) -> None:
-    """Write the mean over four slices and the Gaussian into the convolutions that compute them."""
-    mean = np.repeat(np.eye(HEIGHTS // SLAB, dtype=np.float32), SLAB, axis=0) / SLAB
-    slabs.set_weights([mean[None, None]])
-    taps = np.outer(blur_taps(), blur_taps())[..., None, None]
-    blur.set_weights([np.repeat(taps, HEIGHTS // SLAB, axis=2).astype(np.float32)])
+    mean = layers.Conv2D(slabs, 1, use_bias=False, name="slabs", **exact)
+    x = layers.ZeroPadding2D((len(taps) // 2,) * 2, name="padding", **exact)(mean(x))
+    blur = layers.DepthwiseConv2D(
+        len(taps) // 2 * 2 + 1, strides=STEP, use_bias=False, name="blur", **exact
+    )
+    x = blur(x)
+    mean.set_weights([np.repeat(np.eye(slabs), SLAB, axis=0)[None, None] / SLAB])
+    blur.set_weights([np.repeat(np.outer(taps, taps)[..., None, None], slabs, axis=2)])
+    return x

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +32,22 @@ _FLAT = re.compile(
 def check_graph(path: Path, model: Any) -> None:
     """Raise `ModelFileError` if a step of the network gives far more numbers than a slice has.
 
-    Parameters
-    ----------
-    path : Path
-        For messages.
-    model : keras.Model
-        Nothing of it is run.
+    Nothing of the model is run; messages name `path`.
     """
     from mri._keras import tf
 
-    layers = list(_inner(model))
+    layers = list(model._flatten_layers(include_self=False, recursive=True))
     names = {type(layer).__name__ for layer in layers}
     if all(_FLAT.match(name) and "LSTM" not in name for name in names):
         return  # Tracing a large plain network would take longer than running it once.
     for layer in layers:
         unrolled = getattr(layer, "unroll", False) or type(layer).__name__ == "TimeDistributed"
-        steps = (_input_shape(layer) or (1, 1))[1:2]
-        if unrolled and any(of is None or of > _MAX_UNROLLED for of in steps):
+        steps: int | None = 1
+        with suppress(AttributeError, ValueError, TypeError, IndexError):
+            steps = layer.input.shape[1]
+        if unrolled and (steps is None or steps > _MAX_UNROLLED):
             raise ModelFileError(
-                f"{path}: {layer.name} repeats its steps {steps[0]} times, the limit is "
+                f"{path}: {layer.name} repeats its steps {steps} times, the limit is "
                 f"{_MAX_UNROLLED}"
             )
     specs = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in model.inputs]
@@ -66,14 +64,9 @@ def check_graph(path: Path, model: Any) -> None:
 
 
 def fitting_batch(graph: Any, batch_size: int) -> int:
-    """Return how many slices at a time keep each step of a trace below 256 MB.
+    """Return how many slices, at most `batch_size`, keep each step of a trace below 256 MB.
 
-    Parameters
-    ----------
-    graph : tf.Graph
-        Of a trace with an open number of slices.
-    batch_size : int
-        At most.
+    The trace is of an open number of slices.
     """
     return max(1, min(batch_size, _MAX_BATCH // max(1, _measured(graph, of_slices=True)[1])))
 
@@ -101,26 +94,10 @@ def _measured(graph: Any, *, of_slices: bool = False) -> tuple[int, int, str]:
     return steps, most, name
 
 
-def _inner(model: Any) -> Iterator[Any]:
-    """Yield every layer, those inside others too."""
-    flatten = getattr(model, "_flatten_layers", None)
-    yield from flatten(include_self=False, recursive=True) if flatten else model.layers
-
-
-def _input_shape(layer: Any) -> tuple[int | None, ...] | None:
-    try:
-        return tuple(layer.input.shape)
-    except (AttributeError, ValueError, TypeError):
-        return None
-
-
 def _operations(graph: Any) -> Iterator[Any]:
     """Yield the operations of a graph, and of the functions that loops and branches call."""
-    graphs, seen = [graph], set()
+    graphs = [graph]
     for of in graphs:
-        if id(of) in seen:
-            continue
-        seen.add(id(of))
         yield from of.get_operations()
-        inner = getattr(of, "_functions", {})
-        graphs += [fn.graph for fn in inner.values() if getattr(fn, "graph", None) is not None]
+        inner = (getattr(fn, "graph", None) for fn in getattr(of, "_functions", {}).values())
+        graphs += [of for of in inner if of is not None and not any(of is g for g in graphs)]

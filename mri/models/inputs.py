@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mri._arguments import require
 
 if TYPE_CHECKING:
@@ -30,21 +32,18 @@ READ_AS = {
 }
 """What a model may end in, and what a reader of its figures has to know of it."""
 
+VALUES = {"range", "scale", "offset", "mean", "std"}
+"""Those that say which values it takes."""
+
 SLICE = (128, 128)
 """Rows and columns of the slices of the data set."""
 
-_NUMBERS = {1: "gray", 3: "RGB"}
+_CHANNELS = 1, 3  # Gray, and RGB.
 
 
 @dataclass(frozen=True)
 class Expects:
-    """What a model takes, and the order of its classes; checked when it is made.
-
-    Attributes
-    ----------
-    size, channels, range, scale, offset, mean, std, class_names
-        As for `adapt`; None is not declared.
-    """
+    """What a model takes, and the order of its classes, as for `adapt`; checked when it is made."""
 
     size: Any = None
     channels: int | None = None
@@ -58,22 +57,21 @@ class Expects:
     def __post_init__(self) -> None:
         """Refuse what is no such declaration, and put it into one form."""
         sizes = [self.size] * 2 if isinstance(self.size, int) else self.size
-        valid = sizes is None or (_list_of(sizes, int, 2) and min(sizes) > 0)
+        valid = sizes is None or (_list_of(int, sizes) and len(sizes) == 2 and min(sizes) > 0)
         require(valid, "size must be rows and columns, or one for both.", size=self.size)
         object.__setattr__(self, "size", sizes and tuple(sizes))
-        valid = self.channels in (None, *_NUMBERS) and type(self.channels) is not bool
+        valid = self.channels in (None, *_CHANNELS) and type(self.channels) is not bool
         require(valid, "channels must be 1 or 3.", channels=self.channels)
-        valid = self.range is None or (
-            _list_of(self.range, float, 2) and self.range[0] < self.range[1]
-        )
-        require(valid, "range must be two numbers, low and high.", range=self.range)
+        span = self.range
+        valid = span is None or (_list_of(float, span) and len(span) == 2 and span[0] < span[1])
+        require(valid, "range must be two numbers, low and high.", range=span)
         for name in ("scale", "offset", "mean", "std"):
             value = getattr(self, name)
-            valid = value is None or _list_of(value, float) or _list_of([value], float)
+            values = value if isinstance(value, list | tuple) else [value]
+            valid = value is None or (_list_of(float, values) and len(values) in _CHANNELS)
             require(valid, f"{name} must be a number, or one a channel.", **{name: value})
-            if name in ("scale", "std") and value is not None:
-                positive = min(value if isinstance(value, list | tuple) else [value]) > 0
-                require(positive, f"{name} must be above 0.", **{name: value})
+            valid = value is None or name in ("offset", "mean") or min(values) > 0
+            require(valid, f"{name} must be above 0.", **{name: value})
         ways = {
             "range": self.range is not None,
             "scale and offset": (self.scale, self.offset) != (None, None),
@@ -82,46 +80,39 @@ class Expects:
         given = [name for name, of in ways.items() if of]
         require(len(given) <= 1, f"Only one of {list(ways)} may be declared.", declared=given)
         names = self.class_names
-        valid = names is None or (_list_of(names, str) and len(set(names)) == len(names))
+        valid = names is None or (_list_of(str, names) and len(set(names)) == len(names))
         require(valid, "class_names must be distinct names.", class_names=names)
 
     @property
-    def values(self) -> tuple[list[float], list[float]]:
-        """Scale and offset of gray values 0 to 255, one number or one a channel."""
+    def values(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and offset of gray values 0 to 255, float (1,) or (channels,)."""
+        scale = np.array([1.0 if self.scale is None else self.scale], float)
+        offset = np.array([0.0 if self.offset is None else self.offset], float)
         if self.range is not None:
-            low, high = map(float, self.range)
-            return [(high - low) / 255], [low]
-        if (self.mean, self.std) != (None, None):
-            mean, std = _numbers(self.mean, 0.0), _numbers(self.std, 1.0)
-            n = max(len(mean), len(std))
-            mean, std = (list(of) * (n // len(of)) for of in (mean, std))
-            return [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
-        return _numbers(self.scale, 1.0), _numbers(self.offset, 0.0)
+            scale, offset = np.diff(self.range) / 255, np.array(self.range[:1], float)
+        elif (self.mean, self.std) != (None, None):
+            std = np.array([1.0 if self.std is None else self.std], float)
+            scale = 1 / (255 * std)
+            offset = -np.array([0.0 if self.mean is None else self.mean], float) / std
+        scale, offset = np.broadcast_arrays(scale.ravel(), offset.ravel())
+        return scale, offset
 
     def declared(self) -> dict[str, Any]:
         """Return what was declared, JSON-ready."""
-        given = {name: getattr(self, name) for name in FIELDS}
+        given = ((name, getattr(self, name)) for name in FIELDS)
         return {
             name: list(value) if isinstance(value, list | tuple) else value
-            for name, value in given.items()
+            for name, value in given
             if value is not None
         }
 
 
-def _list_of(values: Any, kind: type, n: int | None = None) -> bool:
-    if not isinstance(values, list | tuple) or not values or n not in (None, len(values)):
+def _list_of(kind: type, values: Any) -> bool:
+    if not isinstance(values, list | tuple) or not values:
         return False
     if kind is float:
-        return all(
-            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
-            for v in values
-        )
+        return all(type(value) in (int, float) and math.isfinite(value) for value in values)
     return all(type(value) is kind for value in values)
-
-
-def _numbers(values: Any, otherwise: float) -> list[float]:
-    values = otherwise if values is None else values
-    return [float(v) for v in (values if isinstance(values, list | tuple) else [values])]
 
 
 def declared(card: Mapping[str, Any]) -> Expects | None:
@@ -134,23 +125,17 @@ def declared(card: Mapping[str, Any]) -> Expects | None:
     """
     told = card.get("expects", {})
     require(isinstance(told, Mapping), "expects must hold names and values.", expects=told)
-    own = {name: card[name] for name in FIELDS if name in card}
-    told = {"class_names" if name == "classes" else name: value for name, value in told.items()}
-    if "classes" in card:
-        own.setdefault("class_names", card["classes"])
-    unknown = sorted(set(told) - set(FIELDS))
+    own = {name: card[name] for name in ("classes", *FIELDS) if name in card}
+    unknown = sorted(told.keys() - {"classes", *FIELDS})
     require(not unknown, f"expects may hold {list(FIELDS)}.", unknown=unknown)
-    both = own | told
+    both = {"class_names" if k == "classes" else k: v for k, v in {**own, **told}.items()}
     return Expects(**both) if both else None
 
 
 def only_declares(card: Mapping[str, Any]) -> bool:
     """Whether a card says what a model expects and nothing of how it was trained."""
-    return (
-        bool(card)
-        and set(card) <= {*FIELDS, "classes", "expects", "sha256", "card_version"}
-        and not set(card) <= {"sha256", "card_version"}
-    )
+    told = card.keys() - {"sha256", "card_version"}
+    return bool(told) and told <= {*FIELDS, "classes", "expects"}
 
 
 def adapt(
@@ -214,22 +199,19 @@ def adapt(
     fits = all(of in (None, wanted) for of, wanted in zip(sides, size, strict=True))
     require(fits, f"size must be that which the model takes, {tuple(sides)}.", size=told.size)
     color = told.channels or channels or 1
-    require(
-        channels in (None, color) and color in _NUMBERS,
-        f"channels must be 1 or 3 and those which the model takes, {channels}.",
-        channels=told.channels,
-    )
-    scale, offset = told.values
-    per_channel = {len(scale), len(offset)} <= {1, color}
-    require(per_channel, f"Of scale and offset, or mean and std, there must be 1 or {color}.",
-            scale=scale, offset=offset)  # fmt: skip
+    fits = channels in (None, color) and color in _CHANNELS
+    expected = f"channels must be 1 or 3 and those which the model takes, {channels}."
+    require(fits, expected, channels=told.channels)
+    values = [of.tolist() for of in told.values]
+    expected = f"Of scale and offset, or mean and std, there must be 1 or {color}."
+    require(len(values[0]) in (1, color), expected, scale=values[0], offset=values[1])
     x = inputs = keras.Input((*slices, 1), n, name="slices", dtype="float32")
     if size != tuple(slices):
         x = keras.layers.Resizing(*size, data_format="channels_last", dtype="float32")(x)
     if color == 3:
         x = keras.layers.Concatenate(dtype="float32")([x] * 3)
-    if (scale, offset) != ([1.0], [0.0]):
-        of = [values * (color // len(values)) for values in (scale, offset)]
+    if values != [[1.0], [0.0]]:
+        of = [value * (color // len(value)) for value in values]
         x = keras.layers.Rescaling(*of, name="as_expected", dtype="float32")(x)
     if takes.channels_first:
         x = keras.layers.Permute((3, 1, 2))(x)
@@ -247,12 +229,10 @@ def _ordered(
     from mri.data.labels import places_of
     from mri.data.parquet import CLASS_NAMES
 
-    order = CLASS_NAMES if order is None else order
+    order, given = CLASS_NAMES if order is None else order, list(names)
     at = places_of(names, order) or []
     alike = sorted(at) == list(range(len(names)))
-    require(
-        alike, f"class_names must be those of the data, {list(order)}.", class_names=list(names)
-    )
-    given = scores.shape[1]
-    require(given == len(names), f"The model gives {given} scores.", class_names=list(names))
-    return scores if at == list(range(given)) else keras.ops.take(scores, at, axis=1)
+    require(alike, f"class_names must be those of the data, {list(order)}.", class_names=given)
+    n = scores.shape[1]
+    require(n == len(names), f"The model gives {n} scores.", class_names=given)
+    return scores if at == list(range(n)) else keras.ops.take(scores, at, axis=1)

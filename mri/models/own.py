@@ -1,4 +1,4 @@
-"""Which model files are the project's own: those whose cards and kept logits come with it."""
+"""Which model files need no trial: the project's own, and those of this process."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mri._files import read_regular
-from mri.models.files import ModelFile
+
+if TYPE_CHECKING:
+    from mri.models.files import ModelFile
 
 _OWN = Path(__file__).with_name("own.json")
 
@@ -36,7 +39,5 @@ def _digest(path: Path) -> str:
 
 def write_own(folder: Path) -> None:
     """Note the cards and kept logits of `folder` as this version's own, after they were made."""
-    found = sorted(
-        _digest(path) for path in folder.glob("[!.]*.json") if path.with_suffix(".parquet").exists()
-    )
-    _OWN.write_text(json.dumps(found, indent=0) + "\n", encoding="utf-8")
+    kept = (path for path in folder.glob("[!.]*.json") if path.with_suffix(".parquet").exists())
+    _OWN.write_text(json.dumps(sorted(map(_digest, kept)), indent=0) + "\n", encoding="utf-8")

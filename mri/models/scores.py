@@ -25,21 +25,11 @@ _TOLERANCE = 1e-2  # of a sum of bfloat16 numbers
 _FIRST = frozenset({1, 3})  # numbers of channels that an image may have
 
 
-class Reading(NamedTuple):
-    """Logits of a model, float32 (n, k), and what its output is: a key of `READ_AS`."""
-
-    logits: tf.Tensor
-    kind: str
-
-
 class ImageInput(NamedTuple):
     """The one image input of a model.
 
-    Attributes
-    ----------
-    shape : (n, h, w, c), whatever the order in the model; None is open
-    dtype : of the input
-    channels_first : whether the model takes (n, c, h, w)
+    `shape` is (n, h, w, c), whatever the order in the model, where None is open; `channels_first`
+    says whether the model takes (n, c, h, w).
     """
 
     shape: tuple[int | None, ...]
@@ -61,18 +51,9 @@ class ImageInput(NamedTuple):
 
 
 def image_input(model: keras.Model, like: Sequence[int] | None = None) -> ImageInput:
-    """Return what a model takes.
+    """Return what a model takes; ValueError if it is not one image.
 
-    Parameters
-    ----------
-    model : keras.Model
-    like : sequence of int, optional
-        Shape (n, h, w, c) of images at hand, for a model that does not know its own.
-
-    Raises
-    ------
-    ValueError
-        If it is no model of one image.
+    `like` is the shape (n, h, w, c) of images at hand, for a model that does not know its own.
     """
     require(isinstance(model, keras.Model), "`model` must be a Keras model.", model=model)
     try:
@@ -108,28 +89,19 @@ def one_output(model: keras.Model, outputs: Any, output: str | int | None) -> tf
     return outputs[index]
 
 
-def read(scores: tf.Tensor) -> Reading:
-    """Return the logits behind class scores of a trace, and what the scores are.
+def read(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
+    """Return the logits behind class scores of a trace, float32, and their kind in `READ_AS`.
 
-    They are what went into a softmax, sigmoid or log-softmax at the end; else the scores themselves
-    count as logits, until `are_probabilities` says of numbers that they are none. A single unit z
-    is read as (-z, z).
-
-    Parameters
-    ----------
-    scores : tensor (n, k)
-
-    Raises
-    ------
-    ValueError
-        If they are of another shape.
+    They are what went into a softmax, sigmoid or log-softmax at the end; else the scores (n, k)
+    themselves count as logits, until `are_probabilities` says of numbers that they are none. A
+    single unit z is read as (-z, z).
     """
     if scores.shape.rank != 2 or scores.shape[1] is None:
         raise ValueError(f"The output must be class scores (n, k). Received: {scores.shape=}")
     found = _behind(scores, int(scores.shape[1]))
     logits, kind = found if found else (scores, "logits")
     logits = tf.cast(tf.reshape(logits, (-1, scores.shape[1])), tf.float32)
-    return Reading(tf.concat([-logits, logits], 1) if scores.shape[1] == 1 else logits, kind)
+    return (tf.concat([-logits, logits], 1) if scores.shape[1] == 1 else logits), kind
 
 
 def _behind(x: tf.Tensor, k: int) -> tuple[tf.Tensor, str] | None:
@@ -152,22 +124,18 @@ def _behind(x: tf.Tensor, k: int) -> tuple[tf.Tensor, str] | None:
 
 def _behind_average(op: tf.Operation, k: int) -> tuple[tf.Tensor, str] | None:
     """Return the logits of an average whose addends are all made of the same logits."""
-    addends: list[tuple[tf.Tensor, str]] = []
-    for x in op.inputs:
-        value = tf.get_static_value(x)
-        if value is None:
-            found = _behind(x, k)
-            if found is None:
-                return None
-            addends.append(found)
-        elif op.type in _FACTORS and not np.all(np.asarray(value) > 0):
-            return None
-        elif op.type not in (*_FACTORS, "Mean", "ConcatV2"):
-            return None
-    if not addends or (op.type in _FACTORS and len(addends) > 1):
+    values = [tf.get_static_value(x) for x in op.inputs]
+    constants = [value for value in values if value is not None]
+    found = [_behind(x, k) for x, value in zip(op.inputs, values, strict=True) if value is None]
+    addends = [of for of in found if of is not None]
+    if op.type in _FACTORS:
+        fits = len(found) == 1 and all(np.all(np.asarray(value) > 0) for value in constants)
+    else:
+        fits = not constants or op.type in ("Mean", "ConcatV2")
+    if not fits or not addends or len(addends) < len(found):
         return None
-    same = len({(z.ref(), kind) for z, kind in addends}) == 1
-    return addends[0] if same and addends[0][1] == "softmax" else None
+    same = {(logits.ref(), kind) for logits, kind in addends}
+    return addends[0] if len(same) == 1 and addends[0][1] == "softmax" else None
 
 
 def are_probabilities(scores: np.ndarray) -> bool:
@@ -185,12 +153,8 @@ def log_shares(shares: np.ndarray) -> np.ndarray:
 class Scorer:
     """A model as a function from images to logits, whatever it ends in.
 
-    Parameters
-    ----------
-    model : keras.Model
-        From one image input to class scores (n, k).
-    like : sequence of int, optional
-        See `image_input`.
+    The model goes from one image input to class scores (n, k), else ValueError is raised; `like` is
+    that of `image_input`.
 
     Attributes
     ----------
@@ -202,11 +166,6 @@ class Scorer:
         Shape of the scores.
     classes : int
         Number of logits; of a single unit two.
-
-    Raises
-    ------
-    ValueError
-        If the model is not of that form.
 
     Examples
     --------
@@ -244,18 +203,12 @@ class Scorer:
 
 
 def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
-    """Return the logits of slices, whatever the model ends in: see `READ_AS`.
+    """Return the logits of slices, float32 (n, classes), whatever the model ends in: see `READ_AS`.
 
     Parameters
     ----------
-    model : keras.Model
     images : ndarray of uint8, shape (n, h, w) or (n, h, w, c)
         Of gray values 0 to 255, unless the model takes others.
-    batch_size : int
-
-    Returns
-    -------
-    ndarray of float32, shape (n, classes)
 
     Raises
     ------

@@ -64,7 +64,7 @@ def test_one_process_serves_many_and_is_replaced_where_it_has_to_be(child):
     with pytest.raises(ModelFileError, match=r"^m\.keras: is no good$"):
         ask(child, "refuses")
     assert ask(child, "answers")[0]["pid"] == first, "a clean refusal costs nothing"
-    folder = Path(child._folder.name)
+    folder = Path(child._folder)
     with pytest.raises(ModelFileError, match=r"m\.keras: cannot be run \(KeyError") as caught:
         ask(child, "raises")
     assert len(str(caught.value)) < 3000 and "\x1b" not in str(caught.value)

@@ -584,6 +584,8 @@ CARDS = {
     "recipe": [[], {"epochs": []}, {"a": {"b": 1}}, "sgd"],
     "history": [[], {"loss": 1}, {"loss": ["a"]}],
     "versions": [[], {"python": ["3"]}],
+    "card_version": [0, 2, 99, -1, 1.0, "1", True, None, []],
+    "expects": [7, [], {"size": 0}, {"range": [1, 0]}, {"sise": 1}, {"scale": 0}],
 }
 
 
@@ -601,7 +603,8 @@ def test_a_card_that_lies_costs_one_row(key, tmp_path, striped_scans):
     }
     save_model(sound(), tmp_path / "right.keras", card)
     for i, value in enumerate(CARDS[key]):
-        save_model(sound(), tmp_path / f"wrong{i}.keras", {**card, key: value})
+        whole = save_model(sound(), tmp_path / f"wrong{i}.keras", card)
+        (tmp_path / f"wrong{i}.json").write_text(json.dumps({**whole, key: value}))
     found = compare(scans, subjects, tmp_path)
     assert len(found.table) == 1 + len(CARDS[key])
     assert found.table["model"][0] == "right"

@@ -168,7 +168,7 @@ def test_a_card_with_only_these_fields_is_enough(file):
     assert model.input_shape == (None, 128, 128, 1)
     np.testing.assert_allclose(predict_logits(model, images), tones[:, ::-1] / 85, atol=0.1)
     assert not ModelFile(file).trained_here
-    assert ModelFile(file).load_bare().input_shape == (None, 64, 64, 3)
+    assert ModelFile(file).load(bare=True).input_shape == (None, 64, 64, 3)
     file.with_suffix(".json").write_text(json.dumps({"size": 32}))
     with pytest.raises(ModelFileError, match=r"mine\.json: size must be that which"):
         load_model(file)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from sklearn.cluster import KMeans
 
-from mri.subjects.identity import Patterns, Points, in_threads, without_common_anatomy
+from mri.subjects.identity import Halves, Patterns, in_threads, without_common_anatomy
 
 COPY = 0.97
 """Correlation of patterns from which a slice counts as an altered copy of another."""
@@ -20,8 +18,8 @@ COPY = 0.97
 _NEIGHBOURS, _MOST, _BLOCK = 40, 640, 256  # Neighbours looked at, at first and at most.
 _UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
 _AT_A_TIME = 4000  # Possible mixtures, whose patterns are held together.
-_INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
-_IN_A_CELL, _PROBED = 100, 16  # Slices in a cell of the index, and cells compared with a slice.
+_ALL_PAIRS = 20_000  # Slices up to which all pairs are compared.
+_CELL, _AROUND = 100, 5000  # Slices in a cell, and those around it that they are compared with.
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +35,7 @@ class Neighbours:
     nodes: np.ndarray
     original: np.ndarray
     own: Patterns
-    points: Points
+    points: Halves
     columns: np.ndarray
     similarity: np.ndarray
     exact: np.ndarray
@@ -49,142 +47,94 @@ def distinct(patterns: Patterns, seed: int) -> Neighbours:
     original = nodes.copy()
     for last in (False, False, False, False, True):
         own, points = without_common_anatomy(patterns, nodes, seed)
+        rows = np.arange(len(nodes))
         columns = nearest(points, min(_NEIGHBOURS, len(nodes) - 1))
-        similarity = own.likeness(np.arange(len(nodes)), columns)
+        similarity = own.likeness(rows, columns)
         copies = altered_copies(columns, similarity)
-        kept = np.flatnonzero(copies == np.arange(len(nodes)))
+        kept = np.flatnonzero(copies == rows)
         if last or len(kept) == len(nodes) or len(kept) < 3:
             break
-        place = np.empty(len(nodes), np.int64)
-        place[kept] = np.arange(len(kept))
-        original = place[copies[original]]
+        original = np.searchsorted(kept, copies[original])
         nodes = nodes[kept]
-    exact = np.full(len(nodes), not _has_index(len(nodes)))
+    exact = np.full(len(nodes), len(nodes) <= _ALL_PAIRS)
     return Neighbours(nodes, original, own, points, columns, similarity, exact)
 
 
 def looked_further(near: Neighbours, groups: np.ndarray, pure: np.ndarray) -> Neighbours | None:
     """Look for links that the groups (m,) may lack; None where there is nothing to look for.
 
-    A slice sees its nearest stranger only if it has more neighbours than slices of its own. What an
-    index tore off a person is a small group: its slices are compared with all others, but a tenth
+    A slice sees its nearest stranger only if it has more neighbours than slices of its own. What
+    cells tore off a person is a small group: its slices are compared with all others, but a tenth
     of all slices at most. What is not `pure` (m,) stands alone because it is a mixture.
     """
-    sizes, k = np.bincount(groups), near.columns.shape[1]
-    most = min(_MOST, len(groups) - 1)
+    sizes, k, n = np.bincount(groups), near.columns.shape[1], len(groups)
+    most = min(_MOST, n - 1)
     if k <= sizes.max() <= 2 * _MOST and k < most:
         columns = nearest(near.points, min(2 * k, most))
-        similarity = near.own.likeness(np.arange(len(groups)), columns)
-        exact = np.full(len(groups), not _has_index(len(groups)))
-        return replace(near, columns=columns, similarity=similarity, exact=exact)
+        similarity = near.own.likeness(np.arange(n), columns)
+        return replace(near, columns=columns, similarity=similarity,
+                       exact=np.full(n, n <= _ALL_PAIRS))  # fmt: skip
     # Of any two parts of a person one has half of the slices at most.
     small = sizes[groups] <= np.quantile(sizes[groups], 0.8) / 2
     rows = np.flatnonzero(small & pure & ~near.exact)
-    left = len(groups) // 10 - near.exact.sum()
-    if not len(rows) or left <= 0:
+    rows = rows[np.argsort(sizes[groups[rows]], kind="stable")]
+    rows = np.sort(rows[: max(n // 10 - near.exact.sum(), 0)])
+    if not len(rows):
         return None
-    rows = np.sort(rows[np.argsort(sizes[groups[rows]], kind="stable")][:left])
     columns, similarity, exact = near.columns.copy(), near.similarity.copy(), near.exact.copy()
-    columns[rows] = _exactly(near.points, rows, k)
+    columns[rows] = _blockwise(near.points, rows, np.arange(n), k)
     similarity[rows] = near.own.likeness(rows, columns[rows])
     exact[rows] = True
     return replace(near, columns=columns, similarity=similarity, exact=exact)
 
 
-def _has_index(n: int) -> bool:
-    return n > _INDEXED and find_spec("faiss") is not None
-
-
-def nearest(points: Points, neighbours: int) -> np.ndarray:
+def nearest(points: Halves, neighbours: int) -> np.ndarray:
     """Return the rows (n, neighbours) of each point's nearest others, in no order.
 
-    Of many points only those in the cells around it are looked at, if faiss is installed.
+    Of more than 20,000 points only those in the cells around it are looked at, as in an inverted
+    file (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663). A slice and its mirror image have
+    the same even half, so they lie in one cell.
     """
-    n = len(points[0])
-    if _has_index(n):
-        return _by_index(points, neighbours)
-    if n > _INDEXED:
-        warnings.warn(
-            f"faiss is not installed: {n:,} slices are compared pair by pair, which takes longer. "
-            "To change that: python -m pip install faiss-cpu",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return _exactly(points, np.arange(n), neighbours)
+    even, n = points[0], len(points[0])
+    if n <= _ALL_PAIRS:
+        return _blockwise(points, np.arange(n), np.arange(n), neighbours)
+    cells = KMeans(n // _CELL, init="random", n_init=1, max_iter=5, random_state=0)
+    of = cells.fit(even[:: max(1, _CELL // 40)]).predict(even)
+    order = np.argsort(of, kind="stable")
+    members = np.split(order, np.searchsorted(of[order], np.arange(1, n // _CELL)))
+    sizes = np.array([len(rows) for rows in members])
+    found = np.empty((n, neighbours), np.int64)
+
+    def fill(cell: int) -> None:
+        centres = cells.cluster_centers_
+        around = np.argsort(((centres - centres[cell]) ** 2).sum(1), kind="stable")
+        enough = np.searchsorted(np.cumsum(sizes[around]), _AROUND + neighbours) + 1
+        pool = np.sort(np.concatenate([members[i] for i in around[:enough]]))
+        found[members[cell]] = _compared(points, members[cell], pool, neighbours)
+
+    in_threads(fill, range(len(members)))
+    return found
 
 
-def _exactly(points: Points, rows: np.ndarray, neighbours: int) -> np.ndarray:
-    """Compare some rows with all points; return their nearest others."""
-    (even, odd), n = points, len(points[0])
+def _blockwise(points: Halves, rows: np.ndarray, pool: np.ndarray, neighbours: int) -> np.ndarray:
     found = np.empty((len(rows), neighbours), np.int64)
 
     def fill(start: int) -> None:
-        block = rows[start : start + _BLOCK]
-        like = odd[block] @ odd.T
-        np.abs(like, out=like)
-        like += even[block] @ even.T
-        like[np.arange(len(block)), block] = -np.inf
-        least = np.partition(like, n - neighbours, axis=1)[:, n - neighbours]
-        taken = like >= least[:, None]
-        for row in np.flatnonzero(taken.sum(1) > neighbours):
-            # Of equals some are too many.
-            taken[row] = False
-            taken[row, np.argsort(-like[row], kind="stable")[:neighbours]] = True
-        found[start : start + _BLOCK] = np.nonzero(taken)[1].reshape(-1, neighbours)
+        block = slice(start, start + _BLOCK)
+        found[block] = _compared(points, rows[block], pool, neighbours)
 
     in_threads(fill, range(0, len(rows), _BLOCK))
     return found
 
 
-def _by_index(halves: Points, neighbours: int) -> np.ndarray:
-    """Return nearly all of the nearest others, searched for themselves and for mirror images.
-
-    An inverted file: points are sorted into cells, and compared with those of the nearest cells
-    (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663), by faiss. The hundredth that finds
-    least in them is compared with all points, lest a slice stay alone at the border of its cell.
-    """
-    import faiss
-
-    points, wide = np.concatenate(halves, axis=1), halves[0].shape[1]
-    n = len(points)
-    faiss.omp_set_num_threads(os.cpu_count())
-    cells = min(n // _IN_A_CELL, 8192)
-    index = faiss.IndexIVFFlat(
-        faiss.IndexFlatIP(points.shape[1]), points.shape[1], cells, faiss.METRIC_INNER_PRODUCT
-    )
-    index.cp.niter, index.nprobe = 8, _PROBED
-    index.train(points[:: max(1, n // (40 * cells))])
-    index.add(points)
-    found, best = np.empty((n, neighbours), np.int64), np.empty(n, np.float32)
-    for start in range(0, n, 16384):
-        block = slice(start, start + 16384)
-        like, rows = index.search(points[block], neighbours + 1)
-        mirrored = points[block].copy()
-        mirrored[:, wide:] *= -1
-        turned, others = index.search(mirrored, neighbours + 1)
-        found[block], best[block] = _merged(
-            np.concatenate([like, turned], axis=1), np.concatenate([rows, others], axis=1), start, n
-        )
-    alone = np.sort(np.argsort(best)[: n // 100])
-    found[alone] = _exactly(halves, alone, neighbours)
-    return found
-
-
-def _merged(
-    like: np.ndarray, rows: np.ndarray, start: int, n: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best half of the candidates, each once and none the row itself; the best score."""
-    order = np.lexsort([-like, rows])
-    like, rows = np.take_along_axis(like, order, 1), np.take_along_axis(rows, order, 1)
-    own = np.arange(start, start + len(rows))[:, None]
-    like[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf
-    like[(rows < 0) | (rows == own)] = -np.inf
-    neighbours = rows.shape[1] // 2 - 1
-    best = np.argpartition(like, -neighbours, axis=1)[:, -neighbours:]
-    missing = ~np.isfinite(np.take_along_axis(like, best, 1))
-    # Where cells hold too few, any other slice fills the row: it is judged by its likeness.
-    any_other = (own + 1 + np.arange(neighbours)) % n
-    return np.where(missing, any_other, np.take_along_axis(rows, best, 1)), like.max(1)
+def _compared(points: Halves, rows: np.ndarray, pool: np.ndarray, neighbours: int) -> np.ndarray:
+    """Return the nearest others (m, neighbours) of some rows among those of the pool."""
+    even, odd = points if len(pool) == len(points[0]) else (half[pool] for half in points)
+    like = points[1][rows] @ odd.T
+    np.abs(like, out=like)
+    like += points[0][rows] @ even.T
+    like[rows[:, None] == pool] = -np.inf
+    return pool[np.argpartition(like, -neighbours, axis=1)[:, -neighbours:]]
 
 
 def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:
@@ -251,10 +201,9 @@ class Tree:
     columns: np.ndarray
     similarity: np.ndarray
 
-    def above(self, threshold: float) -> Tree:
-        """Return the stronger links."""
-        kept = self.similarity > threshold
-        return Tree(self.rows[kept], self.columns[kept], self.similarity[kept])
+    def take(self, links: np.ndarray) -> Tree:
+        """Return some of the links."""
+        return Tree(self.rows[links], self.columns[links], self.similarity[links])
 
     def groups(self, n: int) -> np.ndarray:
         """Return the number of the connected part of each of `n` slices."""
@@ -265,12 +214,10 @@ class Tree:
 def spanning_tree(columns: np.ndarray, similarity: np.ndarray, kept: np.ndarray) -> Tree:
     """Join nearest others to a tree of the strongest links, without the rows not `kept`."""
     n = len(columns)
-    rows = np.repeat(np.arange(n), columns.shape[1])
-    use = kept[rows] & kept[columns.ravel()]
+    rows, columns = np.repeat(np.arange(n), columns.shape[1]), columns.ravel()
+    use = kept[rows] & kept[columns]
     # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
-    graph = csr_matrix(
-        (2.0 - similarity.ravel()[use], (rows[use], columns.ravel()[use])), shape=(n, n)
-    )
+    graph = csr_matrix((2.0 - similarity.ravel()[use], (rows[use], columns[use])), (n, n))
     tree = minimum_spanning_tree(graph).tocoo()
     order = np.argsort(-tree.data, kind="stable")
     return Tree(tree.row[order], tree.col[order], 2.0 - tree.data[order])

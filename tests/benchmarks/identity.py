@@ -24,7 +24,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from mri.data.scans import read_scans
 from mri.data.sources import find_data
-from mri.subjects.recovery import UnclearSubjectsError, order_slices, recover_subjects
+from mri.subjects.linking import UnclearSubjectsError
+from mri.subjects.recovery import order_slices, recover_subjects
 
 LOG, TABLE = Path("runs/identity.jsonl"), Path("tests/benchmarks/identity.md")
 VERDICTS = "right", "right, warned", "warned", "refused", "SILENTLY WRONG"

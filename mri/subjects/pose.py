@@ -115,6 +115,8 @@ def _outlines(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
     poses = np.column_stack([x, y, np.sqrt(area), np.zeros(len(x)), sign])
     shapes = radii / poses[:, 2:3]
     waves = np.fft.rfft(shapes - shapes.mean(1, keepdims=True), axis=1)[:, _HARMONICS]
+    for image in small:
+        cv2.GaussianBlur(image, (0, 0), 1, dst=image)
     return poses, waves, inside, small
 
 

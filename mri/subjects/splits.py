@@ -58,17 +58,11 @@ def subject_split(
         Number of the test fold, and number of folds.
     seed : int
 
-    Returns
-    -------
-    Split
-
     Raises
     ------
     ValueError
         If labels and groups are not integers of the same length, `folds` is below 2, `fold` is
         not from 0 to `folds` - 1, or there are fewer subjects than folds or fewer than 3.
-    DataLeakageError
-        If a subject is in two parts. The split prevents this; it is checked all the same.
 
     Warns
     -----
@@ -120,10 +114,6 @@ def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: i
         Rows of the published test file.
     seed : int
         Seed of the validation part: a tenth of the other rows, split by image too.
-
-    Returns
-    -------
-    Split
 
     Raises
     ------

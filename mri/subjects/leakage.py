@@ -167,15 +167,14 @@ def audit(
     subjects : Subjects, optional
         Of ``train + test``; by default recovered from the pixels.
     folds, seed : int
-        Of the subject-wise folds and the shuffle.
+        Of the subject-wise folds (2 at least) and the shuffle.
     progress : callable, optional
         Is told what is being done, and which share of it is done, 0 to 1.
 
     Raises
     ------
     ValueError
-        If a part is empty, the two do not go together, the subjects are not of their slices, or
-        `folds` is below 2.
+        If a part is empty, the two do not go together, or the subjects are not of their slices.
 
     Examples
     --------
@@ -276,23 +275,9 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray | None) -> pd.DataF
     The kinds of leakage are those of Kapoor & Narayanan 2023 (doi:10.1016/j.patter.2023.100804),
     which the reporting standard REFORMS (doi:10.1126/sciadv.adk3452) asks about.
 
-    Parameters
-    ----------
-    scans : Scans
-    split : Split
-    groups : ndarray of int, shape (n,), or None
-        Subject of each slice; None where that is not known.
-
-    Returns
-    -------
-    DataFrame
-        One row a kind: the question, what was found, and whether it passes ('yes', 'NO', or
-        'undecided' where `audit` would not give a clean bill either).
-
-    Raises
-    ------
-    ValueError
-        If the split or the groups are not of these slices, or a part is empty.
+    Of a split and the subject of each slice (n,), or None where that is not known. Returns one row
+    a kind: the question, what was found, and whether it passes ('yes', 'NO', or 'undecided' where
+    `audit` would not give a clean bill either).
 
     Examples
     --------

@@ -88,9 +88,11 @@ def people(
     near = distinct(patterns, seed)
     nodes, n = near.nodes, len(near.nodes)
     further: Neighbours | None = near
+    sums = np.empty((3, 0), np.int64)
     while further:
         near = further
-        sums = mixtures(near.own, near.columns, near.similarity, lambda rows: plain(nodes[rows]))
+        found = mixtures(near, lambda rows: plain(nodes[rows]))
+        sums = np.concatenate([sums[:, ~np.isin(sums[0], near.fresh)], found], axis=1)
         pure = ~np.isin(np.arange(n), sums[0])
         if pure.sum() < 3:
             text = f"{len(sums[0])} of {n} distinct slices are mixtures of others"

@@ -29,7 +29,7 @@ class Neighbours:
     `nodes` (m,) are the rows of slices that are altered copies of none, and `original` (n,) says
     for every row which node it is a copy of. The patterns of the nodes are `own`, those to search
     in `points`. `columns` (m, k) are the nearest other nodes, `similarity` their likeness. `exact`
-    (m,) says which nodes were compared with all others.
+    (m,) says which nodes were compared with all others, and `fresh` are those last looked at.
     """
 
     nodes: np.ndarray
@@ -39,6 +39,7 @@ class Neighbours:
     columns: np.ndarray
     similarity: np.ndarray
     exact: np.ndarray
+    fresh: np.ndarray
 
 
 def distinct(patterns: Patterns, seed: int) -> Neighbours:
@@ -57,7 +58,7 @@ def distinct(patterns: Patterns, seed: int) -> Neighbours:
         original = np.searchsorted(kept, copies[original])
         nodes = nodes[kept]
     exact = np.full(len(nodes), len(nodes) <= _ALL_PAIRS)
-    return Neighbours(nodes, original, own, points, columns, similarity, exact)
+    return Neighbours(nodes, original, own, points, columns, similarity, exact, rows)
 
 
 def looked_further(near: Neighbours, groups: np.ndarray, pure: np.ndarray) -> Neighbours | None:
@@ -70,10 +71,9 @@ def looked_further(near: Neighbours, groups: np.ndarray, pure: np.ndarray) -> Ne
     sizes, k, n = np.bincount(groups), near.columns.shape[1], len(groups)
     most = min(_MOST, n - 1)
     if k <= sizes.max() <= 2 * _MOST and k < most:
-        columns = nearest(near.points, min(2 * k, most))
-        similarity = near.own.likeness(np.arange(n), columns)
-        return replace(near, columns=columns, similarity=similarity,
-                       exact=np.full(n, n <= _ALL_PAIRS))  # fmt: skip
+        columns, fresh = nearest(near.points, min(2 * k, most)), np.arange(n)
+        similarity, exact = near.own.likeness(fresh, columns), np.full(n, n <= _ALL_PAIRS)
+        return replace(near, columns=columns, similarity=similarity, exact=exact, fresh=fresh)
     # Of any two parts of a person one has half of the slices at most.
     small = sizes[groups] <= np.quantile(sizes[groups], 0.8) / 2
     rows = np.flatnonzero(small & pure & ~near.exact)
@@ -85,7 +85,7 @@ def looked_further(near: Neighbours, groups: np.ndarray, pure: np.ndarray) -> Ne
     columns[rows] = _blockwise(near.points, rows, np.arange(n), k)
     similarity[rows] = near.own.likeness(rows, columns[rows])
     exact[rows] = True
-    return replace(near, columns=columns, similarity=similarity, exact=exact)
+    return replace(near, columns=columns, similarity=similarity, exact=exact, fresh=rows)
 
 
 def nearest(points: Halves, neighbours: int) -> np.ndarray:
@@ -156,24 +156,19 @@ def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:
     return original
 
 
-def mixtures(
-    own: Patterns,
-    columns: np.ndarray,
-    similarity: np.ndarray,
-    plain: Callable[[np.ndarray], Patterns],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find slices that are sums of two unlike ones, as interpolating oversamplers make them.
+def mixtures(near: Neighbours, plain: Callable[[np.ndarray], Patterns]) -> np.ndarray:
+    """Find fresh slices that are sums of two unlike ones, as interpolating oversamplers make them.
 
     Such a slice is explained almost wholly by two others that do not resemble each other, and what
-    the first leaves of it by the second; of a real slice a stranger explains nothing. Of each
-    slice's nearest others (n, k) and their likeness; `plain` gives the patterns of rows as they
-    stand in the picture, since sums were made before any pose. Returns the rows of the mixtures, of
-    their larger part and of the smaller, each (m,).
+    the first leaves of it by the second; of a real slice a stranger explains nothing. `plain` gives
+    the patterns of nodes as they stand in the picture, since sums were made before any pose.
+    Returns (3, m): the mixtures, their larger parts and the smaller.
     """
+    columns, similarity = near.columns[near.fresh], near.similarity[near.fresh]
     ranked = np.argsort(-similarity, axis=1)[:, :16]
-    rows, at = np.nonzero(np.take_along_axis(similarity, ranked, 1) > _UNLIKE)
-    one, other = columns[rows, ranked[rows, 0]], columns[rows, ranked[rows, at]]
-    unlike = own.pairs(one, other) < _UNLIKE
+    at, place = np.nonzero(np.take_along_axis(similarity, ranked, 1) > _UNLIKE)
+    rows, one, other = near.fresh[at], columns[at, ranked[at, 0]], columns[at, ranked[at, place]]
+    unlike = near.own.pairs(one, other) < _UNLIKE
     rows, one, other = rows[unlike], one[unlike], other[unlike]
     score = np.zeros(len(rows))
     for start in range(0, len(rows), _AT_A_TIME):
@@ -189,8 +184,8 @@ def mixtures(
         score[block] = np.where(added > 0.7, explained, 0)
     best = np.lexsort([-score, rows])
     best = best[np.unique(rows[best], return_index=True)[1]]
-    best = best[score[best] > 0.985]
-    return rows[best], one[best], other[best]
+    best = best[score[best] > 0.94]
+    return np.stack([rows[best], one[best], other[best]])
 
 
 @dataclass(frozen=True, eq=False)

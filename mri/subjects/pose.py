@@ -21,6 +21,9 @@ _THUMB, _KINDS = 32, 12  # Side of a thumbnail; mean heads to lay them on, mostl
 _MOST = np.array([1, 1, 0.05, 0.1])  # A larger correction says that the mean head is a wrong one.
 
 
+Heads = tuple[np.ndarray, np.ndarray]
+
+
 @dataclass(frozen=True, eq=False)
 class Pose:
     """Mean heads that slices are laid on, so that a turned, scaled or moved copy is its original.
@@ -30,12 +33,12 @@ class Pose:
     three. The mean heads are symmetric, so a mirrored slice has the mirrored pose.
 
     `outline` are the Fourier coefficients (23,) of the mean outline. It is None where most slices
-    have no outline inside the picture; these are only resized. `heads` are the mean heads (kinds,
-    1024) of each round of corrections.
+    have no outline inside the picture; these are only resized. `heads` are, for each round of
+    corrections, the mean heads (kinds, 1024) and what corrections are read off with.
     """
 
     outline: np.ndarray | None
-    heads: tuple[np.ndarray, ...] = ()
+    heads: tuple[Heads, ...] = ()
 
     @classmethod
     def learn(cls, images: np.ndarray) -> Pose:
@@ -45,7 +48,7 @@ class Pose:
             return cls(None)
         outline = _mean_outline(waves)
         poses[:, 3] = _fit(waves, outline)[0]
-        heads: list[np.ndarray] = []
+        heads: list[Heads] = []
         for _ in range(_ROUNDS):
             thumbs = _drawn(small, poses, _THUMB)
             heads.append(_mean_heads(thumbs))
@@ -173,12 +176,21 @@ def _fit(waves: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (angle + np.pi) % (2 * np.pi) - np.pi, top / np.maximum(norms, 1e-12)
 
 
-def _mean_heads(thumbs: np.ndarray) -> np.ndarray:
-    """Return symmetric mean heads (kinds, 1024) of length 1 or less, one a cluster."""
+def _mean_heads(thumbs: np.ndarray) -> Heads:
+    """Return symmetric mean heads of length 1 or less, one a cluster, and their inverses.
+
+    An inverse (1024, 6) maps a thumbnail to contrast, brightness, shift, zoom and turn.
+    """
     flat = _unit(thumbs + thumbs[:, :, ::-1])
     kinds = min(_KINDS, max(1, len(flat) // 40))
     with threadpool_limits(1):
-        return KMeans(kinds, n_init=1, max_iter=20, random_state=0).fit(flat).cluster_centers_
+        heads = KMeans(kinds, n_init=1, max_iter=20, random_state=0).fit(flat).cluster_centers_
+    rows, columns = np.mgrid[:_THUMB, :_THUMB] - (_THUMB - 1) / 2
+    pictures = heads.reshape(-1, _THUMB, _THUMB)
+    down, right = np.gradient(pictures, axis=(1, 2))
+    zoomed, turned = right * columns + down * rows, down * columns - right * rows
+    design = np.stack([pictures, np.ones_like(pictures), right, down, zoomed, turned], 1)
+    return heads, np.linalg.pinv(design.reshape(kinds, 6, -1)).astype(np.float32)
 
 
 def _unit(thumbs: np.ndarray) -> np.ndarray:
@@ -187,24 +199,18 @@ def _unit(thumbs: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
-def _settled(thumbs: np.ndarray, poses: np.ndarray, heads: np.ndarray) -> np.ndarray:
+def _settled(thumbs: np.ndarray, poses: np.ndarray, found: Heads) -> np.ndarray:
     """Correct the poses by the inside of the heads: least squares onto the likest mean head.
 
     One step of the inverse compositional Lucas-Kanade method (Baker & Matthews 2004,
     doi:10.1023/B:VISI.0000011205.11775.fd) for angle, size and shift at once.
     """
+    heads, inverses = found
     kind = (_unit(thumbs + thumbs[:, :, ::-1]) @ heads.T - (heads**2).sum(1) / 2).argmax(1)
-    rows, columns = np.mgrid[:_THUMB, :_THUMB] - (_THUMB - 1) / 2
-    pictures = heads.reshape(-1, _THUMB, _THUMB)
-    down, right = np.gradient(pictures, axis=(1, 2))
-    zoomed, turned = right * columns + down * rows, down * columns - right * rows
-    design = np.stack([pictures, np.ones_like(pictures), right, down, zoomed, turned], 1)
-    inverse = np.linalg.pinv(design.reshape(len(heads), 6, -1)).astype(np.float32)
-    found = np.empty((len(thumbs), 6))
-    unit = _unit(thumbs)
-    for number in range(len(heads)):
-        found[kind == number] = unit[kind == number] @ inverse[number]
-    steps = found[:, 2:] / np.maximum(found[:, :1], 0.3)
+    unit, fits = _unit(thumbs), np.empty((len(thumbs), 6))
+    for number in np.unique(kind):
+        fits[kind == number] = unit[kind == number] @ inverses[number]
+    steps = fits[:, 2:] / np.maximum(fits[:, :1], 0.3)
     dx, dy, zoom, turn = steps.clip(-_MOST, _MOST).T
     x, y, radius, angle, sign = poses.T
     pixel = radius / (_RADIUS * _THUMB / SIDE)

@@ -107,18 +107,8 @@ def shuffle_diagnoses(labels: np.ndarray, groups: np.ndarray, *, seed: int = 0) 
     """Deal the labels out again among the subjects, so that anatomy means nothing.
 
     The control for every result: a method that does better than chance on these has recognised
-    people or seen its test part.
-
-    Parameters
-    ----------
-    labels, groups : ndarray of int, shape (n,)
-        Class and subject of each slice; a subject's first slice gives its class.
-    seed : int
-
-    Returns
-    -------
-    ndarray of int, shape (n,)
-        One label a subject, each as often as before.
+    people or seen its test part. Of classes and subjects of slices, (n,); a subject's first slice
+    gives its class. Returns labels (n,), one a subject, each as often as before.
     """
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     return np.random.default_rng(seed).permutation(labels[first])[member]

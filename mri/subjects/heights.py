@@ -7,6 +7,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 from threadpoolctl import threadpool_limits
 
+from mri.subjects.neighbours import Tree
 from mri.subjects.pose import SIDE
 
 LOW = 128
@@ -34,16 +35,14 @@ def lengths(similarity: np.ndarray) -> np.ndarray:
     return np.sqrt(np.clip(1 - similarity, 1e-4, None)) / _UNIT
 
 
-def along_the_tree(
-    rows: np.ndarray, columns: np.ndarray, similarity: np.ndarray, groups: np.ndarray
-) -> np.ndarray:
+def along_the_tree(tree: Tree, groups: np.ndarray) -> np.ndarray:
     """Return each slice's distance from one end of its group's spanning tree, in slices."""
     n = len(groups)
     ends = np.unique(groups, return_index=True)[1]
     for _ in range(2):
         # One more node, tied to an end of every tree, measures all trees in one run.
-        links = np.r_[rows, ends], np.r_[columns, np.full(len(ends), n)]
-        length = np.r_[lengths(similarity), np.ones(len(ends))]
+        links = np.r_[tree.rows, ends], np.r_[tree.columns, np.full(len(ends), n)]
+        length = np.r_[lengths(tree.similarity), np.ones(len(ends))]
         graph = csr_matrix((length, links), (n + 1, n + 1))
         distance = dijkstra(graph, directed=False, indices=n)[:n] - 1
         order = np.lexsort([distance, groups])

@@ -211,8 +211,7 @@ def audit(
     told("probes", 0.0)
     probes = Probes(scans.labels, like.frequencies(), keys, groups, seed)
     figures = pd.DataFrame({PUBLISHED: probes.figures([(first, second)], found, PUBLISHED)})
-    turned = turned_copies(like, second, first, DUPLICATE)[1] > 0
-    figures.loc[TURNED, PUBLISHED] = turned.mean()
+    figures.loc[TURNED, PUBLISHED] = turned_copies(like, second, first, DUPLICATE).mean()
     figures[APART] = pd.Series(probes.figures(apart, found, APART) if apart else {}, dtype=float)
     told("probes", 1.0)
     if apart and groups is not None:
@@ -300,7 +299,7 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray | None) -> pd.DataF
     found = nearest(like, {name: views[name] for name in views if name not in (APART, "strangers")})
     copies = int(np.isin(keys[test], keys[rest]).sum())
     near = int((found[PUBLISHED][1] >= DUPLICATE).sum())
-    turned = int((turned_copies(like, test, rest, DUPLICATE)[1] > 0).sum())
+    turned = int(turned_copies(like, test, rest, DUPLICATE).sum())
     told = f"{copies} identical, {near} with r ≥ {DUPLICATE}"
     told += f", {turned} mirrored, turned or inverted" if turned else ""
     size = "/".join(str(len(part)) for part in parts) + " slices"

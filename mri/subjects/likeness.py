@@ -163,15 +163,12 @@ def _best(
     return winner, np.where(possible.any(1), correlation[order, at], np.nan)
 
 
-def turned_copies(
-    like: Likeness, rows: np.ndarray, pool: np.ndarray, least: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find slices that are mirrored, turned or inverted copies of others of the pool.
+def turned_copies(like: Likeness, rows: np.ndarray, pool: np.ndarray, least: float) -> np.ndarray:
+    """Return which rows (m,) are mirrored, turned or inverted copies of slices of the pool.
 
-    `least` is the pixel correlation from which two are copies. Returns for each row (m,) the slice
-    that it is a copy of, -1 where it is none, and in which way: see `turn`, with 8 for a negative.
+    `least` is the pixel correlation from which two are copies.
     """
-    found, how = np.full(len(rows), -1), np.zeros(len(rows), np.int64)
+    found = np.zeros(len(rows), bool)
     side = min(_TURNED_DETAIL, *like.detail)
     low = like.coarse.reshape(-1, *like.detail)[:, :side, :side]
     inside = np.linalg.norm(low, axis=(1, 2))
@@ -192,13 +189,12 @@ def turned_copies(
             best = alike.argmax(1)
             one, two = rows[block], pool[best]
             bound = alike[np.arange(len(block)), best] * inside[one] * inside[two]
-            likely = (bound + outside[one] * outside[two] >= least) & (how[block] == 0)
+            likely = (bound + outside[one] * outside[two] >= least) & ~found[block]
             for i, j in zip(block[likely], two[likely], strict=True):
                 pair = turn(like.images[rows[i]], way).ravel(), like.images[j].ravel()
                 exact = np.corrcoef(*pair)[0, 1]
-                if -exact >= least or (way and exact >= least):
-                    found[i], how[i] = j, way + 8 * (exact < 0)
-    return found, how
+                found[i] = (abs(exact) if way else -exact) >= least
+    return found
 
 
 def turn(image: np.ndarray, way: int) -> np.ndarray:

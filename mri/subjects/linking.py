@@ -128,7 +128,7 @@ def _checked(
 ) -> tuple[np.ndarray, Doubts]:
     """Check groups by their heights: cut what joins two heads, join what is torn, tell doubts."""
     groups = inside.groups(len(own))
-    position = along_the_tree(inside.rows, inside.columns, inside.similarity, groups)
+    position = along_the_tree(inside, groups)
     sides = two_levels(low, position, groups)
     sizes = np.bincount(groups)
     size = f"({len(sizes)} groups of {len(own)} distinct slices)"
@@ -139,8 +139,7 @@ def _checked(
         )
     height, trust = heights(low, position, groups)
     if trust <= _TRUST:
-        uneven = sizes.min() < 0.5 * np.quantile(sizes, 0.8) or sizes.max() > 2 * np.median(sizes)
-        if uneven:
+        if sizes.min() < 0.5 * np.quantile(sizes, 0.8) or sizes.max() > 2 * np.median(sizes):
             raise UnclearSubjectsError(
                 f"groups have {sizes.min()} to {sizes.max()} distinct slices, and their heights "
                 f"cannot be told to check them (trust {trust:.2f}, wanted {_TRUST}) {size}"

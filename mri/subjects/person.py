@@ -49,18 +49,10 @@ class Tissue:
 class Tones:
     """The slices of a person in order and on common gray values: all that needs no template.
 
-    Attributes
-    ----------
-    images : ndarray of float32, shape (n, h, w)
-        From below upwards, fluid, gray and white matter at `ANCHORS`, the outside 0.
-    order : ndarray of int64, shape (n,)
-        Row of the given slices that each image was.
-    gain : ndarray of float64, shape (n,)
-        Brightness of each slice relative to the others, which it has been divided by.
-    tissue : Tissue
-        Of the gray values after that.
-    warnings : tuple of str
-        What is lacking.
+    `images`, float32 (n, h, w), go from below upwards, with fluid, gray and white matter at
+    `ANCHORS` and the outside 0. Image i was row `order[i]` of the given slices, and was divided by
+    its relative brightness `gain[i]`; `tissue` is that of the result. `warnings` say what is
+    lacking.
     """
 
     images: np.ndarray = field(repr=False)
@@ -185,18 +177,10 @@ def fit_tissue(values: np.ndarray) -> Tissue:
 class Person:
     """A person as `mri.models.glass_box` takes them.
 
-    Attributes
-    ----------
-    images : ndarray of float32, shape (32, h, w)
-        One slice a height, from below upwards, moved onto the template if that is registered.
-    heights : ndarray of int64, shape (n,)
-        Height that each of the given slices was put to, in the order given.
-    known : ndarray of bool, shape (32,)
-        Heights that a slice of this person was put to.
-    tones : Tones
-        Gains, tissues and the slices before they were moved.
-    warnings : tuple of str
-        What is lacking; empty where nothing is.
+    `images`, float32 (32, h, w), are one slice a height, from below upwards, moved onto the
+    template if that is registered. The given slices were put to `heights` (n,); `known` (32,) says
+    which heights have one. `tones` are the slices before they were moved. `warnings` say what is
+    lacking.
     """
 
     images: np.ndarray = field(repr=False)

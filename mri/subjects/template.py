@@ -28,17 +28,10 @@ _PLANE, _ALONG = 3.0, 3.0  # Blur of a flow: pixels in the plane, slices along t
 class Template:
     """The mean of some people, to move others onto.
 
-    Attributes
-    ----------
-    mean : ndarray of uint8, shape (32, h, w)
-        Mean of their gray values, each height from below upwards, symmetric.
-    typical : ndarray of uint8, shape (32, h, w)
-        The gray value whose tone is their mean tone. A person's missing slice is taken from here:
-        it then adds nothing to a score that counts from the mean.
-    registered : bool
-        Whether people are to be moved onto `mean`, as those it was made of have been.
-    people : int
-        How many it was made of.
+    `mean` and `typical` are uint8 (32, h, w), from below upwards, and symmetric: the mean of their
+    gray values, and the gray value whose tone is their mean tone. A person's missing slice is taken
+    from `typical`: it then adds nothing to a score that counts from the mean. Where `registered`,
+    people are to be moved onto `mean`, as the `people` that it was made of have been.
     """
 
     mean: np.ndarray = field(repr=False)
@@ -79,16 +72,7 @@ def make_template(people: Sequence[np.ndarray], *, registered: bool = True) -> T
     With `registered` there are two rounds of registration: each person is moved to the plain mean,
     the mean of the moved is the template, and to that `prepare_person` moves each one again.
 
-    Parameters
-    ----------
-    people : sequence of ndarray of float32, shape (32, h, w)
-        From `person_tones`: people to train on only, each with all heights.
-    registered : bool
-
-    Raises
-    ------
-    ValueError
-        If there are no people, or they are not all (32, h, w) of one size.
+    `people` are images of `person_tones`, float32 (32, h, w), all of one size.
     """
     shapes = {np.shape(person) for person in people}
     fits = len(shapes) == 1 and len(shape := next(iter(shapes))) == 3 and shape[0] == HEIGHTS

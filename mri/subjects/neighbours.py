@@ -19,7 +19,7 @@ _NEIGHBOURS, _MOST, _BLOCK = 40, 640, 256  # Neighbours looked at, at first and 
 _UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
 _AT_A_TIME = 4000  # Possible mixtures, whose patterns are held together.
 _ALL_PAIRS = 20_000  # Slices up to which all pairs are compared.
-_CELL, _AROUND = 100, 5000  # Slices in a cell, and those around it that they are compared with.
+_CELL, _AROUND = 100, 0.2  # Slices in a cell, and the share of all that they are compared with.
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,23 +92,24 @@ def nearest(points: Halves, neighbours: int) -> np.ndarray:
     """Return the rows (n, neighbours) of each point's nearest others, in no order.
 
     Of more than 20,000 points only those in the cells around it are looked at, as in an inverted
-    file (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663). A slice and its mirror image have
-    the same even half, so they lie in one cell.
+    file (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663), and around its mirror image.
     """
-    even, n = points[0], len(points[0])
+    whole, n = np.concatenate(points, axis=1), len(points[0])
     if n <= _ALL_PAIRS:
         return _blockwise(points, np.arange(n), np.arange(n), neighbours)
     cells = KMeans(n // _CELL, init="random", n_init=1, max_iter=5, random_state=0)
-    of = cells.fit(even[:: max(1, _CELL // 40)]).predict(even)
+    of = cells.fit(whole[:: max(1, _CELL // 40)]).predict(whole)
+    centres = cells.cluster_centers_
+    even, odd = np.split(centres, [points[0].shape[1]], axis=1)
+    alike = even @ even.T + np.abs(odd @ odd.T) - (centres**2).sum(1) / 2
     order = np.argsort(of, kind="stable")
     members = np.split(order, np.searchsorted(of[order], np.arange(1, n // _CELL)))
     sizes = np.array([len(rows) for rows in members])
     found = np.empty((n, neighbours), np.int64)
 
     def fill(cell: int) -> None:
-        centres = cells.cluster_centers_
-        around = np.argsort(((centres - centres[cell]) ** 2).sum(1), kind="stable")
-        enough = np.searchsorted(np.cumsum(sizes[around]), _AROUND + neighbours) + 1
+        around = np.argsort(-alike[cell], kind="stable")
+        enough = np.searchsorted(np.cumsum(sizes[around]), _AROUND * n + neighbours) + 1
         pool = np.sort(np.concatenate([members[i] for i in around[:enough]]))
         found[members[cell]] = _compared(points, members[cell], pool, neighbours)
 

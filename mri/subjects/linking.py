@@ -88,11 +88,9 @@ def people(
     near = distinct(patterns, seed)
     nodes, n = near.nodes, len(near.nodes)
     further: Neighbours | None = near
-    sums = np.empty((3, 0), np.int64)
     while further:
         near = further
-        found = mixtures(near, lambda rows: plain(nodes[rows]))
-        sums = np.concatenate([sums[:, ~np.isin(sums[0], near.fresh)], found], axis=1)
+        sums = mixtures(near, lambda rows: plain(nodes[rows]))
         pure = ~np.isin(np.arange(n), sums[0])
         if pure.sum() < 3:
             text = f"{len(sums[0])} of {n} distinct slices are mixtures of others"
@@ -105,7 +103,7 @@ def people(
         threshold = float(edges[cut : cut + 2].mean())
         inside = tree.take(edges > threshold)
         groups = inside.groups(n)
-        further = looked_further(near, groups, pure)
+        further = looked_further(near, groups)
     kept = np.flatnonzero(pure)
     refusal = why_unclear(edges, cut, min_margin, len(np.unique(groups[kept])), len(kept))
     if refusal:

@@ -75,8 +75,7 @@ def recover_subjects(
        which all heads have in common, are left out. A slice is compared with the others and with
        their mirror images, so a transformed copy belongs to the person it came from.
     3. Copies, and sums of two slices, are set aside until the end.
-    4. Nearest neighbours are searched in the components that follow, then correlated exactly. Of
-       more than 20,000 slices only those in the cells around a slice are searched.
+    4. Nearest neighbours are searched in the components that follow, then correlated exactly.
     5. A spanning tree joins them, and is cut at the widest gap between its correlations.
     6. The heights of the slices, learnt from within the groups, check these: a group with unlike
        slices of one height is two people, groups that share no heights may be one. What can be

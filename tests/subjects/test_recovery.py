@@ -263,18 +263,6 @@ def test_up_to_a_hundred_thousand_slices_in_any_order(people):
     assert same_partition(found.groups, order // 32)
 
 
-def test_people_that_cells_tear_are_mended(monkeypatch):
-    """Slices are compared with 20 others of 1200 here: parts of a person do not see each other."""
-    for name, value in (("_ALL_PAIRS", 500), ("_CELL", 20), ("_AROUND", 0)):
-        monkeypatch.setattr(f"mri.subjects.neighbours.{name}", value)
-    order = np.random.default_rng(1).permutation(50 * 24)
-    images = drawn_people(50, 24)[order]
-    assert same_partition(recover_subjects(images).groups, order // 24)
-    monkeypatch.setattr("mri.subjects.linking.looked_further", lambda *parts: None)
-    with pytest.raises(UnclearSubjectsError, match=r"groups have .* distinct slices"):
-        recover_subjects(images)
-
-
 @pytest.mark.real_data
 def test_real_slices_are_200_subjects_of_32(real_data):
     from mri.data.scans import read_scans

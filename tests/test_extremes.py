@@ -8,7 +8,7 @@ from sklearn.metrics import log_loss
 import mri
 from mri.data.parquet import CLASS_NAMES
 from mri.data.scans import Scans
-from mri.subjects.recovery import UnclearSubjectsError
+from mri.subjects.linking import UnclearSubjectsError
 from mri.training.recipe import RECIPES, Recipe
 
 # Keras' saving and loading.

@@ -13,9 +13,10 @@ __getattr__, __dir__, __all__ = _face(
     {
         "audit_page": "audit_html",
         "leakage": "Audit audit checklist",
+        "linking": "UnclearSubjectsError",
         "person": "Person Tones people_tones person_tones prepare_people prepare_person",
         "probes": "linear_probe shuffle_diagnoses",
-        "recovery": "Subjects UnclearSubjectsError order_slices recover_subjects",
+        "recovery": "Subjects order_slices recover_subjects",
         "splits": "DataLeakageError Split check_disjoint image_split subject_split",
         "template": "Template make_template read_template",
     },

@@ -24,36 +24,24 @@ _STYLE = (
 
 
 def audit_html(found: Audit, train: Scans, test: Scans | None) -> str:
-    """Return a page of HTML: the verdict first, then the figures, then twins side by side.
-
-    Parameters
-    ----------
-    found : Audit
-    train, test : Scans
-        Those that were audited.
-    """
+    """Return a page of HTML of an audit of `train` and `test`: verdict, figures, twins."""
     tables = [table.to_html(float_format="{:.3f}".format, na_rep="–")
               for table in (found.table, found.within) if len(table)]  # fmt: skip
-    pairs = [] if test is None else _pairs(found, train, test)
-    heading = "<h2>Test slices and their twins in the train part</h2>" if pairs else ""
-    return (
+    page = (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Leakage report</title>"
         f"<style>{_STYLE}</style><h1>Leakage report</h1>"
-        f"<p class='verdict {found.status}'>{escape(found.verdict)}</p>"
-        f"{''.join(tables)}{heading}{''.join(pairs)}</html>"
+        f"<p class='verdict {found.status}'>{escape(found.verdict)}</p>{''.join(tables)}"
     )
-
-
-def _pairs(found: Audit, train: Scans, test: Scans) -> list[str]:
-    """Return the most alike pairs, test slice on the left."""
-    order = np.argsort(-np.nan_to_num(found.correlations, nan=-1), kind="stable")[:SHOWN]
-    return [
-        f"<figure>{_picture(test.images[i])} {_picture(train.images[found.twins[i]])}<figcaption>"
-        f"test {i}: {escape(test.class_names[test.labels[i]])} · train {found.twins[i]}: "
-        f"{escape(train.class_names[train.labels[found.twins[i]]])} · "
-        f"r = {found.correlations[i]:.3f}</figcaption></figure>"
-        for i in order.tolist()
-    ]
+    if test is not None:
+        page += "<h2>Test slices and their twins in the train part</h2>"
+        order = np.argsort(-np.nan_to_num(found.correlations, nan=-1), kind="stable")
+        for i in order[:SHOWN].tolist():
+            pair = (("test", test, i), ("train", train, int(found.twins[i])))
+            names = [f"{side} {row}: {of.class_names[of.labels[row]]}" for side, of, row in pair]
+            caption = escape(" · ".join([*names, f"r = {found.correlations[i]:.3f}"]))
+            pictures = " ".join(_picture(of.images[row]) for _, of, row in pair)
+            page += f"<figure>{pictures}<figcaption>{caption}</figcaption></figure>"
+    return f"{page}</html>"
 
 
 def _picture(image: np.ndarray) -> str:

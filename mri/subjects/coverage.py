@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import connected_components, dijkstra
+from scipy.sparse.csgraph import dijkstra
 
-from mri.subjects.heights import UNIT, heights
+from mri.subjects.heights import heights, lengths
 from mri.subjects.identity import Patterns
 from mri.subjects.neighbours import Tree
 
 _SHARE = 0.4  # Of the usual range: heights are told to some two slices of 32, half a head lacks 16.
 _TORN, _APART = 0.05, 0.3  # Cost of a cut: torn in all had up to 0.03, whole heads from 0.06.
-_ENDS, _LINK, _LEAD = 6, 0.33, 0.08
+_LOOKED, _TIES = 120, 5  # Groups, and links of each slice, from which that cost is estimated.
+_ENDS, _LINK, _LEAD = 6, 0.33, 0.08  # Slices of an end; likeness of fitting ends, and its lead.
 _SEARCHED = 2000  # Larger groups are made of copies, or of nearly all slices.
-_SMALL, _FEW = 400, 6
+_SMALL, _FEW = 400, 6  # Slices of a group that is surely searched, and of a side that is cut off.
 _FAR = 7.0  # In slices along a head.
 
 
@@ -38,14 +38,7 @@ def coverage(height: np.ndarray, groups: np.ndarray) -> Coverage:
     np.maximum.at(high, groups, height)
     bottom, top = np.quantile(low, 0.2), np.quantile(high, 0.8)
     slack = max(_SHARE * (top - bottom), 2.0)
-    partial = (low > bottom + slack) | (high < top - slack)
-    return Coverage(partial, low, high)
-
-
-def by_size(groups: np.ndarray) -> np.ndarray:
-    """Return which groups have less than half as many slices as is usual, where heights fail."""
-    sizes = np.bincount(groups)
-    return sizes < 0.5 * np.quantile(sizes, 0.8)
+    return Coverage((low > bottom + slack) | (high < top - slack), low, high)
 
 
 def fitting_ends(
@@ -56,40 +49,35 @@ def fitting_ends(
     Returns pairs whose ends resemble each other more than those of strangers do, and more than any
     other candidate, which are two parts of one head; and the best candidate of each other one.
     """
-    order = np.lexsort([height, groups])
-    starts = np.searchsorted(groups[order], np.arange(len(found.low) + 1))
-    members = [order[a:b] for a, b in pairwise(starts)]
-    middle = (found.low + found.high) / 2
+    members = _members(groups, np.lexsort([height, groups]))
+    middle, span = (found.low + found.high) / 2, found.high - found.low
     best: dict[int, tuple[int, float, float]] = {}
     for group in np.flatnonzero(found.partial).tolist():
-        overlap = np.minimum(found.high, found.high[group]) - np.maximum(
-            found.low, found.low[group]
-        )
-        span = np.minimum(found.high - found.low, found.high[group] - found.low[group])
-        others = np.flatnonzero(overlap <= np.maximum(3.0, 0.3 * span))
-        others = others[others != group]
-        if not len(others):
-            continue
-        above = middle[others] > middle[group]
-        upper, lower = members[group][-_ENDS:], members[group][:_ENDS]
-        scores = np.empty(len(others))
-        for side, own_end in ((True, upper), (False, lower)):
-            part = np.flatnonzero(above == side)
-            for i in part:
-                rows = members[others[i]]
-                rows = rows[:_ENDS] if side else rows[-_ENDS:]
-                scores[i] = own.between(own_end, rows).max()
-        ranked = np.argsort(-scores, kind="stable")
-        second = scores[ranked[1]] if len(ranked) > 1 else 0.0
-        best[group] = int(others[ranked[0]]), float(scores[ranked[0]]), float(second)
-    joined, likely = [], []
+        overlap = np.minimum(found.high, found.high[group])
+        overlap = overlap - np.maximum(found.low, found.low[group])
+        apart = overlap <= np.maximum(3.0, 0.3 * np.minimum(span, span[group]))
+        apart[group] = False
+        scores = []
+        for other in np.flatnonzero(apart).tolist():
+            lower, upper = sorted((group, other), key=middle.__getitem__)
+            ends = own.between(members[lower][-_ENDS:], members[upper][:_ENDS])
+            scores.append((float(ends.max()), other))
+        scores.sort(reverse=True)
+        if scores:
+            score, other = scores[0]
+            best[group] = other, score, scores[1][0] if len(scores) > 1 else 0.0
+    joined: list[tuple[int, int]] = []
+    likely: list[tuple[int, int]] = []
     for group, (other, score, second) in best.items():
-        returned = best[other][0] == group if other in best else True
-        if score > _LINK and score - second > _LEAD and returned:
-            joined.append((group, other))
-        else:
-            likely.append((group, other))
+        returned = other not in best or best[other][0] == group
+        clear = score > _LINK and score - second > _LEAD and returned
+        (joined if clear else likely).append((group, other))
     return joined, likely
+
+
+def _members(groups: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
+    """Return the rows of each group, from an order of all rows by group."""
+    return np.split(order, np.cumsum(np.bincount(groups))[:-1])
 
 
 def two_levels(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> np.ndarray | None:
@@ -104,9 +92,8 @@ def two_levels(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> np.
     From low detail (n, d) and places along the groups (n,). Returns the set of each of the groups
     looked at (at most 120), or None where there are not two.
     """
-    rng = np.random.default_rng(0)
     sizes = np.bincount(groups)
-    chosen = rng.permutation(np.flatnonzero(sizes >= 3))[:120]
+    chosen = np.random.default_rng(0).permutation(np.flatnonzero(sizes >= 3))[:_LOOKED]
     if len(chosen) < 3:
         return None
     place = np.full(len(sizes), -1)
@@ -115,10 +102,11 @@ def two_levels(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> np.
     of, x = place[groups[rows]], low[rows]
     ties = np.zeros((len(chosen), len(chosen)))
     for start in range(0, len(rows), 512):
+        mine = of[start : start + 512]
         like = x[start : start + 512] @ x.T
-        like[of[start : start + 512, None] == of] = -np.inf
-        best = np.argpartition(like, len(rows) - 5, axis=1)[:, -5:]
-        np.add.at(ties, (np.repeat(of[start : start + 512], 5), of[best].ravel()), 1)
+        like[mine[:, None] == of] = -np.inf
+        best = np.argpartition(like, -_TIES, axis=1)[:, -_TIES:]
+        np.add.at(ties, (np.repeat(mine, _TIES), of[best].ravel()), 1)
     ties /= np.maximum(ties.sum(1, keepdims=True), 1)
     ties = ties + ties.T
     scale = 1 / np.sqrt(ties.sum(1))
@@ -145,68 +133,53 @@ def strangers_within(
 
     Returns the places in `tree` of the links to cut, None where a group is too large for one head.
     """
-    cuts: list[int] = []
     usual = coverage(height, groups)
     # Two people share most of the heights; a shorter side may be one end of a head, misjudged.
     reach = 0.5 * float(np.median(usual.high - usual.low))
-    order = np.argsort(groups, kind="stable")
-    starts = np.searchsorted(groups[order], np.arange(groups.max() + 2))
-    of_link = groups[tree.rows]
-    links = np.argsort(of_link, kind="stable")
-    link_starts = np.searchsorted(of_link[links], np.arange(groups.max() + 2))
-    for group in np.flatnonzero(np.diff(starts) >= 6):
-        rows = order[starts[group] : starts[group + 1]]
-        if len(rows) > _SEARCHED:
+    cuts = [np.empty(0, np.int64)]
+    for rows in _members(groups, np.argsort(groups, kind="stable")):
+        if not _FEW <= len(rows) <= _SEARCHED:
             continue
         near = np.abs(height[rows][:, None] - height[rows]) < 1.5
-        alike = own.between(rows, rows)
-        odd = (near & (alike < 0.5 * threshold)).any(1)
-        if odd.mean() > 0.25 and len(rows) > _SMALL:
+        alike = own.between(rows, rows) / threshold
+        if _odd(near, alike) <= 0.25:
+            continue
+        if len(rows) > _SMALL:
             return None
-        if odd.mean() > 0.25:
-            inside = links[link_starts[group] : link_starts[group + 1]]
-            cuts += _cuts(
-                rows, inside, tree, near, alike, height=height, threshold=threshold, reach=reach
-            )
-    return np.array(sorted(cuts), np.int64)
+        inside = np.flatnonzero(groups[tree.rows] == groups[rows[0]])
+        one, other = (np.searchsorted(rows, of[inside]) for of in (tree.rows, tree.columns))
+        links = Tree(one, other, tree.similarity[inside])
+        cuts.append(inside[_cut(links, near, alike, height[rows], reach)])
+    return np.sort(np.concatenate(cuts))
 
 
-def _cuts(
-    rows: np.ndarray,
-    inside: np.ndarray,
-    tree: Tree,
-    near: np.ndarray,
-    alike: np.ndarray,
-    *,
-    height: np.ndarray,
-    threshold: float,
-    reach: float,
-) -> list[int]:
+def _odd(near: np.ndarray, alike: np.ndarray) -> float:
+    """Return the share of slices that look unlike another one of their height."""
+    return float((near & (alike < 0.5)).any(1).mean())
+
+
+def _cut(
+    links: Tree, near: np.ndarray, alike: np.ndarray, height: np.ndarray, reach: float
+) -> np.ndarray:
     """Cut one group's links, the weakest first, where the sides cannot be one head."""
-    place = {int(row): i for i, row in enumerate(rows)}
-    ends = np.array([[place[int(tree.rows[e])], place[int(tree.columns[e])]] for e in inside])
-    kept = np.ones(len(inside), bool)
-    n = len(rows)
-    length = np.sqrt(np.clip(1 - tree.similarity[inside], 1e-4, None)) / UNIT
-    steps = dijkstra(csr_matrix((length, (ends[:, 0], ends[:, 1])), (n, n)), directed=False)
+    n, cut = len(height), np.zeros(len(links.rows), bool)
+    graph = csr_matrix((lengths(links.similarity), (links.rows, links.columns)), (n, n))
     # Heights are told to some two slices: what is that near along the chain may look different.
-    near = near & (steps > _FAR)
-    if (near & (alike < 0.5 * threshold)).any(1).mean() < 0.25:
-        return []
-    for i in np.argsort(tree.similarity[inside], kind="stable"):
-        left = kept.copy()
-        left[i] = False
-        graph = csr_matrix((np.ones(left.sum()), (ends[left, 0], ends[left, 1])), (n, n))
-        part = connected_components(graph, directed=False)[1]
-        one, other = (np.flatnonzero(part == part[end]) for end in ends[i])
-        small, large = sorted((one, other), key=len)
-        if len(small) < _FEW:
-            continue
-        if np.ptp(height[rows[small]]) < reach:
-            continue
+    near = near & (dijkstra(graph, directed=False) > _FAR)
+    if _odd(near, alike) < 0.25:
+        return cut
+    for i in range(len(cut)):
+        cut[i] = True
+        part = links.take(~cut).groups(n)
+        sides = (np.flatnonzero(part == part[end[i]]) for end in (links.rows, links.columns))
+        small, large = sorted(sides, key=len)
         beside = near[np.ix_(small, large)]
         covered = beside.any(1)
         likest = np.where(beside, alike[np.ix_(small, large)], -1).max(1)
-        if covered.mean() > 0.6 and np.median(likest[covered]) < 0.6 * threshold:
-            kept[i] = False
-    return [int(e) for e in inside[~kept]]
+        cut[i] = (
+            len(small) >= _FEW
+            and np.ptp(height[small]) >= reach
+            and covered.mean() > 0.6
+            and np.median(likest[covered]) < 0.6
+        )
+    return cut

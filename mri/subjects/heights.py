@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 from threadpoolctl import threadpool_limits
 
+from mri.subjects.neighbours import Tree
+from mri.subjects.pose import SIDE
+
 LOW = 128
 """Numbers that low detail has."""
 
 _SIDE, _PARTS, _BETWEEN = 16, 24, 0.2
-UNIT = float(np.sqrt(1 - 0.88))
-"""Length of a link between next neighbours, which correlate by some 0.88."""
+_UNIT = np.sqrt(1 - 0.88)  # Next neighbours correlate by some 0.88.
 
 
 def low_detail(canonical: np.ndarray) -> np.ndarray:
@@ -22,36 +23,30 @@ def low_detail(canonical: np.ndarray) -> np.ndarray:
     Of canonical slices (n, 64, 64). Of mean 0 and length 1 each: blind to brightness, contrast and
     mirroring.
     """
-    small = np.stack([cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-                      for image in canonical])  # fmt: skip
-    low = (small + small[:, :, ::-1])[:, :, : _SIDE // 2].reshape(len(small), -1)
+    pool = np.repeat(np.eye(_SIDE, dtype=np.float32), SIDE // _SIDE, axis=0)
+    low = pool.T @ (canonical @ (pool + pool[::-1])[:, : _SIDE // 2])
+    low = low.reshape(len(low), -1)
     low -= low.mean(1, keepdims=True)
     return low / np.maximum(np.linalg.norm(low, axis=1, keepdims=True), 1e-6)
 
 
-def along_the_tree(
-    rows: np.ndarray, columns: np.ndarray, similarity: np.ndarray, groups: np.ndarray
-) -> np.ndarray:
-    """Return each slice's distance from one end of its group's spanning tree, in slices.
+def lengths(similarity: np.ndarray) -> np.ndarray:
+    """Return how long links are, in slices: 1 between next neighbours, more where weaker."""
+    return np.sqrt(np.clip(1 - similarity, 1e-4, None)) / _UNIT
 
-    A link within a group is the longer the weaker it is, 1 for next neighbours.
-    """
+
+def along_the_tree(tree: Tree, groups: np.ndarray) -> np.ndarray:
+    """Return each slice's distance from one end of its group's spanning tree, in slices."""
     n = len(groups)
-    length = np.sqrt(np.clip(1 - similarity, 1e-4, None)) / UNIT
     ends = np.unique(groups, return_index=True)[1]
     for _ in range(2):
         # One more node, tied to an end of every tree, measures all trees in one run.
-        graph = csr_matrix(
-            (
-                np.concatenate([length, np.ones(len(ends))]),
-                (np.concatenate([rows, ends]), np.concatenate([columns, np.full(len(ends), n)])),
-            ),
-            shape=(n + 1, n + 1),
-        )
+        links = np.r_[tree.rows, ends], np.r_[tree.columns, np.full(len(ends), n)]
+        length = np.r_[lengths(tree.similarity), np.ones(len(ends))]
+        graph = csr_matrix((length, links), (n + 1, n + 1))
         distance = dijkstra(graph, directed=False, indices=n)[:n] - 1
         order = np.lexsort([distance, groups])
-        last = np.flatnonzero(np.diff(groups[order], append=groups.max() + 1))
-        ends = order[last]
+        ends = order[np.flatnonzero(np.diff(groups[order], append=groups.max() + 1))]
     return distance
 
 
@@ -63,57 +58,43 @@ def heights(
     Each group says how far apart its own slices are, not where they begin nor which end is up; the
     map from low detail to height is the one that fits all of them.
 
-    Parameters
-    ----------
-    low : ndarray of float32, shape (n, d)
-    position : ndarray of float64, shape (n,)
-        Along the group, from either end.
-    groups : ndarray of int, shape (n,)
-        Numbered from 0.
-    sets : ndarray of int, shape (n,), optional
-        Sets of groups that may stand at different heights; by default all at one.
-
-    Returns
-    -------
-    height : ndarray of float64, shape (n,)
-        From an arbitrary zero, in an arbitrary direction.
-    trust : float
-        Correlation of heights and positions within groups, by a map learnt from other groups.
+    Of low detail (n, d), places along the group from either end (n,), and groups (n,) numbered from
+    0. `sets` (n,) may stand at different heights. Returns the heights (n,), from an arbitrary zero
+    in an arbitrary direction, and how far to trust them: the correlation of heights and positions
+    within groups, by a map learnt from other groups.
     """
-    sizes = np.bincount(groups)
+    count = groups.max() + 1
     x = low - low.mean(0)
-    parts = int(min(_PARTS, max(2, len(x) // 8), 2 + len(sizes), x.shape[1]))
+    parts = int(min(_PARTS, max(2, len(x) // 8), 2 + count, x.shape[1]))
     with threadpool_limits(1):
         directions = np.linalg.eigh(x.T @ x)[1][:, ::-1]
     x = x @ directions[:, :parts]
-    means = np.stack([np.bincount(groups, column) for column in x.T], 1) / sizes[:, None]
-    inner = x - means[groups]
+    means = _means(x, groups)
     # What tells heads apart is no height: kept small, or four heads seem to stand in four places.
-    between = means[groups] - _mean_of(x, np.zeros(len(x), int) if sets is None else sets)
-    place = position - (np.bincount(groups, position) / sizes)[groups]
-    many = len(sizes) >= 6
-    halves = [groups % 2 == part for part in (0, 1)] if many else [np.ones(len(x), bool)] * 2
+    between = means - _means(x, np.zeros(len(x), int) if sets is None else sets)
+    inner, place = x - means, position - _means(position[:, None], groups)[:, 0]
+    known, everything = (inner, between, x, place, groups), np.ones(len(x), bool)
+    halves = (groups % 2 == 0, groups % 2 == 1) if count >= 6 else (everything, everything)
     trust = []
     for learn, test in (halves, halves[::-1]):
-        weights = _map(inner[learn], between[learn], x[learn], place[learn], groups[learn])
-        guess = inner[test] @ weights
-        signs = _signs(guess, place[test], groups[test])
-        trust.append(_cosine(guess, signs[groups[test]] * place[test]))
-    weights = _map(inner, between, x, place, groups)
-    return x @ weights, min(trust)
+        guess = inner[test] @ _map(*(of[learn] for of in known))
+        trust.append(_cosine(guess, _directed(guess, place[test], groups[test])))
+    return x @ _map(*known), min(trust)
 
 
-def _mean_of(x: np.ndarray, sets: np.ndarray) -> np.ndarray:
-    sizes = np.maximum(np.bincount(sets), 1)[:, None]
-    return (np.stack([np.bincount(sets, column) for column in x.T], 1) / sizes)[sets]
+def _means(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return for each row of x (n, d) the mean of its group."""
+    sums = np.stack([np.bincount(groups, column) for column in x.T], 1)
+    return (sums / np.maximum(np.bincount(groups), 1)[:, None])[groups]
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
 
 
-def _signs(guess: np.ndarray, place: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    return np.where(np.bincount(groups, guess * place) < 0, -1.0, 1.0)
+def _directed(guess: np.ndarray, place: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the places with the direction of each group that fits the guess."""
+    return np.where(np.bincount(groups, guess * place) < 0, -1.0, 1.0)[groups] * place
 
 
 def _map(
@@ -131,7 +112,7 @@ def _map(
     found = []
     for guess in (one, two, one + two, one - two):
         for _ in range(8):
-            target = _signs(guess, place, groups)[groups] * place
+            target = _directed(guess, place, groups)
             weights = np.linalg.solve(gram, inner.T @ target)
             guess = inner @ weights
         # Least squares shrinks; stretched so that a step of one slice is one.

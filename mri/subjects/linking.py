@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from mri.subjects.coverage import by_size, coverage, fitting_ends, strangers_within, two_levels
+from mri.subjects.coverage import coverage, fitting_ends, strangers_within, two_levels
 from mri.subjects.heights import along_the_tree, heights
 from mri.subjects.identity import Patterns
 from mri.subjects.neighbours import (
@@ -24,6 +23,19 @@ CEILING = 0.45
 
 _FLOOR = 0.3  # Links as weak as strangers' best correlations say nothing.
 _TRUST = 0.8  # In heights, from which they serve to check groups.
+
+Doubts = list[tuple[str, np.ndarray]]
+"""What to warn of, with a row of each group concerned."""
+
+
+class UnclearSubjectsError(ValueError):
+    """The pixels do not say who is who: no clear gap between same and different subjects."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"no clear gap between same and different subjects: {found}; slices may be missing "
+            "between neighbours. Pass the subject ids if you know them"
+        )
 
 
 def widest_gap(edges: np.ndarray) -> int:
@@ -43,34 +55,18 @@ def why_unclear(
 ) -> str | None:
     """Say which condition a cut fails, what was found and what was wanted; None if it holds."""
     low, high = edges[cut], edges[cut + 1]
-    answer = f"(correlations {low:.3f} to {high:.3f}; {count} groups of {slices} distinct slices)"
     if high - low < min_margin:
-        return f"the widest is {high - low:.3f}, wanted {min_margin} {answer}"
-    if low > CEILING:
-        return (
-            f"different subjects would correlate by up to {low:.3f}, wanted at most {CEILING} "
-            f"{answer}"
-        )
-    if (low + high) / 2 < _FLOOR:
-        middle = (low + high) / 2
-        return f"the gap is centred at {middle:.3f}, wanted at least {_FLOOR} {answer}"
-    if count > slices / 2:
-        return f"most slices would stand alone, wanted two a subject at least {answer}"
-    return None
-
-
-@dataclass(frozen=True, eq=False)
-class People:
-    """Answer of `people`, as in `mri.subjects.Subjects`.
-
-    `doubts` says what to warn of, with a row of each group concerned.
-    """
-
-    groups: np.ndarray
-    threshold: float
-    same: np.ndarray
-    different: np.ndarray
-    doubts: list[tuple[str, list[int]]]
+        text = f"the widest is {high - low:.3f}, wanted {min_margin}"
+    elif low > CEILING:
+        text = f"different subjects would correlate by up to {low:.3f}, wanted at most {CEILING}"
+    elif (low + high) / 2 < _FLOOR:
+        text = f"the gap is centred at {(low + high) / 2:.3f}, wanted at least {_FLOOR}"
+    elif count > slices / 2:
+        text = "most slices would stand alone, wanted two a subject at least"
+    else:
+        return None
+    answer = f"correlations {low:.3f} to {high:.3f}; {count} groups of {slices} distinct slices"
+    return f"{text} ({answer})"
 
 
 def people(
@@ -80,118 +76,91 @@ def people(
     *,
     min_margin: float,
     seed: int,
-) -> People | str:
-    """Group slices by head, or say which condition failed.
+) -> tuple[np.ndarray, np.ndarray, int, Doubts]:
+    """Group slices by head, or raise `UnclearSubjectsError` with the condition that failed.
 
     From patterns, low detail (n, 128) and, to find sums of slices, patterns as they stand in the
-    picture. `min_margin` is the smallest gap of correlations that counts as clear.
+    picture. `min_margin` is the smallest gap of correlations that counts as clear. Returns the
+    groups (n,), the ascending correlations of the tree, the place of the gap, and the doubts.
     """
     if len(patterns) < 3:
-        return f"there are {len(patterns)} different slices, wanted at least 3"
+        raise UnclearSubjectsError(f"there are {len(patterns)} different slices, wanted at least 3")
     near = distinct(patterns, seed)
-    nodes = near.nodes
-    n, low = len(nodes), low[nodes]
+    nodes, n = near.nodes, len(near.nodes)
     further: Neighbours | None = near
     while further:
         near = further
-        mixed, one, other = mixtures(
-            near.own, near.columns, near.similarity, lambda rows: plain(nodes[rows])
-        )
-        pure = np.ones(n, bool)
-        pure[mixed] = False
+        sums = mixtures(near, lambda rows: plain(nodes[rows]))
+        pure = ~np.isin(np.arange(n), sums[0])
         if pure.sum() < 3:
-            return f"{len(mixed)} of {n} distinct slices are mixtures of others"
+            text = f"{len(sums[0])} of {n} distinct slices are mixtures of others"
+            raise UnclearSubjectsError(text)
         tree = spanning_tree(near.columns, near.similarity, pure)
         edges = tree.similarity
         if len(edges) < 2:
-            return f"{n} distinct slices have too few links"
+            raise UnclearSubjectsError(f"{n} distinct slices have too few links")
         cut = widest_gap(edges)
         threshold = float(edges[cut : cut + 2].mean())
-        inside = tree.above(threshold)
+        inside = tree.take(edges > threshold)
         groups = inside.groups(n)
-        further = looked_further(near, groups, pure)
-    count = len(np.unique(groups[pure]))
-    refusal = why_unclear(edges, cut, min_margin, count, int(pure.sum()))
+        further = looked_further(near, groups)
+    kept = np.flatnonzero(pure)
+    refusal = why_unclear(edges, cut, min_margin, len(np.unique(groups[kept])), len(kept))
     if refusal:
-        return refusal
-    return _checked(
-        near, low, inside, threshold=threshold, edges=edges, cut=cut, mixture=(mixed, one, other)
-    )
+        raise UnclearSubjectsError(refusal)
+    rows, columns = (np.searchsorted(kept, of) for of in (inside.rows, inside.columns))
+    inside = Tree(rows, columns, inside.similarity)
+    groups, doubts = _checked(near.own.take(kept), low[nodes[kept]], inside, threshold)
+    doubts = [(text, nodes[kept[concerned]]) for text, concerned in doubts]
+    whole = np.full(n, -1)
+    whole[kept] = groups
+    between = _with_mixtures(whole, *sums)
+    if len(between):
+        text = f"{len(between)} slices are mixtures of two people"
+        doubts.append((text, nodes[between.ravel()]))
+    return whole[near.original], edges, cut, doubts
 
 
 def _checked(
-    near: Neighbours,
-    low: np.ndarray,
-    inside: Tree,
-    *,
-    threshold: float,
-    edges: np.ndarray,
-    cut: int,
-    mixture: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> People | str:
-    """Check groups by their heights, then give mixtures and copies to those they come from."""
-    n = len(near.nodes)
-    pure = np.ones(n, bool)
-    pure[mixture[0]] = False
-    place, kept = np.cumsum(pure) - 1, np.flatnonzero(pure)
-    own = near.own.take(kept)
-    inside = Tree(place[inside.rows], place[inside.columns], inside.similarity)
-    groups = inside.groups(len(kept))
-    position = along_the_tree(inside.rows, inside.columns, inside.similarity, groups)
-    sides = two_levels(low[kept], position, groups)
-    size = f"({groups.max() + 1} groups of {len(kept)} distinct slices)"
+    own: Patterns, low: np.ndarray, inside: Tree, threshold: float
+) -> tuple[np.ndarray, Doubts]:
+    """Check groups by their heights: cut what joins two heads, join what is torn, tell doubts."""
+    groups = inside.groups(len(own))
+    position = along_the_tree(inside, groups)
+    sides = two_levels(low, position, groups)
+    sizes = np.bincount(groups)
+    size = f"({len(sizes)} groups of {len(own)} distinct slices)"
     if sides is not None:
-        return (
+        raise UnclearSubjectsError(
             f"groups fall into two sets that share no heights ({sides.sum()} and {(~sides).sum()} "
             f"of those looked at), as if all heads were torn, wanted one set {size}"
         )
-    height, trust = heights(low[kept], position, groups)
-    if trust > _TRUST:
-        answer = _by_height(own, height, inside, groups, threshold=threshold, size=size)
-        if isinstance(answer, str):
-            return answer
-        groups, doubts = answer
-    else:
-        sizes, doubts = np.bincount(groups), []
-        if by_size(groups).any() or sizes.max() > 2 * np.median(sizes):
-            return (
+    height, trust = heights(low, position, groups)
+    if trust <= _TRUST:
+        if sizes.min() < 0.5 * np.quantile(sizes, 0.8) or sizes.max() > 2 * np.median(sizes):
+            raise UnclearSubjectsError(
                 f"groups have {sizes.min()} to {sizes.max()} distinct slices, and their heights "
                 f"cannot be told to check them (trust {trust:.2f}, wanted {_TRUST}) {size}"
             )
-    whole = np.full(n, -1)
-    whole[kept] = groups
-    between = _with_mixtures(whole, mixture)
-    told = [(text, near.nodes[kept[rows]].tolist()) for text, rows in doubts]
-    if len(between):
-        text = f"{len(between)} slices are mixtures of two people"
-        told.append((text, near.nodes[between.ravel()].tolist()))
-    return People(whole[near.original], threshold, edges[cut + 1 :], edges[: cut + 1], told)
-
-
-def _by_height(
-    own: Patterns,
-    height: np.ndarray,
-    inside: Tree,
-    groups: np.ndarray,
-    *,
-    threshold: float,
-    size: str,
-) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]] | str:
-    """Cut what joins two heads, join what is torn, and say which groups are doubtful."""
-    doubts: list[tuple[str, np.ndarray]] = []
+        return groups, []
+    doubts: Doubts = []
     cuts = strangers_within(own, height, inside, groups, threshold)
     if cuts is None:
-        return (
-            f"a group of {np.bincount(groups).max()} distinct slices holds slices of one height "
-            f"that look different, wanted one head a group {size}"
+        raise UnclearSubjectsError(
+            f"a group of {sizes.max()} distinct slices holds slices of one height that look "
+            f"different, wanted one head a group {size}"
         )
     if len(cuts):
         ends = np.concatenate([inside.rows[cuts], inside.columns[cuts]])
-        left = np.setdiff1d(np.arange(len(inside.rows)), cuts)
-        groups = Tree(inside.rows[left], inside.columns[left], inside.similarity[left]).groups(
-            len(groups)
-        )
+        groups = inside.take(np.delete(np.arange(len(inside.rows)), cuts)).groups(len(own))
         doubts.append(("slices that resemble two people link these, mixtures perhaps", ends))
+    return _joined(own, height, groups, doubts, size)
+
+
+def _joined(
+    own: Patterns, height: np.ndarray, groups: np.ndarray, doubts: Doubts, size: str
+) -> tuple[np.ndarray, Doubts]:
+    """Join parts of one head, and add what is doubtful about groups that are parts."""
     covered = coverage(height, groups)
     joined, likely = fitting_ends(own, height, groups, covered)
     first = np.unique(groups, return_index=True)[1]
@@ -199,7 +168,7 @@ def _by_height(
     partial[[group for pair in joined for group in pair]] = False
     share = float(partial[groups].mean())
     if share > 0.5:
-        return (
+        raise UnclearSubjectsError(
             f"{share:.0%} of the slices are in groups that cover only part of the heights, wanted "
             f"at most half {size}"
         )
@@ -211,25 +180,22 @@ def _by_height(
         text = "slices are missing inside these, whose parts were joined by their likeness"
         doubts.append((text, first[[one for one, _ in joined]]))
     if partial.any():
-        concerned = sorted(
-            {g for pair in likely for g in pair} | set(np.flatnonzero(partial).tolist())
-        )
+        concerned = {group for pair in likely for group in pair} | {*np.flatnonzero(partial)}
         text = (
             f"{partial.sum()} of {len(partial)} groups cover only part of the heights that others "
             "cover and may be parts of one person"
         )
-        doubts.append((text, first[concerned]))
+        doubts.append((text, first[[*concerned]]))
     return groups, doubts
 
 
 def _with_mixtures(
-    whole: np.ndarray, mixture: tuple[np.ndarray, np.ndarray, np.ndarray]
+    whole: np.ndarray, mixed: np.ndarray, one: np.ndarray, other: np.ndarray
 ) -> np.ndarray:
     """Give each mixture to the group of its larger part; return parts of different groups (m, 2).
 
     Fills `whole` in place; what is a mixture of mixtures only stays alone.
     """
-    mixed, one, other = mixture
     for _ in range(20):
         known = (whole[mixed] < 0) & (whole[one] >= 0)
         whole[mixed[known]] = whole[one[known]]

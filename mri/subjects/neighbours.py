@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from mri.subjects.identity import Patterns, Points, in_threads, without_common_anatomy
+from mri.subjects.identity import Halves, Patterns, in_threads, without_common_anatomy
 
 COPY = 0.97
 """Correlation of patterns from which a slice counts as an altered copy of another."""
@@ -20,8 +17,6 @@ COPY = 0.97
 _NEIGHBOURS, _MOST, _BLOCK = 40, 640, 256  # Neighbours looked at, at first and at most.
 _UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
 _AT_A_TIME = 4000  # Possible mixtures, whose patterns are held together.
-_INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
-_IN_A_CELL, _PROBED = 100, 16  # Slices in a cell of the index, and cells compared with a slice.
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +25,15 @@ class Neighbours:
 
     `nodes` (m,) are the rows of slices that are altered copies of none, and `original` (n,) says
     for every row which node it is a copy of. The patterns of the nodes are `own`, those to search
-    in `points`. `columns` (m, k) are the nearest other nodes, `similarity` their likeness. `exact`
-    (m,) says which nodes were compared with all others.
+    in `points`. `columns` (m, k) are the nearest other nodes, `similarity` their likeness.
     """
 
     nodes: np.ndarray
     original: np.ndarray
     own: Patterns
-    points: Points
+    points: Halves
     columns: np.ndarray
     similarity: np.ndarray
-    exact: np.ndarray
 
 
 def distinct(patterns: Patterns, seed: int) -> Neighbours:
@@ -49,142 +42,46 @@ def distinct(patterns: Patterns, seed: int) -> Neighbours:
     original = nodes.copy()
     for last in (False, False, False, False, True):
         own, points = without_common_anatomy(patterns, nodes, seed)
+        rows = np.arange(len(nodes))
         columns = nearest(points, min(_NEIGHBOURS, len(nodes) - 1))
-        similarity = own.likeness(np.arange(len(nodes)), columns)
+        similarity = own.likeness(rows, columns)
         copies = altered_copies(columns, similarity)
-        kept = np.flatnonzero(copies == np.arange(len(nodes)))
+        kept = np.flatnonzero(copies == rows)
         if last or len(kept) == len(nodes) or len(kept) < 3:
             break
-        place = np.empty(len(nodes), np.int64)
-        place[kept] = np.arange(len(kept))
-        original = place[copies[original]]
+        original = np.searchsorted(kept, copies[original])
         nodes = nodes[kept]
-    exact = np.full(len(nodes), not _has_index(len(nodes)))
-    return Neighbours(nodes, original, own, points, columns, similarity, exact)
+    return Neighbours(nodes, original, own, points, columns, similarity)
 
 
-def looked_further(near: Neighbours, groups: np.ndarray, pure: np.ndarray) -> Neighbours | None:
-    """Look for links that the groups (m,) may lack; None where there is nothing to look for.
+def looked_further(near: Neighbours, groups: np.ndarray) -> Neighbours | None:
+    """Look at more neighbours where groups (m,) have more slices than that, else return None.
 
-    A slice sees its nearest stranger only if it has more neighbours than slices of its own. What an
-    index tore off a person is a small group: its slices are compared with all others, but a tenth
-    of all slices at most. What is not `pure` (m,) stands alone because it is a mixture.
+    A slice sees its nearest stranger only if it has more neighbours than slices of its own.
     """
-    sizes, k = np.bincount(groups), near.columns.shape[1]
-    most = min(_MOST, len(groups) - 1)
-    if k <= sizes.max() <= 2 * _MOST and k < most:
-        columns = nearest(near.points, min(2 * k, most))
-        similarity = near.own.likeness(np.arange(len(groups)), columns)
-        exact = np.full(len(groups), not _has_index(len(groups)))
-        return replace(near, columns=columns, similarity=similarity, exact=exact)
-    # Of any two parts of a person one has half of the slices at most.
-    small = sizes[groups] <= np.quantile(sizes[groups], 0.8) / 2
-    rows = np.flatnonzero(small & pure & ~near.exact)
-    left = len(groups) // 10 - near.exact.sum()
-    if not len(rows) or left <= 0:
+    largest, k, most = np.bincount(groups).max(), near.columns.shape[1], min(_MOST, len(groups) - 1)
+    if not k <= largest <= 2 * _MOST or k >= most:
         return None
-    rows = np.sort(rows[np.argsort(sizes[groups[rows]], kind="stable")][:left])
-    columns, similarity, exact = near.columns.copy(), near.similarity.copy(), near.exact.copy()
-    columns[rows] = _exactly(near.points, rows, k)
-    similarity[rows] = near.own.likeness(rows, columns[rows])
-    exact[rows] = True
-    return replace(near, columns=columns, similarity=similarity, exact=exact)
+    columns = nearest(near.points, min(2 * k, most))
+    similarity = near.own.likeness(np.arange(len(groups)), columns)
+    return replace(near, columns=columns, similarity=similarity)
 
 
-def _has_index(n: int) -> bool:
-    return n > _INDEXED and find_spec("faiss") is not None
-
-
-def nearest(points: Points, neighbours: int) -> np.ndarray:
-    """Return the rows (n, neighbours) of each point's nearest others, in no order.
-
-    Of many points only those in the cells around it are looked at, if faiss is installed.
-    """
-    n = len(points[0])
-    if _has_index(n):
-        return _by_index(points, neighbours)
-    if n > _INDEXED:
-        warnings.warn(
-            f"faiss is not installed: {n:,} slices are compared pair by pair, which takes longer. "
-            "To change that: python -m pip install faiss-cpu",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return _exactly(points, np.arange(n), neighbours)
-
-
-def _exactly(points: Points, rows: np.ndarray, neighbours: int) -> np.ndarray:
-    """Compare some rows with all points; return their nearest others."""
+def nearest(points: Halves, neighbours: int) -> np.ndarray:
+    """Return the rows (n, neighbours) of each point's nearest others, in no order."""
     (even, odd), n = points, len(points[0])
-    found = np.empty((len(rows), neighbours), np.int64)
+    found = np.empty((n, neighbours), np.int64)
 
     def fill(start: int) -> None:
-        block = rows[start : start + _BLOCK]
+        block = slice(start, start + _BLOCK)
         like = odd[block] @ odd.T
         np.abs(like, out=like)
         like += even[block] @ even.T
-        like[np.arange(len(block)), block] = -np.inf
-        least = np.partition(like, n - neighbours, axis=1)[:, n - neighbours]
-        taken = like >= least[:, None]
-        for row in np.flatnonzero(taken.sum(1) > neighbours):
-            # Of equals some are too many.
-            taken[row] = False
-            taken[row, np.argsort(-like[row], kind="stable")[:neighbours]] = True
-        found[start : start + _BLOCK] = np.nonzero(taken)[1].reshape(-1, neighbours)
+        np.fill_diagonal(like[:, start:], -np.inf)
+        found[block] = np.argpartition(like, -neighbours, axis=1)[:, -neighbours:]
 
-    in_threads(fill, range(0, len(rows), _BLOCK))
+    in_threads(fill, range(0, n, _BLOCK))
     return found
-
-
-def _by_index(halves: Points, neighbours: int) -> np.ndarray:
-    """Return nearly all of the nearest others, searched for themselves and for mirror images.
-
-    An inverted file: points are sorted into cells, and compared with those of the nearest cells
-    (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663), by faiss. The hundredth that finds
-    least in them is compared with all points, lest a slice stay alone at the border of its cell.
-    """
-    import faiss
-
-    points, wide = np.concatenate(halves, axis=1), halves[0].shape[1]
-    n = len(points)
-    faiss.omp_set_num_threads(os.cpu_count())
-    cells = min(n // _IN_A_CELL, 8192)
-    index = faiss.IndexIVFFlat(
-        faiss.IndexFlatIP(points.shape[1]), points.shape[1], cells, faiss.METRIC_INNER_PRODUCT
-    )
-    index.cp.niter, index.nprobe = 8, _PROBED
-    index.train(points[:: max(1, n // (40 * cells))])
-    index.add(points)
-    found, best = np.empty((n, neighbours), np.int64), np.empty(n, np.float32)
-    for start in range(0, n, 16384):
-        block = slice(start, start + 16384)
-        like, rows = index.search(points[block], neighbours + 1)
-        mirrored = points[block].copy()
-        mirrored[:, wide:] *= -1
-        turned, others = index.search(mirrored, neighbours + 1)
-        found[block], best[block] = _merged(
-            np.concatenate([like, turned], axis=1), np.concatenate([rows, others], axis=1), start, n
-        )
-    alone = np.sort(np.argsort(best)[: n // 100])
-    found[alone] = _exactly(halves, alone, neighbours)
-    return found
-
-
-def _merged(
-    like: np.ndarray, rows: np.ndarray, start: int, n: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best half of the candidates, each once and none the row itself; the best score."""
-    order = np.lexsort([-like, rows])
-    like, rows = np.take_along_axis(like, order, 1), np.take_along_axis(rows, order, 1)
-    own = np.arange(start, start + len(rows))[:, None]
-    like[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf
-    like[(rows < 0) | (rows == own)] = -np.inf
-    neighbours = rows.shape[1] // 2 - 1
-    best = np.argpartition(like, -neighbours, axis=1)[:, -neighbours:]
-    missing = ~np.isfinite(np.take_along_axis(like, best, 1))
-    # Where cells hold too few, any other slice fills the row: it is judged by its likeness.
-    any_other = (own + 1 + np.arange(neighbours)) % n
-    return np.where(missing, any_other, np.take_along_axis(rows, best, 1)), like.max(1)
 
 
 def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:
@@ -206,24 +103,19 @@ def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:
     return original
 
 
-def mixtures(
-    own: Patterns,
-    columns: np.ndarray,
-    similarity: np.ndarray,
-    plain: Callable[[np.ndarray], Patterns],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mixtures(near: Neighbours, plain: Callable[[np.ndarray], Patterns]) -> np.ndarray:
     """Find slices that are sums of two unlike ones, as interpolating oversamplers make them.
 
     Such a slice is explained almost wholly by two others that do not resemble each other, and what
-    the first leaves of it by the second; of a real slice a stranger explains nothing. Of each
-    slice's nearest others (n, k) and their likeness; `plain` gives the patterns of rows as they
-    stand in the picture, since sums were made before any pose. Returns the rows of the mixtures, of
-    their larger part and of the smaller, each (m,).
+    the first leaves of it by the second; of a real slice a stranger explains nothing. `plain` gives
+    the patterns of nodes as they stand in the picture, since sums were made before any pose.
+    Returns (3, m): the mixtures, their larger parts and the smaller.
     """
+    columns, similarity = near.columns, near.similarity
     ranked = np.argsort(-similarity, axis=1)[:, :16]
-    rows, at = np.nonzero(np.take_along_axis(similarity, ranked, 1) > _UNLIKE)
-    one, other = columns[rows, ranked[rows, 0]], columns[rows, ranked[rows, at]]
-    unlike = own.pairs(one, other) < _UNLIKE
+    rows, place = np.nonzero(np.take_along_axis(similarity, ranked, 1) > _UNLIKE)
+    one, other = columns[rows, ranked[rows, 0]], columns[rows, ranked[rows, place]]
+    unlike = near.own.pairs(one, other) < _UNLIKE
     rows, one, other = rows[unlike], one[unlike], other[unlike]
     score = np.zeros(len(rows))
     for start in range(0, len(rows), _AT_A_TIME):
@@ -239,8 +131,8 @@ def mixtures(
         score[block] = np.where(added > 0.7, explained, 0)
     best = np.lexsort([-score, rows])
     best = best[np.unique(rows[best], return_index=True)[1]]
-    best = best[score[best] > 0.985]
-    return rows[best], one[best], other[best]
+    best = best[score[best] > 0.94]
+    return np.stack([rows[best], one[best], other[best]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,10 +143,9 @@ class Tree:
     columns: np.ndarray
     similarity: np.ndarray
 
-    def above(self, threshold: float) -> Tree:
-        """Return the stronger links."""
-        kept = self.similarity > threshold
-        return Tree(self.rows[kept], self.columns[kept], self.similarity[kept])
+    def take(self, links: np.ndarray) -> Tree:
+        """Return some of the links."""
+        return Tree(self.rows[links], self.columns[links], self.similarity[links])
 
     def groups(self, n: int) -> np.ndarray:
         """Return the number of the connected part of each of `n` slices."""
@@ -265,12 +156,10 @@ class Tree:
 def spanning_tree(columns: np.ndarray, similarity: np.ndarray, kept: np.ndarray) -> Tree:
     """Join nearest others to a tree of the strongest links, without the rows not `kept`."""
     n = len(columns)
-    rows = np.repeat(np.arange(n), columns.shape[1])
-    use = kept[rows] & kept[columns.ravel()]
+    rows, columns = np.repeat(np.arange(n), columns.shape[1]), columns.ravel()
+    use = kept[rows] & kept[columns]
     # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
-    graph = csr_matrix(
-        (2.0 - similarity.ravel()[use], (rows[use], columns.ravel()[use])), shape=(n, n)
-    )
+    graph = csr_matrix((2.0 - similarity.ravel()[use], (rows[use], columns[use])), (n, n))
     tree = minimum_spanning_tree(graph).tocoo()
     order = np.argsort(-tree.data, kind="stable")
     return Tree(tree.row[order], tree.col[order], 2.0 - tree.data[order])

@@ -1,9 +1,8 @@
 """What needs the whole person: order, brightness, tissues, and the way to a mean brain.
 
 The public files hold slices of one head in any order, each scaled to its own brightest pixel.
-`prepare_person` undoes both, maps the gray values of fluid, gray and white matter onto common
-anchors and, where the template asks for it, moves the anatomy of each slice onto the template's.
-What it returns is the input of `mri.models.glass_box`. No diagnosis is looked at here.
+`prepare_person` undoes both; what it returns is the input of `mri.models.glass_box`. No diagnosis
+is looked at here.
 """
 
 from __future__ import annotations
@@ -39,13 +38,7 @@ _ROUNDS = 200  # Of the fit of three normals, which ends sooner once it stands s
 
 @dataclass(frozen=True, eq=False)
 class Tissue:
-    """Three normal distributions fitted to the gray values of a person.
-
-    Attributes
-    ----------
-    means, deviations, shares : ndarray of float64, shape (3,)
-        Of fluid, gray matter and white matter, in gray values of the slices after `gain`.
-    """
+    """Normal distributions (3,) of the gray values of fluid, gray matter and white matter."""
 
     means: np.ndarray
     deviations: np.ndarray
@@ -56,17 +49,10 @@ class Tissue:
 class Tones:
     """The slices of a person in order and on common gray values: all that needs no template.
 
-    Attributes
-    ----------
-    images : ndarray of float32, shape (n, h, w)
-        From below upwards, fluid, gray and white matter at `ANCHORS`, the outside 0.
-    order : ndarray of int64, shape (n,)
-        Row of the given slices that each image was.
-    gain : ndarray of float64, shape (n,)
-        Brightness of each slice relative to the others, which it has been divided by.
-    tissue : Tissue
-    warnings : tuple of str
-        What is lacking.
+    `images`, float32 (n, h, w), go from below upwards, with fluid, gray and white matter at
+    `ANCHORS` and the outside 0. Image i was row `order[i]` of the given slices, and was divided by
+    its relative brightness `gain[i]`; `tissue` is that of the result. `warnings` say what is
+    lacking.
     """
 
     images: np.ndarray = field(repr=False)
@@ -84,10 +70,6 @@ def person_tones(slices: np.ndarray) -> Tones:
     slices : ndarray of uint8 or float, shape (n, h, w)
         Gray values 0 to 255 of one person, black outside the head, in any order.
 
-    Returns
-    -------
-    Tones
-
     Raises
     ------
     ValueError
@@ -102,12 +84,8 @@ def person_tones(slices: np.ndarray) -> Tones:
     (32, 128, 128)
     """
     slices = _checked(slices)
-    lacking = []
-    if len(slices) < _FEW:
-        lacking.append(
-            f"brightness and tissues are judged by {len(slices)} of {HEIGHTS} slices: "
-            "the gray values are uncertain"
-        )
+    text = f"brightness and tissues are judged by {len(slices)} of {HEIGHTS} slices: "
+    lacking = (text + "the gray values are uncertain",) if len(slices) < _FEW else ()
     order = order_slices(slices)
     images = slices[order]
     gain = slice_gain(images)
@@ -117,25 +95,15 @@ def person_tones(slices: np.ndarray) -> Tones:
     # Beyond white matter the line goes on as between gray and white, so that nothing is clipped.
     slope = (ANCHORS[2] - ANCHORS[1]) / (tissue.means[2] - tissue.means[1])
     mapped += np.maximum(images - tissue.means[2], 0).astype(np.float32) * np.float32(slope)
-    return Tones(mapped, order, gain, tissue, tuple(lacking))
+    return Tones(mapped, order, gain, tissue, lacking)
 
 
 def slice_gain(images: np.ndarray) -> np.ndarray:
-    """Return how much brighter each slice of a person was written than the others.
+    """Return how much brighter each slice (n, h, w) of a person was written than the others, (n,).
 
     Neighbouring slices show nearly the same anatomy, so the median ratio of their bright pixels is
     the ratio of their gains. Its errors add up along the head; the white matter's mode, which is
-    the same all over a head, takes the slow drift out.
-
-    Parameters
-    ----------
-    images : ndarray of float, shape (n, h, w)
-        In order along the head.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,)
-        Positive, with a mean logarithm of 0.
+    the same all over a head, takes the slow drift out. The mean logarithm of the gains is 0.
     """
     images = np.asarray(images, np.float32)
     steps = np.zeros(len(images))
@@ -175,24 +143,11 @@ def _white(counts: np.ndarray) -> int:
 
 
 def fit_tissue(values: np.ndarray) -> Tissue:
-    """Fit three normal distributions to gray values: fluid, gray matter, white matter.
+    """Fit three normal distributions to gray values (m,): fluid, gray matter, white matter.
 
     Expectation and maximisation (Dempster et al. 1977, doi:10.1111/j.2517-6161.1977.tb01600.x) on
-    the histogram, from the white matter's mode downwards.
-
-    Parameters
-    ----------
-    values : ndarray of float, shape (m,)
-        Gray values of the brain and its fluid.
-
-    Returns
-    -------
-    Tissue
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than 200 values, or the three do not come out in order and apart.
+    the histogram, from the white matter's mode downwards. Fewer than 200 values, and tissues that
+    do not come out in order and apart, are refused.
     """
     values = np.asarray(values, float).ravel()
     require(len(values) >= _LEAST, f"values must be at least {_LEAST}.", values=len(values))
@@ -222,18 +177,10 @@ def fit_tissue(values: np.ndarray) -> Tissue:
 class Person:
     """A person as `mri.models.glass_box` takes them.
 
-    Attributes
-    ----------
-    images : ndarray of float32, shape (32, h, w)
-        One slice a height, from below upwards, moved onto the template if that is registered.
-    heights : ndarray of int64, shape (n,)
-        Height that each of the given slices was put to, in the order given.
-    known : ndarray of bool, shape (32,)
-        Heights that a slice of this person was put to.
-    tones : Tones
-        Gains, tissues and the slices before they were moved.
-    warnings : tuple of str
-        What is lacking; empty where nothing is.
+    `images`, float32 (32, h, w), are one slice a height, from below upwards, moved onto the
+    template if that is registered. The given slices were put to `heights` (n,); `known` (32,) says
+    which heights have one. `tones` are the slices before they were moved. `warnings` say what is
+    lacking.
     """
 
     images: np.ndarray = field(repr=False)
@@ -260,15 +207,9 @@ def prepare_person(slices: np.ndarray | Tones, template: Template) -> Person:
     Parameters
     ----------
     slices : ndarray of uint8 or float, shape (n, h, w), or Tones
-        Of one person, in any order; or what `person_tones` made of them, which does not depend on
-        the template.
+        Of one person, in any order; or what `person_tones` made of them.
     template : Template
         Of the people that the model was trained on.
-
-    Returns
-    -------
-    Person
-        `warnings` say what is lacking.
 
     Raises
     ------
@@ -280,8 +221,8 @@ def prepare_person(slices: np.ndarray | Tones, template: Template) -> Person:
     size = template.mean.shape[1:]
     if images.shape[1:] != size:
         lacking.append(f"slices of {images.shape[1:]} pixels were resized to {size}")
-        images = np.stack([cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-                           for image in images])  # fmt: skip
+        resized = [cv2.resize(x, size[::-1], interpolation=cv2.INTER_AREA) for x in images]
+        images = np.stack(resized)
     order, heights, alike = _place(images, template.mean)
     images = images[order]
     if alike < _ALIKE:
@@ -289,7 +230,9 @@ def prepare_person(slices: np.ndarray | Tones, template: Template) -> Person:
             f"the slices hardly look like the template's (correlation {alike:.2f}): other heights, "
             "or no brain; do not rely on the answer"
         )
-    if _turned(images, template.mean) > alike:
+    turns = (1, 2, 3) if size[0] == size[1] else (2,)
+    turned = (np.rot90(images, turn, (1, 2)) for turn in turns)
+    if max(_place(of, template.mean)[2] for of in turned) > alike:
         lacking.append("the slices look more like the template's when turned; turn them as its are")
     if template.registered:
         images = move(images, slice_flows(images, template.mean[heights]))
@@ -310,16 +253,9 @@ def _place(images: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray
     found = []
     for order in (upwards, upwards[::-1]):
         heights = upwards if len(images) == HEIGHTS else _rising(images[order] @ mean.T)
-        alike = np.einsum("ij,ij->i", images[order], mean[heights]).mean()
+        alike = np.vecdot(images[order], mean[heights]).mean()
         found.append((order, heights, float(alike)))
     return max(found, key=lambda way: way[2])
-
-
-def _turned(images: np.ndarray, mean: np.ndarray) -> float:
-    """Return the largest mean correlation with the template after a turn of the slices."""
-    square = images.shape[1] == images.shape[2]
-    turns = (1, 2, 3) if square else (2,)
-    return max(_place(np.rot90(images, turn, (1, 2)), mean)[2] for turn in turns)
 
 
 def _standardised(images: np.ndarray) -> np.ndarray:
@@ -355,37 +291,25 @@ def _fill(
     images: np.ndarray, heights: np.ndarray, template: Template
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Return a slice for every height, which heights have their own, and what is lacking."""
-    known = np.isin(np.arange(HEIGHTS), heights)
+    distance = np.abs(np.arange(HEIGHTS)[:, None] - heights)
+    nearest = distance.min(1)
     filled = template.typical.astype(np.float32)
-    lent = 0
-    for height in range(HEIGHTS):
-        distance = np.abs(heights - height)
-        if distance.min() <= _REACH:
-            filled[height] = images[distance == distance.min()].mean(0)
-            lent += int(distance.min() > 0)
+    for height in np.flatnonzero(nearest <= _REACH):
+        filled[height] = images[distance[height] == nearest[height]].mean(0)
+    known, average = nearest == 0, int((nearest > _REACH).sum())
     missing = int((~known).sum())
-    if not missing:
-        return filled, known, ()
     text = (
-        f"{missing} of {HEIGHTS} heights have no slice: {lent} take the next one, "
-        f"{missing - lent} count as average, which draws the answer to the average person's"
+        f"{missing} of {HEIGHTS} heights have no slice: {missing - average} take the next one, "
+        f"{average} count as average, which draws the answer to the average person's"
     )
-    return filled, known, (text,)
+    return filled, known, (text,) if missing else ()
 
 
 def people_tones(images: np.ndarray, groups: np.ndarray) -> dict[int, Tones]:
     """Return `person_tones` of every person, by their number: it does not depend on a fold.
 
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (n, h, w)
-    groups : ndarray of int, shape (n,)
-        Person of each slice.
-
-    Raises
-    ------
-    ValueError
-        As `person_tones` does, with a note that names the person.
+    Of slices (n, h, w), uint8, and the person of each, (n,). A ValueError of `person_tones` gets a
+    note that names the person.
     """
     groups = integers("groups", groups, len(images))
     found = {}

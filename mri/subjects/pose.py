@@ -12,72 +12,62 @@ from threadpoolctl import threadpool_limits
 SIDE = 64
 """Rows and columns of a canonical slice, in pixels."""
 
-LEARNT = 2000
-"""Slices that mean heads are learnt from, about."""
-
 _RADIUS = 25.5  # Of the brain in a canonical slice, in pixels: leaves room for what sticks out.
-_RAYS, _STEPS, _FINE = 128, 64, 1024  # Rays of an outline, samples a ray, angles tried in a turn.
-_FEW_RAYS = 32  # Enough to find the centre.
-_HARMONICS = np.arange(2, 25)  # Without the mean and the centre; above is the noise of the edge.
+_STEPS, _REACH = 64, 0.75 * SIDE  # Samples of a ray, and its length in pixels.
+_RAYS = 32, 32, 128  # Rays of an outline: few are enough to find the centre.
+_HARMONICS, _FINE = np.arange(2, 25), 1024  # Of an outline; angles that are tried in a turn.
 _ROUNDS = 2
 _THUMB, _KINDS = 32, 12  # Side of a thumbnail; mean heads to lay them on, mostly by height.
+_MOST = np.array([1, 1, 0.05, 0.1])  # A larger correction says that the mean head is a wrong one.
+
+
+Heads = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class Pose:
     """Mean heads that slices are laid on, so that a turned, scaled or moved copy is its original.
 
-    The outline of a head (its distance from the centre along 128 rays) gives centre and size; its
-    circular correlation with the mean outline gives the angle; the inside of the head corrects all
-    three. The mean heads are symmetric, so that the pose of a mirrored slice is the mirrored pose:
-    flipping the columns of a canonical slice is bringing its mirror image into pose.
+    The outline of a head (its distance from the centre along 128 rays) gives centre and size. Its
+    circular correlation with the mean outline gives the angle. The inside of the head corrects all
+    three. The mean heads are symmetric, so a mirrored slice has the mirrored pose.
 
-    Attributes
-    ----------
-    outline : ndarray of complex, shape (23,), or None
-        Fourier coefficients of the mean outline; None where most slices have no outline inside the
-        picture: then they are only resized.
-    heads : tuple of ndarray of float32, shape (kinds, 32, 32)
-        Mean heads for each round of corrections.
+    `outline` are the Fourier coefficients (23,) of the mean outline. It is None where most slices
+    have no outline inside the picture; these are only resized. `heads` are, for each round of
+    corrections, the mean heads (kinds, 1024) and what corrections are read off with.
     """
 
     outline: np.ndarray | None
-    heads: tuple[np.ndarray, ...]
+    heads: tuple[Heads, ...] = ()
 
     @classmethod
     def learn(cls, images: np.ndarray) -> Pose:
         """Learn the mean heads from slices (n, h, w), a few for all."""
-        poses, radii, inside, small, _ = _outlines(images)
+        poses, waves, inside, small = _outlines(images)
         if inside.mean() <= 0.5:
-            return cls(None, ())
-        waves = _waves(radii / poses[:, 2:])
+            return cls(None)
         outline = _mean_outline(waves)
-        poses = np.column_stack([poses, _fit(waves, outline)[0]])
-        heads = []
+        poses[:, 3] = _fit(waves, outline)[0]
+        heads: list[Heads] = []
         for _ in range(_ROUNDS):
-            thumbs = _thumbs(small, poses)
+            thumbs = _drawn(small, poses, _THUMB)
             heads.append(_mean_heads(thumbs))
             poses = _settled(thumbs, poses, heads[-1])
         return cls(outline, tuple(heads))
 
     def draw(self, images: np.ndarray) -> np.ndarray:
-        """Return slices (n, h, w) in canonical pose, float32 (n, 64, 64), negatives below 0."""
+        """Return slices (n, h, w) in canonical pose, float32 (n, 64, 64)."""
         if self.outline is None:
             return resized(images, SIDE)
-        poses, radii, _, small, sign = _outlines(images)
-        poses = np.column_stack([poses, _fit(_waves(radii / poses[:, 2:]), self.outline)[0]])
+        poses, waves, _, small = _outlines(images)
+        poses[:, 3] = _fit(waves, self.outline)[0]
         for heads in self.heads:
-            poses = _settled(_thumbs(small, poses), poses, heads)
+            poses = _settled(_drawn(small, poses, _THUMB), poses, heads)
         factor = max(images.shape[1:]) / SIDE
         poses[:, :2] = (poses[:, :2] + 0.5) * factor - 0.5
         poses[:, 2] *= factor
-        canonical = np.empty((len(images), SIDE, SIDE), np.float32)
-        drawn = np.empty((2 * SIDE, 2 * SIDE), np.float32)
-        for out, image, pose in zip(canonical, images, poses, strict=True):
-            # Drawn at twice the resolution and halved, so that fine folds do not alias.
-            _draw(image.astype(np.float32), tuple(pose), 2 * SIDE, drawn)
-            cv2.resize(drawn, (SIDE, SIDE), dst=out, interpolation=cv2.INTER_AREA)
-        return canonical * sign
+        # Drawn at twice the resolution and halved, so that fine folds do not alias.
+        return _drawn(images, poses, SIDE, fine=2)
 
 
 def resized(images: np.ndarray, longest: int, *, keep_shape: bool = False) -> np.ndarray:
@@ -88,73 +78,66 @@ def resized(images: np.ndarray, longest: int, *, keep_shape: bool = False) -> np
         scale = longest / max(height, width)
         size = max(1, round(width * scale)), max(1, round(height * scale))
     way = cv2.INTER_AREA if max(height, width) > longest else cv2.INTER_LINEAR
-    return np.stack(
-        [cv2.resize(np.float32(image), size, interpolation=way) for image in images]
-    ).astype(np.float32, copy=False)
+    found = np.empty((len(images), *size[::-1]), np.float32)
+    for out, image in zip(found, images, strict=True):
+        cv2.resize(np.float32(image), size, dst=out, interpolation=way)
+    return found
 
 
-def _outlines(images: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return centre x, y and radius (n, 3), outlines (n, rays), which lie inside, small slices.
+def _outlines(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return poses (n, 5), waves of the outlines, which lie inside, and small slices.
 
-    In pixels of the small slices, which are bright on 0; last comes -1 for what was dark on bright.
-    The radius is that of a disc of the same area.
+    A pose is the centre x, y and radius (of a disc of the same area) in pixels of the small slices,
+    an angle to be found, and -1 for a negative, a head darker than its ground.
     """
     small = resized(images, SIDE, keep_shape=True)
     for image in small:
         cv2.GaussianBlur(image, (0, 0), 0.7, dst=image)
     edge = np.concatenate([small[:, 0], small[:, -1], small[:, :, 0], small[:, :, -1]], axis=1)
     small -= np.median(edge, axis=1)[:, None, None]
-    # A negative, a head darker than its ground, is turned back.
-    sign = np.where(small.sum((1, 2)) < 0, np.float32(-1), np.float32(1))[:, None, None]
-    smooth = np.stack([cv2.GaussianBlur(image, (0, 0), 1) for image in small]) * sign
-    small = np.abs(small)
-    flat = small[:, ::2, ::2].reshape(len(small), -1)
-    bright = np.partition(flat, int(0.9 * flat.shape[1]), axis=1)[:, int(0.9 * flat.shape[1])]
-    level = 0.2 * bright
-    mask = small > level[:, None, None]
+    sign = np.where(small.sum((1, 2)) < 0, -1, 1)
+    apart = np.abs(small)
+    flat = apart[:, ::2, ::2].reshape(len(small), -1)
+    level = 0.2 * np.partition(flat, int(0.9 * flat.shape[1]), axis=1)[:, int(0.9 * flat.shape[1])]
+    mask = apart > level[:, None, None]
     height, width = mask.shape[1:]
     total = np.maximum(mask.sum((1, 2)), 1)
     x = mask.sum(1) @ np.arange(width) / total
     y = mask.sum(2) @ np.arange(height) / total
-    for rays in (_FEW_RAYS, _FEW_RAYS, _RAYS):
+    for rays in _RAYS:
         turn = np.arange(rays) * (2 * np.pi / rays)
         cos, sin = np.cos(turn), np.sin(turn)
-        radii = _crossings(small, level, x, y, rays)
+        radii = _crossings(apart, level, x, y, rays)
         area = np.maximum((radii**2).mean(1), 1)
-        if rays < _RAYS:
+        if rays < _RAYS[-1]:
             x = x + (radii**3 @ cos) * (2 / 3 / rays) / area
             y = y + (radii**3 @ sin) * (2 / 3 / rays) / area
     ends_x, ends_y = x[:, None] + radii * cos, y[:, None] + radii * sin
     out = (ends_x < 1) | (ends_x > width - 2) | (ends_y < 1) | (ends_y > height - 2)
     inside = (out.mean(1) < 0.1) & (area > 0.05 * height * width)
-    return np.column_stack([x, y, np.sqrt(area)]), radii, inside, smooth, sign
+    poses = np.column_stack([x, y, np.sqrt(area), np.zeros(len(x)), sign])
+    shapes = radii / poses[:, 2:3]
+    waves = np.fft.rfft(shapes - shapes.mean(1, keepdims=True), axis=1)[:, _HARMONICS]
+    for image in small:
+        cv2.GaussianBlur(image, (0, 0), 1, dst=image)
+    return poses, waves, inside, small
 
 
 def _crossings(
     small: np.ndarray, level: np.ndarray, x: np.ndarray, y: np.ndarray, rays: int
 ) -> np.ndarray:
     """Return the outermost distance (n, rays) at which each ray is above the slice's level."""
-    reach = 0.75 * SIDE
     flags = cv2.WARP_POLAR_LINEAR | cv2.INTER_LINEAR | cv2.WARP_FILL_OUTLIERS
-    polar = np.stack(
-        [
-            cv2.warpPolar(image, (_STEPS, rays), (float(cx), float(cy)), reach, flags)
-            for image, cx, cy in zip(small, x, y, strict=True)
-        ]
-    )
+    polar = np.empty((len(small), rays, _STEPS), np.float32)
+    for out, image, *centre in zip(polar, small, x.tolist(), y.tolist(), strict=True):
+        cv2.warpPolar(image, (_STEPS, rays), centre, _REACH, flags, dst=out)
     above = polar > level[:, None, None]
     above[:, :, 0] = True
     last = _STEPS - 1 - above[:, :, ::-1].argmax(2)
     after = np.minimum(last + 1, _STEPS - 1)
     one, two = (np.take_along_axis(polar, at[:, :, None], 2)[:, :, 0] for at in (last, after))
-    drop = np.maximum(one - two, 1e-6)
-    part = np.where(one > two, (one - level[:, None]) / drop, 0).clip(0, 1)
-    return (last + part) * (reach / _STEPS)
-
-
-def _waves(outlines: np.ndarray) -> np.ndarray:
-    """Return the Fourier coefficients (n, 23) of outlines (n, rays) that tell their angle."""
-    return np.fft.rfft(outlines - outlines.mean(1, keepdims=True), axis=1)[:, _HARMONICS]
+    part = np.where(one > two, (one - level[:, None]) / np.maximum(one - two, 1e-6), 0).clip(0, 1)
+    return (last + part) * (_REACH / _STEPS)
 
 
 def _mean_outline(waves: np.ndarray) -> np.ndarray:
@@ -193,20 +176,21 @@ def _fit(waves: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (angle + np.pi) % (2 * np.pi) - np.pi, top / np.maximum(norms, 1e-12)
 
 
-def _thumbs(small: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    thumbs = np.empty((len(small), _THUMB, _THUMB), np.float32)
-    for out, image, pose in zip(thumbs, small, poses, strict=True):
-        _draw(image, tuple(pose), _THUMB, out)
-    return thumbs
+def _mean_heads(thumbs: np.ndarray) -> Heads:
+    """Return symmetric mean heads of length 1 or less, one a cluster, and their inverses.
 
-
-def _mean_heads(thumbs: np.ndarray) -> np.ndarray:
-    """Return symmetric mean heads (kinds, 32, 32) of length 1 or less, one a cluster."""
+    An inverse (1024, 6) maps a thumbnail to contrast, brightness, shift, zoom and turn.
+    """
     flat = _unit(thumbs + thumbs[:, :, ::-1])
     kinds = min(_KINDS, max(1, len(flat) // 40))
     with threadpool_limits(1):
-        found = KMeans(kinds, n_init=1, max_iter=20, random_state=0).fit(flat).cluster_centers_
-    return found.reshape(-1, _THUMB, _THUMB)
+        heads = KMeans(kinds, n_init=1, max_iter=20, random_state=0).fit(flat).cluster_centers_
+    rows, columns = np.mgrid[:_THUMB, :_THUMB] - (_THUMB - 1) / 2
+    pictures = heads.reshape(-1, _THUMB, _THUMB)
+    down, right = np.gradient(pictures, axis=(1, 2))
+    zoomed, turned = right * columns + down * rows, down * columns - right * rows
+    design = np.stack([pictures, np.ones_like(pictures), right, down, zoomed, turned], 1)
+    return heads, np.linalg.pinv(design.reshape(kinds, 6, -1)).astype(np.float32)
 
 
 def _unit(thumbs: np.ndarray) -> np.ndarray:
@@ -215,44 +199,40 @@ def _unit(thumbs: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
-def _settled(thumbs: np.ndarray, poses: np.ndarray, heads: np.ndarray) -> np.ndarray:
+def _settled(thumbs: np.ndarray, poses: np.ndarray, found: Heads) -> np.ndarray:
     """Correct the poses by the inside of the heads: least squares onto the likest mean head.
 
     One step of the inverse compositional Lucas-Kanade method (Baker & Matthews 2004,
     doi:10.1023/B:VISI.0000011205.11775.fd) for angle, size and shift at once.
     """
-    flat = heads.reshape(len(heads), -1)
-    likest = _unit(thumbs + thumbs[:, :, ::-1]) @ flat.T - (flat**2).sum(1) / 2
-    kind, unit, poses = likest.argmax(1), _unit(thumbs), poses.copy()
-    rows, columns = np.mgrid[:_THUMB, :_THUMB] - (_THUMB - 1) / 2
-    for number, head in enumerate(heads):
-        members = np.flatnonzero(kind == number)
-        down, right = np.gradient(head)
-        design = np.stack(
-            [head, np.ones_like(head), right, down, right * columns + down * rows,
-             down * columns - right * rows]
-        ).reshape(6, -1)  # fmt: skip
-        found = unit[members] @ np.linalg.pinv(design)
-        steps = found[:, 2:] / np.maximum(found[:, :1], 0.3)
-        # A step beyond what an outline can be wrong by says that the head is another one.
-        dx, dy = np.clip(steps[:, 0], -1, 1), np.clip(steps[:, 1], -1, 1)
-        zoom, turn = np.clip(steps[:, 2], -0.05, 0.05), np.clip(steps[:, 3], -0.1, 0.1)
-        radius, angle = poses[members, 2], poses[members, 3]
-        unit_length = radius / (_RADIUS * _THUMB / SIDE)
-        cos, sin = np.cos(angle) * unit_length, np.sin(angle) * unit_length
-        poses[members, 0] -= cos * dx - sin * dy
-        poses[members, 1] -= sin * dx + cos * dy
-        poses[members, 2] *= 1 - zoom
-        poses[members, 3] -= turn
-    return poses
+    heads, inverses = found
+    kind = (_unit(thumbs + thumbs[:, :, ::-1]) @ heads.T - (heads**2).sum(1) / 2).argmax(1)
+    unit, fits = _unit(thumbs), np.empty((len(thumbs), 6))
+    for number in np.unique(kind):
+        fits[kind == number] = unit[kind == number] @ inverses[number]
+    steps = fits[:, 2:] / np.maximum(fits[:, :1], 0.3)
+    dx, dy, zoom, turn = steps.clip(-_MOST, _MOST).T
+    x, y, radius, angle, sign = poses.T
+    pixel = radius / (_RADIUS * _THUMB / SIDE)
+    cos, sin = np.cos(angle) * pixel, np.sin(angle) * pixel
+    x, y = x - (cos * dx - sin * dy), y - (sin * dx + cos * dy)
+    return np.column_stack([x, y, radius * (1 - zoom), angle - turn, sign])
 
 
-def _draw(image: np.ndarray, pose: tuple[float, ...], side: int, out: np.ndarray) -> None:
-    x, y, radius, angle = pose
-    middle, scale = (side - 1) / 2, radius / (_RADIUS * side / SIDE)
+def _drawn(images: np.ndarray, poses: np.ndarray, side: int, fine: int = 1) -> np.ndarray:
+    """Draw slices in their poses, float32 (n, side, side), by way of `fine` times the side."""
+    x, y, radius, angle, sign = poses.T
+    middle, scale = (fine * side - 1) / 2, radius / (_RADIUS * fine * side / SIDE)
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
-    matrix = np.array([[cos, -sin, x - (cos - sin) * middle], [sin, cos, y - (sin + cos) * middle]])
-    cv2.warpAffine(
-        image, matrix, (side, side), dst=out, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )  # fmt: skip
+    corner = x - (cos - sin) * middle, y - (sin + cos) * middle
+    matrices = np.array([[cos, -sin, corner[0]], [sin, cos, corner[1]]])
+    found = np.empty((len(images), side, side), np.float32)
+    large = np.empty((fine * side, fine * side), np.float32)
+    for out, image, matrix in zip(found, images, np.moveaxis(matrices, 2, 0), strict=True):
+        cv2.warpAffine(
+            np.float32(image), matrix, large.shape, dst=large if fine > 1 else out,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
+        if fine > 1:
+            cv2.resize(large, (side, side), dst=out, interpolation=cv2.INTER_AREA)
+    return found * sign.astype(np.float32)[:, None, None]

@@ -14,13 +14,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from mri.data.scans import Scans
+from mri.subjects.likeness import Found
 
 Parts = list[tuple[np.ndarray, np.ndarray]]
 """Row numbers of train and test, of one division or several."""
-
-Found = dict[str, tuple[np.ndarray, np.ndarray]]
-"""What `nearest` returns."""
 
 DUPLICATE = 0.99
 """Pixel correlation from which two slices count as near duplicates."""
@@ -35,79 +32,67 @@ TURNED = f"test slices that are a mirrored, turned or inverted copy (r ≥ {DUPL
 _SUSPICIOUS = 0.15
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probes:
-    """Classifiers that know nothing of anatomy, measured on one division or several."""
+    """Classifiers that know nothing of anatomy, measured on one division or several.
 
-    scans: Scans
+    Of labels, pixels in some detail, and numbers that only equal slices share, of all slices.
+    """
+
+    labels: np.ndarray
     pixels: np.ndarray
+    keys: np.ndarray
     groups: np.ndarray | None
     seed: int
 
-    def figures(
-        self,
-        parts: Parts,
-        found: Found,
-        name: str,
-        keys: np.ndarray,
-    ) -> dict[str, float]:
+    def figures(self, parts: Parts, found: Found, name: str) -> dict[str, float]:
         """Return the figures of one column of the table."""
-        labels, groups = self.scans.labels, self.groups
-        similar = found[name][1]
-        by_pixels = np.empty(len(labels), np.int64)
+        labels, groups, keys = self.labels, self.groups, self.keys
         rows = np.concatenate([test for _, test in parts])
-        # Of one division the rows of its test part in their order, of folds all slices.
-        by_pixels[rows if len(parts) == 1 else np.sort(rows)] = found[f"{name}: pixels"][0]
-        neighbours = [by_pixels[test] for _, test in parts]
+        similar, neighbour = found[name][1][rows], found[f"{name}: pixels"][0]
         majority = np.bincount(labels[parts[0][0]]).argmax()
-        truth = [labels[test] for _, test in parts]
-        shared = np.nan if groups is None else _shared(groups, parts)
         # On so few numbers the threads of BLAS mostly wait for each other.
         with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
             guesses = list(pool.map(self._linear, *zip(*parts, strict=True)))
+        tests = [test for _, test in parts]
+        truth, neighbours = [labels[of] for of in tests], [neighbour[of] for of in tests]
+        shared = np.nan if groups is None else _across(groups, parts) / len(rows)
         figures = {
             "subjects": np.nan if groups is None else float(len(np.unique(groups))),
             SHARED: shared,
-            IDENTICAL: float(sum(np.isin(keys[test], keys[train]).sum() for train, test in parts)),
+            IDENTICAL: _across(keys, parts),
             NEAR: float((similar >= DUPLICATE).mean()),
             TURNED: np.nan,
             "highest correlation across": float(similar.max()),
             "majority class: accuracy": float(np.mean([(of == majority).mean() for of in truth])),
-            **_scores("1-nearest neighbour", truth, [labels[rows] for rows in neighbours]),
+            **_scores("1-nearest neighbour", truth, [labels[of] for of in neighbours]),
             **_scores("linear probe", truth, guesses),
         }
         if groups is not None:
             shuffled = shuffle_diagnoses(labels, groups, seed=self.seed)
-            figures |= _scores(
-                "1-NN, diagnoses shuffled",
-                [shuffled[test] for _, test in parts],
-                [shuffled[rows] for rows in neighbours],
-            )
+            truth, guesses = [shuffled[of] for of in tests], [shuffled[of] for of in neighbours]
+            figures |= _scores("1-NN, diagnoses shuffled", truth, guesses)
         return figures
 
     def _linear(self, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-        labels = self.scans.labels
-        if len(np.unique(labels[train])) < 2:
-            return np.full(len(test), labels[train[0]])
-        probe = linear_probe(self.pixels[train], labels[train], seed=self.seed)
+        if len(np.unique(self.labels[train])) < 2:
+            return np.full(len(test), self.labels[train[0]])
+        probe = linear_probe(self.pixels[train], self.labels[train], seed=self.seed)
         return probe.predict(self.pixels[test])
 
 
 def disagreement(
-    labels: np.ndarray,
-    groups: np.ndarray | None,
-    found: Found,
-    test: np.ndarray,
+    labels: np.ndarray, groups: np.ndarray, found: Found, test: np.ndarray
 ) -> tuple[str, ...]:
     """Say so if the nearest neighbour does much better as published, on the same slices.
 
     Compared person by person, so that a test part of few easy people is not accused.
     """
-    published = labels[found[f"{PUBLISHED}: pixels"][0]] == labels[test]
-    apart = labels[found[f"{APART}: pixels"][0][test]] == labels[test]
-    _, person = np.unique(np.asarray(groups)[test], return_inverse=True)
-    sizes = np.bincount(person)
-    gains = np.bincount(person, published.astype(float) - apart) / sizes
+    published, apart = (
+        labels[found[f"{name}: pixels"][0][test]] == labels[test] for name in (PUBLISHED, APART)
+    )
+    _, person = np.unique(groups[test], return_inverse=True)
+    gains = np.bincount(person, published.astype(float) - apart) / np.bincount(person)
     gain, error = gains.mean(), gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0
     if gain < _SUSPICIOUS or gain - 2 * error <= 0:
         return ()
@@ -122,18 +107,8 @@ def shuffle_diagnoses(labels: np.ndarray, groups: np.ndarray, *, seed: int = 0) 
     """Deal the labels out again among the subjects, so that anatomy means nothing.
 
     The control for every result: a method that does better than chance on these has recognised
-    people or seen its test part.
-
-    Parameters
-    ----------
-    labels, groups : ndarray of int, shape (n,)
-        Class and subject of each slice; a subject's first slice gives its class.
-    seed : int
-
-    Returns
-    -------
-    ndarray of int, shape (n,)
-        One label a subject, each as often as before.
+    people or seen its test part. Of classes and subjects of slices, (n,); a subject's first slice
+    gives its class. Returns labels (n,), one a subject, each as often as before.
     """
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     return np.random.default_rng(seed).permutation(labels[first])[member]
@@ -149,9 +124,9 @@ def linear_probe(pixels: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Pi
     return probe.fit(pixels, labels)
 
 
-def _shared(groups: np.ndarray, parts: Parts) -> float:
-    seen = [np.isin(groups[test], groups[train]) for train, test in parts]
-    return float(np.concatenate(seen).mean())
+def _across(numbers: np.ndarray, parts: Parts) -> float:
+    """Count the test slices whose number stands in train too."""
+    return float(sum(np.isin(numbers[test], numbers[train]).sum() for train, test in parts))
 
 
 def _scores(name: str, truth: list[np.ndarray], guess: list[np.ndarray]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Who is who: subjects recovered from pixels, and splits that keep a subject on one side."""
+"""Who is who: subjects recovered from pixels, and the order of their slices."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from threadpoolctl import threadpool_limits
 
 from mri._arguments import integers, require
 from mri.subjects.heights import LOW, low_detail
-from mri.subjects.identity import Patterns, empty_patterns, folding_patterns, in_threads, unequal
+from mri.subjects.identity import Patterns, folding_patterns, in_threads, room_for, unequal
 from mri.subjects.linking import people
-from mri.subjects.pose import LEARNT, SIDE, Pose, resized
+from mri.subjects.pose import SIDE, Pose, resized
 
 _BLOCK, _BYTES = 256, 2**24  # Slices, and bytes of them, that are held at once.
-
-
-class UnclearSubjectsError(ValueError):
-    """The pixels do not say who is who: no clear gap between same and different subjects."""
+_LEARNT = 2000  # Slices that mean heads are learnt from, about.
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,21 +68,18 @@ def recover_subjects(
 ) -> Subjects:
     """Group slices by subject from their pixels alone.
 
-    Neighbouring slices of one head share its folding pattern, slices of two heads do not. Every
-    slice is first brought into one pose by its outline and then by the inside of the head, and is
-    compared with the others and with their mirror images: a transformed copy belongs to the person
-    it came from. The coarse brightness that all heads have in common is removed by a high-pass
-    filter, their common anatomy with the leading principal components; nearest neighbours (searched
-    in the components that follow, then correlated exactly) are joined to a spanning tree, and the
-    tree is cut at the widest gap between its correlations. Copies, and sums of two slices, are set
-    aside before and given back to their people at the end. More than 20,000 slices are searched by
-    an approximate index where faiss is installed (``python -m pip install faiss-cpu``), and small
-    groups are then compared with all slices; otherwise pair by pair. The correlations are exact in
-    both.
+    Neighbouring slices of one head share its folding pattern; slices of two heads do not.
 
-    The heights of the slices, learnt from within the groups, then check these: a group with unlike
-    slices of one height is two people, groups that share no heights may be one. What can be neither
-    mended nor warned of by name is refused.
+    1. Every slice is brought into one pose by its outline and then by the inside of the head.
+    2. A high-pass filter takes the coarse brightness out, and the leading principal components,
+       which all heads have in common, are left out. A slice is compared with the others and with
+       their mirror images, so a transformed copy belongs to the person it came from.
+    3. Copies, and sums of two slices, are set aside until the end.
+    4. Nearest neighbours are searched in the components that follow, then correlated exactly.
+    5. A spanning tree joins them, and is cut at the widest gap between its correlations.
+    6. The heights of the slices, learnt from within the groups, check these: a group with unlike
+       slices of one height is two people, groups that share no heights may be one. What can be
+       neither mended nor warned of by name is refused.
 
     Parameters
     ----------
@@ -97,10 +91,6 @@ def recover_subjects(
         Smallest gap of correlations that counts as clear.
     seed : int
         Of the randomised principal component analysis.
-
-    Returns
-    -------
-    Subjects
 
     Raises
     ------
@@ -140,58 +130,54 @@ def recover_subjects(
     with threadpool_limits(1):
         first, which = unequal(images)
         patterns, low = _described(images, first)
-        any_pattern = np.logical_or(patterns.even.any(axis=1), patterns.odd.any(axis=1))
-        _refuse_flat(~np.asarray(any_pattern)[which])
+        _refuse_flat(~np.any([half.any(axis=1) for half in patterns.halves], axis=0)[which])
 
         def plain(rows: np.ndarray) -> Patterns:
-            whole, blocks = empty_patterns(len(rows), False), _blocks(images, rows)
-            for start in blocks:
-                some = first[rows[start : start + blocks.step]]
-                folding_patterns(resized(images[some], SIDE), False, whole, start)
-            return whole
+            parts = [folding_patterns(resized(images[some], SIDE), False)
+                     for _, some in _blocks(images, first[rows])]  # fmt: skip
+            even, odd = (np.concatenate(halves) for halves in zip(*parts, strict=True))
+            return Patterns.whole((even, odd))
 
-        found = people(patterns, low, plain, min_margin=min_margin, seed=seed)
-    if isinstance(found, str):
-        raise UnclearSubjectsError(
-            f"no clear gap between same and different subjects: {found}; slices may be missing "
-            "between neighbours. Pass the subject ids if you know them"
-        )
-    _, start, groups = np.unique(found.groups[which], return_index=True, return_inverse=True)
-    number = np.argsort(np.argsort(start))
-    final, told = number[groups].astype(np.int64), []
-    for text, concerned in found.doubts:
-        named = tuple(sorted({int(final[which == row][0]) for row in concerned}))
-        told.append(f"{text}: {_listed(named)}")
+        groups, edges, cut, doubts = people(patterns, low, plain, min_margin=min_margin, seed=seed)
+    _, start, groups = np.unique(groups[which], return_index=True, return_inverse=True)
+    groups = np.argsort(np.argsort(start))[groups].astype(np.int64)
+    told = []
+    for text, concerned in doubts:
+        named = np.unique(groups[first[concerned]]).tolist()
+        told.append(f"{text}: group{'s' * (len(named) > 1)} {', '.join(map(str, named))}")
         warnings.warn(told[-1], stacklevel=2)
-    mixed = _contradictory(final, labels)
-    return Subjects(final, found.threshold, found.same, found.different, mixed, tuple(told))
+    mixed: list[int] = []
+    if labels is not None:
+        pairs = np.unique(np.stack([groups, labels]), axis=1)[0]
+        mixed = np.flatnonzero(np.bincount(pairs) > 1).tolist()
+    threshold = float(edges[cut : cut + 2].mean())
+    same, different = edges[cut + 1 :], edges[: cut + 1]
+    return Subjects(groups, threshold, same, different, tuple(mixed), tuple(told))
 
 
-def _blocks(images: np.ndarray, rows: np.ndarray) -> range:
-    """Return where blocks of rows begin whose slices are small enough to be held at once."""
-    return range(0, len(rows), max(1, min(_BLOCK, _BYTES // images[0].nbytes)))
+def _blocks(images: np.ndarray, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Return blocks of rows whose slices are small enough to be held at once, and their starts."""
+    step = max(1, min(_BLOCK, _BYTES // images[0].nbytes))
+    return [(start, rows[start : start + step]) for start in range(0, len(rows), step)]
 
 
 def _described(images: np.ndarray, rows: np.ndarray) -> tuple[Patterns, np.ndarray]:
     """Return patterns and low detail of some slices, block by block."""
-    some = rows[:: max(1, len(rows) // LEARNT)]
-    blocks = _blocks(images, some)
-    small = [
-        resized(images[some[start : start + blocks.step]], SIDE, keep_shape=True)
-        for start in blocks
-    ]
+    learnt = _blocks(images, rows[:: max(1, len(rows) // _LEARNT)])
+    small = [resized(images[some], SIDE, keep_shape=True) for _, some in learnt]
     pose = Pose.learn(np.concatenate(small))
-    patterns = empty_patterns(len(rows), pose.outline is not None)
-    low = np.empty((len(rows), LOW), np.float32)
-    blocks = _blocks(images, rows)
+    posed = pose.outline is not None
+    halves, low = room_for(len(rows), posed), np.empty((len(rows), LOW), np.float32)
+    blocks = dict(_blocks(images, rows))
 
     def fill(start: int) -> None:
-        canonical = pose.draw(images[rows[start : start + blocks.step]])
-        folding_patterns(canonical, pose.outline is not None, patterns, start)
-        low[start : start + len(canonical)] = low_detail(canonical)
+        canonical = pose.draw(images[blocks[start]])
+        found = *folding_patterns(canonical, posed), low_detail(canonical)
+        for out, part in zip((*halves, low), found, strict=True):
+            out[start : start + len(part)] = part
 
     in_threads(fill, blocks)
-    return patterns, low
+    return Patterns.whole(halves), low
 
 
 def _refuse_flat(flat: np.ndarray) -> None:
@@ -199,17 +185,6 @@ def _refuse_flat(flat: np.ndarray) -> None:
         raise ValueError(
             f"{flat.sum()} slices are constant, the first at index {flat.argmax()}; leave them out"
         )
-
-
-def _listed(groups: tuple[int, ...]) -> str:
-    return f"group{'s' * (len(groups) > 1)} {', '.join(map(str, groups))}"
-
-
-def _contradictory(groups: np.ndarray, labels: np.ndarray | None) -> tuple[int, ...]:
-    if labels is None:
-        return ()
-    pairs = np.unique(np.stack([groups, labels]), axis=1)[0]
-    return tuple(int(group) for group in np.flatnonzero(np.bincount(pairs) > 1))
 
 
 def order_slices(images: np.ndarray) -> np.ndarray:
@@ -235,7 +210,7 @@ def order_slices(images: np.ndarray) -> np.ndarray:
         likeness = np.ones((len(images),) * 2)
     else:
         likeness = np.corrcoef(images.reshape(len(images), -1).astype(np.float32))
-    # Far slices are all alike unlike; only near ones say where a slice lies.
+    # Distant slices are all equally unlike; only near ones say where a slice lies.
     likeness = np.exp((np.nan_to_num(likeness) - 1) / 0.02)
     laplacian = np.diag(likeness.sum(1)) - likeness
     order = np.argsort(np.linalg.eigh(laplacian)[1][:, min(1, len(images) - 1)], kind="stable")

@@ -55,20 +55,13 @@ def subject_split(
     labels, groups : ndarray of int, shape (n,)
         Class and subject of each slice.
     fold, folds : int
-        Number of the test fold, and number of folds.
+        Number of the test fold, from 0, and number of folds, from 2.
     seed : int
-
-    Returns
-    -------
-    Split
 
     Raises
     ------
     ValueError
-        If labels and groups are not integers of the same length, `folds` is below 2, `fold` is
-        not from 0 to `folds` - 1, or there are fewer subjects than folds or fewer than 3.
-    DataLeakageError
-        If a subject is in two parts. The split prevents this; it is checked all the same.
+        If an argument is not of this kind, or there are fewer subjects than folds, or fewer than 3.
 
     Warns
     -----
@@ -117,19 +110,9 @@ def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: i
     ----------
     labels : ndarray of int, shape (n,)
     test : sequence of int
-        Rows of the published test file.
+        Different rows, of the published test file. 10 rows of some class must be left.
     seed : int
         Seed of the validation part: a tenth of the other rows, split by image too.
-
-    Returns
-    -------
-    Split
-
-    Raises
-    ------
-    ValueError
-        If `labels` are not integers (n,), `test` does not hold different row numbers, or it leaves
-        fewer than 10 rows of every class.
 
     Examples
     --------
@@ -150,14 +133,7 @@ def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: i
 
 
 def check_disjoint(split: Split, groups: np.ndarray) -> None:
-    """Raise `DataLeakageError` if a subject is in two parts of `split`.
-
-    Parameters
-    ----------
-    split : Split
-        Of any protocol. An image-level split usually fails, because its subjects are shared.
-    groups : ndarray of int, shape (n,)
-    """
+    """Raise `DataLeakageError` if a subject of `groups` (n,) is in two parts of `split`."""
     sides = {side: set(groups[getattr(split, side)]) for side in PARTS}
     for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
         shared = sides[one] & sides[other]

@@ -1,7 +1,6 @@
 """A mean brain, and the way of each slice to it.
 
-The template is made of people whose diagnoses may be known to a model, never of those it is
-tested on. It is symmetric, so that no side of the head is preferred.
+It is made of people to train on, never of those to test on.
 """
 
 from __future__ import annotations
@@ -29,17 +28,10 @@ _PLANE, _ALONG = 3.0, 3.0  # Blur of a flow: pixels in the plane, slices along t
 class Template:
     """The mean of some people, to move others onto.
 
-    Attributes
-    ----------
-    mean : ndarray of uint8, shape (32, h, w)
-        Mean of their gray values, each height from below upwards, symmetric.
-    typical : ndarray of uint8, shape (32, h, w)
-        The gray value whose tone is their mean tone. A person's missing slice is taken from here:
-        it then adds nothing to a score that counts from the mean.
-    registered : bool
-        Whether people are to be moved onto `mean`, as those it was made of have been.
-    people : int
-        How many it was made of.
+    `mean` and `typical` are uint8 (32, h, w), from below upwards, and symmetric: the mean of their
+    gray values, and the gray value whose tone is their mean tone. A person's missing slice is taken
+    from `typical`: it then adds nothing to a score that counts from the mean. Where `registered`,
+    people are to be moved onto `mean`, as the `people` that it was made of have been.
     """
 
     mean: np.ndarray = field(repr=False)
@@ -52,23 +44,11 @@ class Template:
         path = Path(path)
         require(path.suffix == ".npz", "path must end in .npz.", path=str(path))
         with replacing(path) as temporary:
-            np.savez_compressed(
-                temporary,
-                mean=self.mean,
-                typical=self.typical,
-                registered=self.registered,
-                people=self.people,
-            )
+            np.savez_compressed(temporary, **vars(self))
 
 
 def read_template(path: str | os.PathLike[str]) -> Template:
-    """Read what `Template.save` has written.
-
-    Raises
-    ------
-    DataError
-        If the file is not such a one.
-    """
+    """Read what `Template.save` has written; raise `DataError` if it is not such a file."""
     try:
         # Opened here, since NumPy leaves a file open that is no archive.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -79,33 +59,20 @@ def read_template(path: str | os.PathLike[str]) -> Template:
     except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: no template ({error}); make it again") from error
     for array in (mean, typical):
-        if array.shape != mean.shape or array.ndim != 3 or len(array) != HEIGHTS:
-            raise DataError(f"{path}: a template is ({HEIGHTS}, h, w), this is {array.shape}")
-        if array.dtype != np.uint8:
-            raise DataError(f"{path}: a template is uint8, this is {array.dtype}")
+        fits = array.shape == mean.shape and array.ndim == 3 and len(array) == HEIGHTS
+        if not fits or array.dtype != np.uint8:
+            found = f"this is {array.dtype} {array.shape}"
+            raise DataError(f"{path}: a template is ({HEIGHTS}, h, w) of uint8, {found}")
     return Template(mean, typical, registered, people)
 
 
 def make_template(people: Sequence[np.ndarray], *, registered: bool = True) -> Template:
-    """Average people into a symmetric template.
+    """Average people into a symmetric template, so that no side of the head is preferred.
 
     With `registered` there are two rounds of registration: each person is moved to the plain mean,
     the mean of the moved is the template, and to that `prepare_person` moves each one again.
 
-    Parameters
-    ----------
-    people : sequence of ndarray of float32, shape (32, h, w)
-        From `person_tones`: people to train on only, each with all heights.
-    registered : bool
-
-    Returns
-    -------
-    Template
-
-    Raises
-    ------
-    ValueError
-        If there are no people, or they are not all (32, h, w) of one size.
+    `people` are images of `person_tones`, float32 (32, h, w), all of one size.
     """
     shapes = {np.shape(person) for person in people}
     fits = len(shapes) == 1 and len(shape := next(iter(shapes))) == 3 and shape[0] == HEIGHTS
@@ -137,21 +104,12 @@ def _bytes(images: np.ndarray) -> np.ndarray:
 
 
 def slice_flows(images: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Find how far each slice's anatomy lies from that of its target.
+    """Find how far each slice's anatomy lies from that of its target, float32 (n, h, w, 2).
 
     Dense inverse search (Kroeger et al. 2016, doi:10.1007/978-3-319-46493-0_29), then blurred in
     the plane and along the head: the shape of a head changes slowly, folds do not match anyway.
-
-    Parameters
-    ----------
-    images : ndarray of float or uint8, shape (n, h, w)
-        Gray values about 0 to 255, in order along the head.
-    target : ndarray of uint8, shape (n, h, w)
-
-    Returns
-    -------
-    ndarray of float32, shape (n, h, w, 2)
-        In pixels, right and down: what is at p in `target` is at p + flow in `images`.
+    Of slices in order along the head, gray values about 0 to 255, and a target of uint8. In pixels,
+    right and down: what is at p in `target` is at p + flow in `images`.
     """
     # At half the resolution: the search ends at a quarter anyway, and the blur is wider than that.
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
@@ -171,11 +129,7 @@ def slice_flows(images: np.ndarray, target: np.ndarray) -> np.ndarray:
 def move(images: np.ndarray, flows: np.ndarray) -> np.ndarray:
     """Return slices, float32 (n, h, w), with their anatomy where that of the target lies."""
     rows, columns = np.mgrid[: images.shape[1], : images.shape[2]].astype(np.float32)
-    return np.stack(
-        [
-            cv2.remap(
-                image.astype(np.float32), columns + f[..., 0], rows + f[..., 1], cv2.INTER_LINEAR
-            )
-            for image, f in zip(images, flows, strict=True)
-        ]
-    )
+    pairs = zip(images.astype(np.float32), flows, strict=True)
+    moved = [cv2.remap(image, columns + flow[..., 0], rows + flow[..., 1], cv2.INTER_LINEAR)
+             for image, flow in pairs]  # fmt: skip
+    return np.stack(moved)

@@ -11,10 +11,10 @@ from sklearn.metrics import adjusted_rand_score
 from mri.data.phantom import make_phantoms
 from mri.data.scans import read_scans
 from mri.subjects.heights import heights, low_detail
-from mri.subjects.identity import folding_patterns, unequal, without_common_anatomy
-from mri.subjects.linking import why_unclear, widest_gap
+from mri.subjects.identity import Patterns, folding_patterns, unequal, without_common_anatomy
+from mri.subjects.linking import UnclearSubjectsError, why_unclear, widest_gap
 from mri.subjects.pose import Pose
-from mri.subjects.recovery import UnclearSubjectsError, order_slices, recover_subjects
+from mri.subjects.recovery import order_slices, recover_subjects
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def upright(images):
 def test_a_posed_copy_lies_on_its_original(phantoms, rng):
     images = phantoms.images[:24]
     canonical, posed = upright(np.concatenate([images, any_pose(images, rng)]))
-    patterns = folding_patterns(canonical, posed)
+    patterns = Patterns.whole(folding_patterns(canonical, posed))
     likeness = patterns.likeness(np.arange(24), np.arange(24, 48)[:, None])[:, 0]
     assert posed
     assert likeness.min() > 0.85
@@ -97,7 +97,7 @@ def test_patterns_are_correlations_of_what_a_blur_takes_away(rng):
     sharp = np.stack([image - gaussian_filter(image, 2, mode="mirror") for image in images])
     plain = np.corrcoef(sharp.reshape(6, -1))
     turned = np.corrcoef(sharp.reshape(6, -1), sharp[:, :, ::-1].reshape(6, -1))[:6, 6:]
-    found = folding_patterns(images, False).between(np.arange(6), np.arange(6))
+    found = Patterns.whole(folding_patterns(images, False)).between(np.arange(6), np.arange(6))
     np.testing.assert_allclose(found, np.maximum(plain, turned), atol=2e-4)
 
 
@@ -105,15 +105,14 @@ def test_patterns_ignore_brightness_and_contrast_and_leave_slices_as_they_were(p
     images = upright(phantoms.images[:5])[0]
     before = images.copy()
     one, two = folding_patterns(images, True), folding_patterns(0.37 * images + 21.5, True)
-    np.testing.assert_allclose(one.even, two.even, atol=1e-5)
-    np.testing.assert_allclose(one.odd, two.odd, atol=1e-5)
+    np.testing.assert_allclose(one, two, atol=1e-5)
     np.testing.assert_array_equal(images, before)
 
 
 def test_without_common_anatomy_is_a_correlation_of_what_is_left(phantoms):
-    patterns = folding_patterns(*upright(phantoms.images))
+    patterns = Patterns.whole(folding_patterns(*upright(phantoms.images)))
     rows = np.arange(len(patterns))
-    before = np.concatenate([patterns.even, patterns.odd], axis=1).astype(float)
+    before = np.concatenate(patterns.halves, axis=1).astype(float)
     own, (even, odd) = without_common_anatomy(patterns, rows, 0)
     found = own.between(rows, rows)
     np.testing.assert_allclose(np.diag(found), 1, atol=1e-4)

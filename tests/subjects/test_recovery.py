@@ -12,13 +12,10 @@ from scipy.spatial.distance import squareform
 
 from mri.data.phantom import make_phantoms
 from mri.data.scans import read_scans
-from mri.subjects.identity import folding_patterns, without_common_anatomy
+from mri.subjects.identity import Patterns, folding_patterns, without_common_anatomy
+from mri.subjects.linking import UnclearSubjectsError
 from mri.subjects.pose import Pose
-from mri.subjects.recovery import (
-    UnclearSubjectsError,
-    order_slices,
-    recover_subjects,
-)
+from mri.subjects.recovery import order_slices, recover_subjects
 from mri.subjects.splits import DataLeakageError, Split, check_disjoint, image_split, subject_split
 
 SUBJECTS, SLICES = 12, 16
@@ -58,8 +55,8 @@ def single_linkage(features):
 def features_of(images):
     """Likeness of all pairs as the linking sees it."""
     pose, rows = Pose.learn(images), np.arange(len(images))
-    patterns = folding_patterns(pose.draw(images), pose.outline is not None)
-    own = without_common_anatomy(patterns, rows, 0)[0]
+    halves = folding_patterns(pose.draw(images), pose.outline is not None)
+    own = without_common_anatomy(Patterns.whole(halves), rows, 0)[0]
     return own.between(rows, rows)
 
 
@@ -255,7 +252,6 @@ def drawn_people(people, slices, side=64):
 
 
 @pytest.mark.stress
-@pytest.mark.filterwarnings("ignore:faiss is not installed")
 @pytest.mark.parametrize("people", [312, 937, 3125])
 def test_up_to_a_hundred_thousand_slices_in_any_order(people):
     order = np.random.default_rng(1).permutation(people * 32)
@@ -265,27 +261,6 @@ def test_up_to_a_hundred_thousand_slices_in_any_order(people):
     seconds = time.perf_counter() - begin, time.process_time() - busy
     print(f"{len(order)} slices: {found}, {seconds[0]:.0f} s, {seconds[1]:.0f} s of processor time")
     assert same_partition(found.groups, order // 32)
-
-
-def test_people_that_an_index_tears_are_mended(monkeypatch):
-    """It looks in one cell of 60 here: parts of a person in two cells do not see each other."""
-    pytest.importorskip("faiss")
-    for name, value in (("_INDEXED", 500), ("_IN_A_CELL", 20), ("_PROBED", 1)):
-        monkeypatch.setattr(f"mri.subjects.neighbours.{name}", value)
-    order = np.random.default_rng(1).permutation(50 * 24)
-    images = drawn_people(50, 24)[order]
-    assert same_partition(recover_subjects(images).groups, order // 24)
-    monkeypatch.setattr("mri.subjects.linking.looked_further", lambda *parts: None)
-    with pytest.raises(UnclearSubjectsError, match=r"groups have .* distinct slices"):
-        recover_subjects(images)
-
-
-def test_without_an_index_one_line_says_so_and_all_pairs_are_compared(monkeypatch):
-    monkeypatch.setattr("mri.subjects.neighbours._INDEXED", 100)
-    monkeypatch.setattr("mri.subjects.neighbours.find_spec", lambda name: None)
-    with pytest.warns(RuntimeWarning, match="faiss is not installed: 240 slices .*faiss-cpu"):
-        found = recover_subjects(drawn_people(10, 24))
-    assert same_partition(found.groups, np.arange(240) // 24)
 
 
 @pytest.mark.real_data

@@ -103,7 +103,7 @@ def people(
         threshold = float(edges[cut : cut + 2].mean())
         inside = tree.take(edges > threshold)
         groups = inside.groups(n)
-        further = looked_further(near, groups)
+        further = looked_further(near, groups, pure)
     kept = np.flatnonzero(pure)
     refusal = why_unclear(edges, cut, min_margin, len(np.unique(groups[kept])), len(kept))
     if refusal:

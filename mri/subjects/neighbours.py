@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -17,6 +20,8 @@ COPY = 0.97
 _NEIGHBOURS, _MOST, _BLOCK = 40, 640, 256  # Neighbours looked at, at first and at most.
 _UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
 _AT_A_TIME = 4000  # Possible mixtures, whose patterns are held together.
+_INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
+_IN_A_CELL, _PROBED = 100, 16  # Slices in a cell of the index, and cells compared with a slice.
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +30,8 @@ class Neighbours:
 
     `nodes` (m,) are the rows of slices that are altered copies of none, and `original` (n,) says
     for every row which node it is a copy of. The patterns of the nodes are `own`, those to search
-    in `points`. `columns` (m, k) are the nearest other nodes, `similarity` their likeness.
+    in `points`. `columns` (m, k) are the nearest other nodes, `similarity` their likeness. `exact`
+    (m,) says which nodes were compared with all others.
     """
 
     nodes: np.ndarray
@@ -34,6 +40,7 @@ class Neighbours:
     points: Halves
     columns: np.ndarray
     similarity: np.ndarray
+    exact: np.ndarray
 
 
 def distinct(patterns: Patterns, seed: int) -> Neighbours:
@@ -51,37 +58,132 @@ def distinct(patterns: Patterns, seed: int) -> Neighbours:
             break
         original = np.searchsorted(kept, copies[original])
         nodes = nodes[kept]
-    return Neighbours(nodes, original, own, points, columns, similarity)
+    exact = np.full(len(nodes), not _has_index(len(nodes)))
+    return Neighbours(nodes, original, own, points, columns, similarity, exact)
 
 
-def looked_further(near: Neighbours, groups: np.ndarray) -> Neighbours | None:
-    """Look at more neighbours where groups (m,) have more slices than that, else return None.
+def looked_further(near: Neighbours, groups: np.ndarray, pure: np.ndarray) -> Neighbours | None:
+    """Look for links that the groups (m,) may lack; return None if there is nothing to look for.
 
-    A slice sees its nearest stranger only if it has more neighbours than slices of its own.
+    A slice sees its nearest stranger only if it has more neighbours than slices of its own. What an
+    index tore off a person is a small group: its slices are compared with all others, but a tenth
+    of all slices at most. A slice that is not `pure` (m,) is a mixture and stands alone.
     """
-    largest, k, most = np.bincount(groups).max(), near.columns.shape[1], min(_MOST, len(groups) - 1)
-    if not k <= largest <= 2 * _MOST or k >= most:
+    sizes, k = np.bincount(groups), near.columns.shape[1]
+    most = min(_MOST, len(groups) - 1)
+    if k <= sizes.max() <= 2 * _MOST and k < most:
+        columns = nearest(near.points, min(2 * k, most))
+        similarity = near.own.likeness(np.arange(len(groups)), columns)
+        exact = np.full(len(groups), not _has_index(len(groups)))
+        return replace(near, columns=columns, similarity=similarity, exact=exact)
+    # Of any two parts of a person one has half of the slices at most.
+    small = sizes[groups] <= np.quantile(sizes[groups], 0.8) / 2
+    rows = np.flatnonzero(small & pure & ~near.exact)
+    left = len(groups) // 10 - near.exact.sum()
+    if not len(rows) or left <= 0:
         return None
-    columns = nearest(near.points, min(2 * k, most))
-    similarity = near.own.likeness(np.arange(len(groups)), columns)
-    return replace(near, columns=columns, similarity=similarity)
+    rows = np.sort(rows[np.argsort(sizes[groups[rows]], kind="stable")][:left])
+    columns, similarity, exact = near.columns.copy(), near.similarity.copy(), near.exact.copy()
+    columns[rows] = _exactly(near.points, rows, k)
+    similarity[rows] = near.own.likeness(rows, columns[rows])
+    exact[rows] = True
+    return replace(near, columns=columns, similarity=similarity, exact=exact)
+
+
+def _has_index(n: int) -> bool:
+    return n > _INDEXED and find_spec("faiss") is not None
 
 
 def nearest(points: Halves, neighbours: int) -> np.ndarray:
-    """Return the rows (n, neighbours) of each point's nearest others, in no order."""
+    """Return the rows (n, neighbours) of each point's nearest others, in no order.
+
+    Of many points only those in the cells around it are looked at, if faiss is installed.
+    """
+    n = len(points[0])
+    if _has_index(n):
+        return _by_index(points, neighbours)
+    if n > _INDEXED:
+        warnings.warn(
+            f"faiss is not installed: {n:,} slices are compared pair by pair, which takes longer. "
+            "To change that: python -m pip install faiss-cpu",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return _exactly(points, np.arange(n), neighbours)
+
+
+def _exactly(points: Halves, rows: np.ndarray, neighbours: int) -> np.ndarray:
+    """Compare some rows with all points; return their nearest others."""
     (even, odd), n = points, len(points[0])
-    found = np.empty((n, neighbours), np.int64)
+    found = np.empty((len(rows), neighbours), np.int64)
 
     def fill(start: int) -> None:
-        block = slice(start, start + _BLOCK)
+        block = rows[start : start + _BLOCK]
         like = odd[block] @ odd.T
         np.abs(like, out=like)
         like += even[block] @ even.T
-        np.fill_diagonal(like[:, start:], -np.inf)
-        found[block] = np.argpartition(like, -neighbours, axis=1)[:, -neighbours:]
+        like[np.arange(len(block)), block] = -np.inf
+        least = np.partition(like, n - neighbours, axis=1)[:, n - neighbours]
+        taken = like >= least[:, None]
+        for row in np.flatnonzero(taken.sum(1) > neighbours):
+            # Of equals some are too many.
+            taken[row] = False
+            taken[row, np.argsort(-like[row], kind="stable")[:neighbours]] = True
+        found[start : start + _BLOCK] = np.nonzero(taken)[1].reshape(-1, neighbours)
 
-    in_threads(fill, range(0, n, _BLOCK))
+    in_threads(fill, range(0, len(rows), _BLOCK))
     return found
+
+
+def _by_index(halves: Halves, neighbours: int) -> np.ndarray:
+    """Return nearly all of the nearest others, searched for themselves and for mirror images.
+
+    An inverted file: points are sorted into cells, and compared with those of the nearest cells
+    (Sivic & Zisserman 2003, doi:10.1109/ICCV.2003.1238663), by faiss. The hundredth that finds
+    least in them is compared with all points, lest a slice stay alone at the border of its cell.
+    """
+    import faiss
+
+    points, wide = np.concatenate(halves, axis=1), halves[0].shape[1]
+    n = len(points)
+    faiss.omp_set_num_threads(os.cpu_count())
+    cells = min(n // _IN_A_CELL, 8192)
+    index = faiss.IndexIVFFlat(
+        faiss.IndexFlatIP(points.shape[1]), points.shape[1], cells, faiss.METRIC_INNER_PRODUCT
+    )
+    index.cp.niter, index.nprobe = 8, _PROBED
+    index.train(points[:: max(1, n // (40 * cells))])
+    index.add(points)
+    found, best = np.empty((n, neighbours), np.int64), np.empty(n, np.float32)
+    for start in range(0, n, 16384):
+        block = slice(start, start + 16384)
+        like, rows = index.search(points[block], neighbours + 1)
+        mirrored = points[block].copy()
+        mirrored[:, wide:] *= -1
+        turned, others = index.search(mirrored, neighbours + 1)
+        found[block], best[block] = _merged(
+            np.concatenate([like, turned], axis=1), np.concatenate([rows, others], axis=1), start, n
+        )
+    alone = np.sort(np.argsort(best)[: n // 100])
+    found[alone] = _exactly(halves, alone, neighbours)
+    return found
+
+
+def _merged(
+    like: np.ndarray, rows: np.ndarray, start: int, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best half of the candidates, each once and none the row itself; the best score."""
+    order = np.lexsort([-like, rows])
+    like, rows = np.take_along_axis(like, order, 1), np.take_along_axis(rows, order, 1)
+    own = np.arange(start, start + len(rows))[:, None]
+    like[:, 1:][rows[:, 1:] == rows[:, :-1]] = -np.inf
+    like[(rows < 0) | (rows == own)] = -np.inf
+    neighbours = rows.shape[1] // 2 - 1
+    best = np.argpartition(like, -neighbours, axis=1)[:, -neighbours:]
+    missing = ~np.isfinite(np.take_along_axis(like, best, 1))
+    # Where cells hold too few, any other slice fills the row: it is judged by its likeness.
+    any_other = (own + 1 + np.arange(neighbours)) % n
+    return np.where(missing, any_other, np.take_along_axis(rows, best, 1)), like.max(1)
 
 
 def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:
@@ -131,7 +233,7 @@ def mixtures(near: Neighbours, plain: Callable[[np.ndarray], Patterns]) -> np.nd
         score[block] = np.where(added > 0.7, explained, 0)
     best = np.lexsort([-score, rows])
     best = best[np.unique(rows[best], return_index=True)[1]]
-    best = best[score[best] > 0.94]
+    best = best[score[best] > 0.985]
     return np.stack([rows[best], one[best], other[best]])
 
 

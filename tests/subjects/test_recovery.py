@@ -252,6 +252,7 @@ def drawn_people(people, slices, side=64):
 
 
 @pytest.mark.stress
+@pytest.mark.filterwarnings("ignore:faiss is not installed")
 @pytest.mark.parametrize("people", [312, 937, 3125])
 def test_up_to_a_hundred_thousand_slices_in_any_order(people):
     order = np.random.default_rng(1).permutation(people * 32)
@@ -261,6 +262,27 @@ def test_up_to_a_hundred_thousand_slices_in_any_order(people):
     seconds = time.perf_counter() - begin, time.process_time() - busy
     print(f"{len(order)} slices: {found}, {seconds[0]:.0f} s, {seconds[1]:.0f} s of processor time")
     assert same_partition(found.groups, order // 32)
+
+
+def test_people_that_an_index_tears_are_mended(monkeypatch):
+    """It looks in one cell of 60 here: parts of a person in two cells do not see each other."""
+    pytest.importorskip("faiss")
+    for name, value in (("_INDEXED", 500), ("_IN_A_CELL", 20), ("_PROBED", 1)):
+        monkeypatch.setattr(f"mri.subjects.neighbours.{name}", value)
+    order = np.random.default_rng(1).permutation(50 * 24)
+    images = drawn_people(50, 24)[order]
+    assert same_partition(recover_subjects(images).groups, order // 24)
+    monkeypatch.setattr("mri.subjects.linking.looked_further", lambda *parts: None)
+    with pytest.raises(UnclearSubjectsError, match=r"groups have .* distinct slices"):
+        recover_subjects(images)
+
+
+def test_without_an_index_one_line_says_so_and_all_pairs_are_compared(monkeypatch):
+    monkeypatch.setattr("mri.subjects.neighbours._INDEXED", 100)
+    monkeypatch.setattr("mri.subjects.neighbours.find_spec", lambda name: None)
+    with pytest.warns(RuntimeWarning, match="faiss is not installed: 240 slices .*faiss-cpu"):
+        found = recover_subjects(drawn_people(10, 24))
+    assert same_partition(found.groups, np.arange(240) // 24)
 
 
 @pytest.mark.real_data

@@ -135,7 +135,7 @@ def test_hirescam_before_its_relu_sums_to_the_logit_less_its_bias(box, maps, cha
 
     def keep(a, g):
         whole["parts"] = a * g
-        return -a * g
+        return -g
 
     model = box.model()
     plus = GradCAM(model, method="hirescam")

@@ -38,7 +38,7 @@ def test_requirements_leave_no_room_for_a_version_with_one():
 
 
 def test_the_lock_names_the_extras_that_a_package_asks_for():
-    """Of a name without them, pip takes the newest version and stops, since it has no hash of it."""
+    """Of a name without them, pip takes the newest version, and stops at its unknown hash."""
     asked = {
         f"{of.name.lower()}[{','.join(sorted(of.extras))}]=="
         for one in metadata.distributions()

@@ -329,6 +329,7 @@ def test_a_finished_run_is_read_from_a_read_only_folder(read_only):
 # --- interrupted, and clocks ---
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_what_is_kept(tmp_path):
     class Interrupt(cases.keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):

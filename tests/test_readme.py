@@ -79,6 +79,7 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
     assert saved == {f"{m}-subject.{end}" for m in ("compact", "mine") for end in ("keras", "json")}
 
 
+@pytest.mark.slow
 def test_figures_of_the_tables_are_of_the_cards_or_of_the_committed_notebook():
     cells = nbformat.read(ROOT / "main.ipynb", as_version=4).cells
     known = "".join(str(output.get("data", {})) for c in cells for output in c.get("outputs", []))

@@ -231,6 +231,7 @@ def test_the_command_line_refuses_what_it_does_not_know(arguments, capsys):
     assert "usage: python -m mri" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_the_remedy_says():
     command = [sys.executable, "-W", "error", "-m", "mri", "download", "--help"]
     done = subprocess.run(

@@ -94,6 +94,7 @@ def test_class_shares(subjects, expected):
     assert tuple(np.bincount(labels, minlength=4)) == expected
 
 
+@pytest.mark.slow
 def test_class_shares_of_the_public_set(many):
     assert tuple(np.bincount(subject_labels(many))) == (28, 2, 100, 70)
 

@@ -857,6 +857,7 @@ print(resident("VmHWM") - before)
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows_a_group", [500, 10_000])
 def test_memory_of_a_stream_does_not_grow_with_the_file(tmp_path, rows_a_group, rng):
     """Noise makes the files large: 9 MB, then 96 MB of bytes and 92 MB of pixels."""

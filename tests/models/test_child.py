@@ -79,7 +79,7 @@ def test_one_process_serves_many_and_is_replaced_where_it_has_to_be(child):
         pytest.param("sleeps_later", r"no answer after 16 s", marks=pytest.mark.slow),
         ("aborts", r"ended the process in which it was run \(SIGABRT\); do not use it"),
         ("leaves", r"ended the process in which it was run \(exit status 0\)"),
-        ("lies", r"ended the process"),
+        pytest.param("lies", r"ended the process", marks=pytest.mark.slow),
         pytest.param("eats", r"needs more than 0\.5 GiB.*MRI_MODEL_GIB", marks=HELD_BACK),
     ],
 )

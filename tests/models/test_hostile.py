@@ -542,6 +542,7 @@ def test_every_hostile_file_is_refused_unrun_in_little_memory(corpus, keep_figur
     )
 
 
+@pytest.mark.slow
 def test_a_comparison_lists_every_hostile_file_and_ranks_the_others(
     corpus, tmp_path, striped_scans
 ):

@@ -81,6 +81,7 @@ def test_layers_are_those_that_have_a_map(case):
         explorer.draw(next(iter(explorer.people)), 0, layer=layer)
 
 
+@pytest.mark.slow
 def test_every_control_changes_the_picture(case):
     box = explore(*case[:4])
     *rows, picture = box.children

@@ -14,6 +14,7 @@ from mri.subjects.neighbours import Tree
 
 _SHARE = 0.4  # Of the usual range: heights are told to some two slices of 32, half a head lacks 16.
 _TORN, _APART = 0.05, 0.3  # Cost of a cut: torn in all had up to 0.03, whole heads from 0.06.
+_FREE = 0.01  # Cost of a cut that no heights need to confirm, however many groups there are.
 _LOOKED, _TIES = 120, 5  # Groups, and links of each slice, from which that cost is estimated.
 _ENDS, _LINK, _LEAD = 6, 0.33, 0.08  # Slices of an end; likeness of fitting ends, and its lead.
 _SEARCHED = 2000  # Larger groups are made of copies, or of nearly all slices.
@@ -115,7 +116,7 @@ def two_levels(low: np.ndarray, position: np.ndarray, groups: np.ndarray) -> np.
     # Without any tie both leading vectors are free to mix, and signs tell nothing.
     side = cut > (cut.max() + cut.min()) / 2
     balance = min(side.mean(), 1 - side.mean())
-    if values[1] < _TORN and balance > 0.25 and len(chosen) <= 30:
+    if values[1] < (_TORN if len(chosen) <= 30 else _FREE) and balance > 0.25:
         return side
     if values[1] > _APART:
         return None

@@ -23,6 +23,7 @@ CEILING = 0.45
 
 _FLOOR = 0.3  # Links as weak as strangers' best correlations say nothing.
 _TRUST = 0.8  # In heights, from which they serve to check groups.
+_NAMED = 3  # Groups that stand for all.
 
 Doubts = list[tuple[str, np.ndarray]]
 """What to warn of, with a row of each group concerned."""
@@ -142,7 +143,11 @@ def _checked(
                 f"groups have {sizes.min()} to {sizes.max()} distinct slices, and their heights "
                 f"cannot be told to check them (trust {trust:.2f}, wanted {_TRUST}) {size}"
             )
-        return groups, []
+        text = (
+            f"the heights of the slices cannot be told (trust {trust:.2f}, wanted {_TRUST}), so it "
+            "is not checked that a group is a whole head, for example"
+        )
+        return groups, [(text, np.unique(groups, return_index=True)[1][:_NAMED])]
     doubts: Doubts = []
     cuts = strangers_within(own, height, inside, groups, threshold)
     if cuts is None:

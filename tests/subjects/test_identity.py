@@ -1,6 +1,9 @@
 """People found again in changed, copied, mixed and thinned slices, or a refusal, or a warning."""
 
+import importlib
 import warnings
+import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -243,3 +246,19 @@ def test_real_people_are_found_in_any_pose(real_data, rng):
     torn[4] = np.delete(torn[4], np.s_[12:17])
     rows = np.concatenate(torn)
     assert flawless(scans.images[rows], truth[rows])
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("case", ["case 310", "case 425"])
+def test_heads_torn_alike_are_never_silent(real_data, case, monkeypatch):
+    """Random cases that were silent once: pairs of copies, and a gap in all.
+
+    All groups had one size there, so that none seemed to be a part of another.
+    """
+    monkeypatch.setenv("MRI_DATA", str(real_data))
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    identity = importlib.import_module("identity")
+    made = {(name, column): make for name, column, make in identity.cases(*identity.real_slices())}
+    rng = np.random.default_rng(zlib.crc32(f"{case}/randomised".encode()))
+    found = identity.judged(*made[case, "randomised"](rng), rng)
+    assert found["verdict"] in ("refused", "warned")

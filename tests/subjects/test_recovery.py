@@ -252,7 +252,7 @@ def drawn_people(people, slices, side=64):
 
 
 @pytest.mark.stress
-@pytest.mark.filterwarnings("ignore:faiss is not installed")
+@pytest.mark.filterwarnings("ignore:faiss is not installed", "ignore:the heights of the slices")
 @pytest.mark.parametrize("people", [312, 937, 3125])
 def test_up_to_a_hundred_thousand_slices_in_any_order(people):
     order = np.random.default_rng(1).permutation(people * 32)
@@ -264,6 +264,7 @@ def test_up_to_a_hundred_thousand_slices_in_any_order(people):
     assert same_partition(found.groups, order // 32)
 
 
+@pytest.mark.filterwarnings("ignore:the heights of the slices")
 def test_people_that_an_index_tears_are_mended(monkeypatch):
     """It looks in one cell of 60 here: parts of a person in two cells do not see each other."""
     pytest.importorskip("faiss")
@@ -277,6 +278,7 @@ def test_people_that_an_index_tears_are_mended(monkeypatch):
         recover_subjects(images)
 
 
+@pytest.mark.filterwarnings("ignore:the heights of the slices")
 def test_without_an_index_one_line_says_so_and_all_pairs_are_compared(monkeypatch):
     monkeypatch.setattr("mri.subjects.neighbours._INDEXED", 100)
     monkeypatch.setattr("mri.subjects.neighbours.find_spec", lambda name: None)

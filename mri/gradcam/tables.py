@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,17 +56,20 @@ def heatmap_table(
     ModelFileError
         If a file is not safe, or belongs to other slices.
     """
-    for i, (path, method) in enumerate(product(paths, methods)):
+    headed = False
+    for path in paths:
         file = ModelFile(path)
         tested, model = file.held_out(scans), file.load()
         few = np.random.default_rng(seed).choice(tested, slices, replace=False)
-        found = check_heatmaps(
-            model, scans.images[few], subjects=groups[few], method=method, seed=seed
-        )
-        if not i:
-            names = [name.split(" with ")[0] for name in found.table.index]
-            yield f"| network | method | {' | '.join(names)} | verdict |"
-            yield "|---" * (len(names) + 3) + "|"
-        pairs = zip(found.table["found"], found.table["verdict"], strict=True)
-        cells = " | ".join(f"{of.value:.2f} {verdict}" for of, verdict in pairs)
-        yield f"| `{model.name}` | {method} | {cells} | **{found.verdict}** |"
+        for method in methods:
+            found = check_heatmaps(
+                model, scans.images[few], subjects=groups[few], method=method, seed=seed
+            )
+            if not headed:
+                names = [name.split(" with ")[0] for name in found.table.index]
+                yield f"| network | method | {' | '.join(names)} | verdict |"
+                yield "|---" * (len(names) + 3) + "|"
+                headed = True
+            pairs = zip(found.table["found"], found.table["verdict"], strict=True)
+            cells = " | ".join(f"{of.value:.2f} {verdict}" for of, verdict in pairs)
+            yield f"| `{model.name}` | {method} | {cells} | **{found.verdict}** |"

@@ -18,7 +18,7 @@ import mri.evaluation.comparison
 from mri._keras import keras
 from mri.data.scans import Scans
 from mri.evaluation.comparison import compare
-from mri.models.child import CHILD, Child, run_here
+from mri.models.child import CHILD, run_here
 from mri.models.files import ModelFileError
 from mri.predict import predict_slice
 
@@ -32,15 +32,6 @@ HELD_BACK = pytest.mark.skipif(sys.platform != "linux", reason="memory is limite
 @pytest.fixture(autouse=True)
 def functions_are_found(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(functions.__file__).parent))
-
-
-@pytest.fixture(scope="module")
-def child():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(functions.__file__).parent))
-        one = Child(loads="json")
-        yield one
-        one.end()
 
 
 def ask(child, name):

@@ -13,7 +13,6 @@ from mri._keras import keras
 from mri.data.phantom import make_phantoms
 from mri.gradcam.tables import heatmap_table
 from mri.models.builders import build_model
-from mri.models.child import Child
 from mri.models.files import ModelFileError, declare, load_model, read_card, save_model
 
 # Keras' saving and loading.
@@ -32,15 +31,6 @@ def stranger(tmp_path):
 @pytest.fixture(scope="module")
 def phantoms():
     return make_phantoms(8, 2)
-
-
-@pytest.fixture(scope="module")
-def child():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(functions.__file__).parent))
-        one = Child(loads="json")
-        yield one
-        one.end()
 
 
 class Counted:

@@ -14,7 +14,6 @@ help:  ## list the targets
 
 run: .venv/ready  ## execute both notebooks; models go to models/, executed copies to runs/
 	@$(BIN)/python -m mri check
-	@mkdir -p runs
 	@echo "main.ipynb trains two networks: up to 5 minutes on two cores. models_compare.ipynb: 1 minute."
 	@$(BIN)/python .ci/execute.py main.ipynb models_compare.ipynb
 	@echo "Models with their cards are in models/, executed notebooks in runs/. Read them with make"

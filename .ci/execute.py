@@ -43,15 +43,18 @@ def tidy(book: nbformat.NotebookNode) -> None:
 
 
 models, done = Path("models"), []
+Path("runs").mkdir(exist_ok=True)
 before = {path: path.stat().st_mtime for path in models.glob("*.keras")}
 for name in sys.argv[1:]:
     book, start = nbformat.read(name, as_version=4), time.monotonic()
     with tqdm(total=len(book.cells), desc=name, unit="cell", leave=False) as bar:
         client = NotebookClient(book, timeout=None, kernel_name="python3", coalesce_streams=True)
         client.on_cell_start = lambda bar=bar, **_: bar.update()
-        client.execute()
-    tidy(book)
-    nbformat.write(book, Path("runs") / name)
+        try:
+            client.execute()
+        finally:  # What was done before an error is kept too.
+            tidy(book)
+            nbformat.write(book, Path("runs") / name)
     done.append(f"{name}: {len(book.cells)} cells, {time.monotonic() - start:.0f} s")
 print(*done, sep="\n")
 for path in sorted(models.glob("*.keras")):

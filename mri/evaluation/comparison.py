@@ -28,6 +28,7 @@ from mri.models.child import CHILD
 from mri.models.files import ModelFile, ModelFileError
 from mri.models.formats import may_be_model
 from mri.models.inputs import READ_AS
+from mri.models.own import is_own
 
 RANKED_BY = "balanced_accuracy_3"
 """Of three classes: the few people with moderate dementia are in one protocol's test part only."""
@@ -150,7 +151,11 @@ def _answers(
         return Claims(turned, groups)
 
     given = Claims(scans, groups)
-    for name, file in progress(files.items(), "models", len(files)):
+    if scans is not None and any(of.path.is_file() and not is_own(of) for of in files.values()):
+        CHILD.start()  # While this process does what it can do itself.
+    # A glass box runs here, and first.
+    queue = sorted(files.items(), key=lambda of: not of[1].path.with_suffix(".npz").is_file())
+    for name, file in progress(queue, "models", len(queue)):
         try:
             order = (file.card or {}).get("class_names", ()) if file.trained_here else ()
             claims = claims_of(tuple(order))
@@ -169,7 +174,7 @@ def _answers(
             refused.append(_refused(file, error, name))
         finally:
             file.release()
-    return kept, said, anew, refused
+    return dict(sorted(kept.items())), said, sorted(anew), refused
 
 
 def _ordered(rows: list[dict[str, Any]], by: str) -> pd.DataFrame:

@@ -78,6 +78,14 @@ class Child:
     def __init__(self, loads: str = "mri._keras") -> None:
         self._lock, self._loads, self._idle = RLock(), loads, Timer(0, self.end)
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+
+    def start(self) -> None:
+        """Let the process begin to start, if there is none; `run` waits until it is ready."""
+        with self._lock:
+            if self._process is None:
+                self._open()
+                self._wait_for_more()
 
     def run(
         self, function: Answers, path: Path, facts: Facts, arrays: Arrays
@@ -97,7 +105,11 @@ class Child:
             seconds, gib = map(_limit, LIMITS)
             told = {"function": f"{function.__module__}:{function.__qualname__}", "gib": gib}
             try:
-                process = self._process or self._start()
+                process = self._process or self._open()
+                if not self._ready:
+                    with self._within(process, _START):
+                        _receive(process.stdout)
+                    self._ready = True
                 with self._within(process, seconds / _FIRST):
                     _send(process.stdin, told | {"facts": facts}, arrays)
                     found, values = _receive(process.stdout)
@@ -120,12 +132,17 @@ class Child:
                 self.end()
                 raise
             finally:
-                self._idle = Timer(_IDLE, self.end)
-                self._idle.daemon = True
-                self._idle.start()
+                self._wait_for_more()
             return found["facts"], values
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _wait_for_more(self) -> None:
+        """End the process if nothing more is asked for in a while."""
+        self._idle.cancel()
+        self._idle = Timer(_IDLE, self.end)
+        self._idle.daemon = True
+        self._idle.start()
+
+    def _open(self) -> subprocess.Popen[bytes]:
         self._folder = mkdtemp(prefix="mri-child-")
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         places = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": self._folder}
@@ -138,8 +155,7 @@ class Child:
                 cwd=self._folder,
                 env=os.environ | places,
             )
-        with self._within(self._process, _START):
-            _receive(self._process.stdout)
+        self._ready = False
         return self._process
 
     @contextmanager
@@ -235,6 +251,7 @@ def _serve() -> None:
     with suppress(OSError):  # Of Linux: where memory runs out, this process goes first.
         Path("/proc/self/oom_score_adj").write_text("1000")
     import_module(sys.argv[1])
+    gc.freeze()  # To look through all that was imported takes a quarter of a second a model.
     _send(sink, {}, {})
     with suppress(OSError):
         while True:

@@ -89,9 +89,11 @@ def people(
     near = distinct(patterns, seed)
     nodes, n = near.nodes, len(near.nodes)
     further: Neighbours | None = near
+    sums, new = np.empty((3, 0), np.int64), np.arange(n)
     while further:
         near = further
-        sums = mixtures(near, lambda rows: plain(nodes[rows]))
+        found = mixtures(near, lambda rows: plain(nodes[rows]), new)
+        sums = np.concatenate([sums[:, ~np.isin(sums[0], new)], found], axis=1)
         pure = ~np.isin(np.arange(n), sums[0])
         if pure.sum() < 3:
             text = f"{len(sums[0])} of {n} distinct slices are mixtures of others"
@@ -104,7 +106,9 @@ def people(
         threshold = float(edges[cut : cut + 2].mean())
         inside = tree.take(edges > threshold)
         groups = inside.groups(n)
-        further = looked_further(near, groups, pure)
+        if further := looked_further(near, groups, pure):
+            wider = further.columns.shape != near.columns.shape
+            new = np.arange(n) if wider else np.flatnonzero((further.columns != near.columns).any(1))
     kept = np.flatnonzero(pure)
     refusal = why_unclear(edges, cut, min_margin, len(np.unique(groups[kept])), len(kept))
     if refusal:

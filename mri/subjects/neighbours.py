@@ -21,7 +21,7 @@ _NEIGHBOURS, _MOST, _BLOCK = 40, 640, 256  # Neighbours looked at, at first and 
 _UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
 _AT_A_TIME = 4000  # Possible mixtures, whose patterns are held together.
 _INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
-_IN_A_CELL, _PROBED = 100, 16  # Slices in a cell of the index, and cells compared with a slice.
+_IN_A_CELL, _PROBED = 100, 8  # Slices in a cell of the index, and cells compared with a slice.
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,18 +205,21 @@ def altered_copies(columns: np.ndarray, similarity: np.ndarray) -> np.ndarray:
     return original
 
 
-def mixtures(near: Neighbours, plain: Callable[[np.ndarray], Patterns]) -> np.ndarray:
-    """Find slices that are sums of two unlike ones, as interpolating oversamplers make them.
+def mixtures(
+    near: Neighbours, plain: Callable[[np.ndarray], Patterns], among: np.ndarray
+) -> np.ndarray:
+    """Find which of some nodes are sums of two unlike ones, as interpolating oversamplers make.
 
     Such a slice is explained almost wholly by two others that do not resemble each other, and what
     the first leaves of it by the second; of a real slice a stranger explains nothing. `plain` gives
     the patterns of nodes as they stand in the picture, since sums were made before any pose.
     Returns (3, m): the mixtures, their larger parts and the smaller.
     """
-    columns, similarity = near.columns, near.similarity
+    columns, similarity = near.columns[among], near.similarity[among]
     ranked = np.argsort(-similarity, axis=1)[:, :16]
     rows, place = np.nonzero(np.take_along_axis(similarity, ranked, 1) > _UNLIKE)
     one, other = columns[rows, ranked[rows, 0]], columns[rows, ranked[rows, place]]
+    rows = among[rows]
     unlike = near.own.pairs(one, other) < _UNLIKE
     rows, one, other = rows[unlike], one[unlike], other[unlike]
     score = np.zeros(len(rows))

@@ -133,10 +133,15 @@ def recover_subjects(
         _refuse_flat(~np.any([half.any(axis=1) for half in patterns.halves], axis=0)[which])
 
         def plain(rows: np.ndarray) -> Patterns:
-            parts = [folding_patterns(resized(images[some], SIDE), False)
-                     for _, some in _blocks(images, first[rows])]  # fmt: skip
-            even, odd = (np.concatenate(halves) for halves in zip(*parts, strict=True))
-            return Patterns.whole((even, odd))
+            halves, blocks = room_for(len(rows), False), dict(_blocks(images, first[rows]))
+
+            def fill(start: int) -> None:
+                found = folding_patterns(resized(images[blocks[start]], SIDE), False)
+                for out, part in zip(halves, found, strict=True):
+                    out[start : start + len(part)] = part
+
+            in_threads(fill, blocks)
+            return Patterns.whole(halves)
 
         groups, edges, cut, doubts = people(patterns, low, plain, min_margin=min_margin, seed=seed)
     _, start, groups = np.unique(groups[which], return_index=True, return_inverse=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mri._files import read_regular
+from mri.models.cards import ModelFileError
 
 if TYPE_CHECKING:
     from mri.models.files import ModelFile
@@ -23,7 +24,7 @@ def is_own(file: ModelFile) -> bool:
     """
     try:
         return file.card is not None and _digest(file.path) in _own()
-    except OSError:
+    except (OSError, ModelFileError):
         return False
 
 

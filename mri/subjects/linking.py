@@ -107,8 +107,9 @@ def people(
         inside = tree.take(edges > threshold)
         groups = inside.groups(n)
         if further := looked_further(near, groups, pure):
-            wider = further.columns.shape != near.columns.shape
-            new = np.arange(n) if wider else np.flatnonzero((further.columns != near.columns).any(1))
+            before, after = near.columns, further.columns
+            same = before.shape == after.shape
+            new = np.flatnonzero((before != after).any(1)) if same else np.arange(n)
     kept = np.flatnonzero(pure)
     refusal = why_unclear(edges, cut, min_margin, len(np.unique(groups[kept])), len(kept))
     if refusal:

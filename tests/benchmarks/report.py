@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RESULTS, TABLE = HERE / "results.json", HERE / "results.md"
-SECTIONS = ("start", "decode", "gradcam", "comparison", "growth", "training", "peers")
+SECTIONS = ("start", "decode", "gradcam", "comparison", "growth", "people", "training", "peers")
 HEAD = """# Speed
 
 `make bench` measures each goal beside a peer, in turns in one run, and writes this page.

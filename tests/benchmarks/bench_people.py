@@ -1,0 +1,95 @@
+"""Who is who and what leaks: an audit of the slices at hand, and recovery of up to a million.
+
+The slices of the large sets are drawn: patterns of 64 × 64 pixels that change from slice to slice,
+mapped from a file. A million of them need 12 GB of memory and 4 GB of disk, and are measured only
+where the environment variable ``MILLION`` is set.
+"""
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+from harness import STATUS, child, folder_of_slices, main, row
+
+AUDIT = """
+import json, time, warnings
+warnings.simplefilter("ignore")
+from mri.data import read_scans
+from mri.subjects import audit
+scans = [read_scans({folder!r}, split=side) for side in ("train", "test")]
+start, busy = time.perf_counter(), time.process_time()
+audit(*scans)
+print(json.dumps([time.perf_counter() - start, time.process_time() - busy]))
+"""
+RECOVER = (
+    STATUS
+    + """
+import json, sys, time, warnings
+warnings.simplefilter("ignore")
+import cv2
+import numpy as np
+from mri.subjects import recover_subjects
+
+side, slices, count = 64, 32, {count}
+rng = np.random.default_rng(0)
+order = rng.permutation(count)
+images = np.memmap({file!r}, np.uint8, "w+", shape=(count, side, side))
+def pattern():
+    return cv2.GaussianBlur(rng.standard_normal((side, side), np.float32), (0, 0), 1)
+for start in range(0, count, slices):
+    one = pattern()
+    for row in order[start : start + slices]:
+        images[row] = (128 + 150 * one).clip(0, 255)
+        one = 0.9 * one + np.sqrt(1 - 0.9**2) * pattern()
+start, busy = time.perf_counter(), time.process_time()
+groups = recover_subjects(images).groups
+took = time.perf_counter() - start, time.process_time() - busy
+truth = np.empty(count, int)
+truth[order] = np.arange(count) // slices
+pairs = len(np.unique(np.stack([groups, truth]), axis=1).T)
+right = pairs == len(np.unique(truth)) == len(np.unique(groups))
+print(json.dumps([*took, status("VmHWM") / 1e9, bool(right)]))
+"""
+)
+
+
+def audited() -> list[dict]:
+    """Return the line of an audit of the slices at hand."""
+    seconds, busy = json.loads(child(AUDIT.format(folder=str(folder_of_slices()))))
+    note = f"{busy:.1f} s of processor time"
+    return [row("audit of train and test, nothing known", "", [seconds], "s", at_most=8, note=note)]
+
+
+def recovered(count: int) -> tuple[float, dict, dict]:
+    """Return seconds and the lines of the recovery of `count` drawn slices."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = RECOVER.format(count=count, file=str(Path(folder, "slices")))
+        seconds, busy, gigabytes, right = json.loads(child(code))
+    work = f"recovery of {count // 32 * 32:,} drawn slices"
+    note = f"{busy:.0f} s of processor time; {'all' if right else 'NOT all'} people right"
+    most = {100_000: 30, 1_000_000: 1200}.get(count)
+    time = row(f"{work}: time", "", [seconds], "s", at_most=most, note=note)
+    room = row(f"{work}: peak memory, the slices' own pages included", "", [gigabytes], "GB",
+               at_most=8 if count == 1_000_000 else None)  # fmt: skip
+    return seconds, time, room
+
+
+def measure(quick: bool) -> list[dict]:
+    counts = [640, 1280] if quick else [10_016, 100_000]
+    counts += [1_000_000] if os.environ.get("MILLION") else []
+    found, before = audited(), None
+    for count in counts:
+        seconds, *lines = recovered(count)
+        found += lines
+        if before:
+            exponent = math.log(seconds / before[1]) / math.log(count / before[0])
+            work = f"growth of that time from {before[0]:,} to {count:,} slices"
+            found.append(row(work, "", [exponent], "is the exponent", at_most=1.3))
+        before = count, seconds
+    return found
+
+
+if __name__ == "__main__":
+    main("people", measure)

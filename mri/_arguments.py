@@ -21,7 +21,8 @@ def integers(name: str, values: object, n: int) -> np.ndarray:
     """Return `values` as an array; raise ValueError unless it holds `n` integers, (n,)."""
     array = np.asarray(values)
     valid = array.shape == (n,) and array.dtype.kind in "iu"
-    require(valid, f"{name} must be {n} integers.", shape=array.shape, dtype=array.dtype)
+    hint = ": give its .groups" * hasattr(values, "groups")
+    require(valid, f"{name} must be {n} integers{hint}.", shape=array.shape, dtype=array.dtype)
     return array
 
 

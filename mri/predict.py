@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.special import softmax
 
-from mri._text import for_line
+from mri._text import for_line, for_terminal
 from mri.data.decode import DataError
 from mri.data.labels import places_of
 from mri.data.one_slice import SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
+from mri.evaluation.logits import RANDOM, differs
 from mri.evaluation.persons import Answer, PersonModel, takes_person
 from mri.models.child import CHILD, Arrays, Facts, run_here
 from mri.models.files import ModelFile, ModelFileError, find_model, load_handed
@@ -80,7 +81,7 @@ class Prediction(NamedTuple):
             lines.append(_severity(self.person))
         if self.truth is not None:
             lines.append(for_line(f"The file itself says: {self.truth.replace('_', ' ')}."))
-        return "\n".join([*lines, *self.warnings])
+        return for_terminal("\n".join([*lines, *self.warnings]))
 
     def draw(self) -> Figure:
         """Return slice, heatmap and overlay side by side; the slice alone where there is no map.
@@ -169,7 +170,7 @@ def predict_slice(
     elif len(slices) > 1:
         raise DataError(
             f"{file.path}: takes one slice. Received: {len(slices)}; choose a model of people, "
-            "such as --model glass_box"
+            "such as glass_box"
         )
     else:
         with file.handed((SIZE, SIZE), names) as handed:
@@ -198,9 +199,10 @@ def _slices(
 ) -> Iterator[OneSlice]:
     """Yield the slices that are given, in their order."""
     if not isinstance(source, np.ndarray):
-        paths = [source] if isinstance(source, str | os.PathLike) else source
-        if not len(paths):
-            raise DataError("no slice is given")
+        paths: Sequence[Any] = source if isinstance(source, list | tuple) else [source]
+        if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
+            given = type(source).__name__ if len(paths) else "no slice"
+            raise DataError(f"expected a file, files, or pixels as an array. Received: {given}")
         for path in paths:
             yield read_slice(path, row=row, plane=plane, check=check)
         return
@@ -266,6 +268,11 @@ def answers(told: Facts, arrays: Arrays) -> Iterator[tuple[Facts, Arrays]]:
         said = [f"No heatmap: {error}"]
     if not np.isfinite(values["logits"]).all():
         raise ModelFileError(f"{path}: gives logits that are not finite")
+    # Of one slice alone, logits may lie from 0 to 1, and the others of a batch change nothing.
+    many = scorer(np.stack([np.roll(image, shift, 1) for shift in range(8)]))
+    kind = scorer.kind if kind == "unclear" else kind
+    if differs(many[:1], values["logits"]):
+        said.append(f"The network {RANDOM}.")
     said += [f"The network {READ_AS[kind]}."] if READ_AS[kind] else []
     yield {"said": said}, values
 
@@ -294,7 +301,7 @@ def _warnings(file: ModelFile, checked: bool, surest: float) -> tuple[str, ...]:
         said.append(f"The card of this model says what it expects, no more: not calibrated{named}.")
     elif card.get("synthetic"):
         said.append("This model was trained on synthetic phantoms: it knows no real slice.")
-    elif not {"split", "validation"} <= card.keys():
+    elif "split" not in card or "balanced_accuracy" not in card.get("validation", {}):
         said.append("The card of this model does not say what it was trained on, nor how well.")
     elif card["split"]["protocol"] == "image":
         said.append(

@@ -60,7 +60,8 @@ def empty(split):
 
 WRONG = {
     "GradCAM": [
-        (lambda c: mri.GradCAM("compact"), "must be a Keras model. Received: model='compact'"),
+        (lambda c: mri.GradCAM("compact"), r"load_model\(name\) gives. Received: model='compact'"),
+        (lambda c: mri.GradCAM(c.model, "hirescam"), r"method=…\). Received: layer='hirescam'"),
         (lambda c: mri.GradCAM(c.model, method="cam"), "Received: method='cam'"),
         (lambda c: mri.GradCAM(c.model, "no_such"), "Received: layer='no_such'"),
         (lambda c: mri.GradCAM(c.model, output=3), "Received: output=3"),
@@ -103,6 +104,7 @@ WRONG = {
         (lambda c: mri.build_model("nobody"), "Received: name='nobody'"),
         (lambda c: mri.build_model("tissue", input_shape=(8, 8)), r"input_shape=\(8, 8\)"),
         (lambda c: mri.build_model("tissue", input_shape=(8, 8, 3)), r"input_shape=\(8, 8, 3\)"),
+        (lambda c: mri.build_model("tissue", classes="4"), "Received: classes='4'"),
         (lambda c: mri.build_model("tissue", classes=1), "Received: classes=1"),
         (lambda c: mri.build_model("tissue", dtype="float8"), "Received: dtype='float8'"),
     ],
@@ -130,6 +132,9 @@ WRONG = {
     "compare": [
         (lambda c: mri.compare(by="macro_auc"), "Received: 'macro_auc'"),
         (lambda c: mri.compare(by="val_loss"), "'val_loss' is what the models were selected by"),
+        (lambda c: mri.compare("models"), r"a folder is named: compare\(folder=…\)"),
+        (lambda c: mri.compare(c.images, c.groups), "Received: scans='ndarray'"),
+        (lambda c: mri.compare(c.scans, SimpleNamespace(groups=c.groups)), "give its .groups"),
         (lambda c: mri.compare(c.scans), "belong together. Received only one"),
         (lambda c: mri.compare(c.scans, c.groups[1:]), r"Received: shape=\(15,\)"),
         (lambda c: mri.compare(folder=c.folder / "none"), "none: no .keras file"),
@@ -148,6 +153,10 @@ WRONG = {
         (lambda c: mri.dict_to_image(b"", size=(0, 1)), r"Received: size=\(0, 1\)"),
     ],
     "evaluate": [
+        (
+            lambda c: mri.evaluate(c.labels, c.model),
+            "such as predict_logits gives. Received: logits='Sequential'",
+        ),
         (lambda c: mri.evaluate(c.labels[1:], c.logits), r"Received: shape=\(15,\)"),
         (lambda c: mri.evaluate(c.labels + 1, c.logits), r"Received: labels=array\(\["),
         (lambda c: mri.evaluate(c.labels, c.logits[:, :1]), r"Received: shape=\(16, 1\)"),
@@ -203,6 +212,11 @@ WRONG = {
         (lambda c: iter_batches(c.folder / "none"), "none: no parquet file"),
     ],
     "load_model": [
+        (
+            lambda c: mri.load_model(c.model),
+            "A model must be named: .* Received: model=<Sequential",
+        ),
+        (lambda c: mri.load_model(None), "A model must be named"),
         (lambda c: mri.load_model(c.folder / "m.h5"), "m.h5: expected a .keras file"),
         (lambda c: mri.load_model(c.folder / "m.keras"), "m.keras: no such model file"),
     ],
@@ -228,6 +242,11 @@ WRONG = {
         (lambda c: pick_examples(c.labels[1:], c.logits, "abcd"), r"shape=\(15,\)"),
     ],
     "predict_logits": [
+        (
+            lambda c: mri.predict_logits(c.images, c.model),
+            r"load_model\(name\) gives. Received: model=array",
+        ),
+        (lambda c: mri.predict_logits(c.model, c.scans), "such as scans.images. Received"),
         (lambda c: mri.predict_logits(c.model, c.images[0]), r"Received: shape=\(64, 64\)"),
         (lambda c: mri.predict_logits(c.model, c.images[:, :9]), r"Received: shape=\(16, 9, 64\)"),
         (lambda c: mri.predict_logits(c.model, c.images[:0]), r"Received: shape=\(0, 64, 64\)"),
@@ -235,6 +254,11 @@ WRONG = {
         (lambda c: mri.predict_logits(c.model, c.images, batch_size=0), "Received: batch_size=0"),
     ],
     "predict_slice": [
+        (lambda c: mri.predict_slice(c.model), "a file, files, or pixels .* Received: Sequential"),
+        (lambda c: mri.predict_slice(None), "Received: NoneType"),
+        (lambda c: mri.predict_slice([c.images[0]]), "Received: list"),
+        (lambda c: mri.predict_slice([]), "Received: no slice"),
+        (lambda c: mri.predict_slice(c.images[0], model=c.model), "Received: model=<Sequential"),
         (lambda c: mri.predict_slice(c.images[0]), r"Received: \(64, 64\), uint8"),
         (lambda c: mri.predict_slice(c.images[0], model="none"), "no model 'none' in models or"),
         (lambda c: mri.predict_slice(c.folder / "none.png"), "none.png: no such file"),

@@ -82,6 +82,21 @@ def test_warnings_fit_the_card(tmp_path, image):
     np.testing.assert_allclose(list(found.probabilities.values()), expected, rtol=1e-4)
 
 
+def test_a_card_without_figures_or_with_fields_beside_a_training(tmp_path, image):
+    network, path = build_model("tissue"), tmp_path / "made.keras"
+    card = {"split": {"protocol": "subject"}, "validation": {}}
+    save_model(network, path, card)
+    assert "does not say what it was trained on, nor how well" in str(
+        predict_slice(image, model=path)
+    )
+    save_model(network, path, card | {"range": [0, 1]})
+    with pytest.raises(ModelFileError, match=r"must stand under 'expects'.*beside=\['range'\]"):
+        predict_slice(image, model=path)
+    path.with_suffix(".json").write_text(json.dumps({"range": [0, 1], "author": "me"}))
+    with pytest.raises(ModelFileError, match=r"may hold .*unknown=\['author'\]"):
+        predict_slice(image, model=path)
+
+
 def test_a_model_of_another_size_is_named(tmp_path, image):
     save_model(build_model("tissue", input_shape=(64, 64, 1)), tmp_path / "small.keras", {})
     (tmp_path / "small.json").unlink()

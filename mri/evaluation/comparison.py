@@ -14,13 +14,13 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from mri._arguments import integers
+from mri._arguments import integers, require
 from mri._text import for_code, for_line, for_markdown, progress
 from mri.data.labels import places_of
 from mri.data.parquet import CLASS_NAMES
 from mri.data.scans import Scans
 from mri.evaluation.claims import NO_SLICES, OTHER_SLICES, VERIFIED, Claims
-from mri.evaluation.leaderboard import COSTS, INFLATED, PROTOCOLS, SEED, Comparison
+from mri.evaluation.leaderboard import COSTS, INFLATED, PROTOCOLS, Comparison, first_seeds
 from mri.evaluation.logits import LogitsTable, find_logits, keep_logits
 from mri.evaluation.metrics import Evaluation, evaluate
 from mri.evaluation.significance import ADDITIVE, pairwise
@@ -125,6 +125,8 @@ def _check_call(scans: Scans | None, groups: np.ndarray | None, by: str | None) 
         )
     if by not in (None, *ADDITIVE):
         raise ValueError(f"by must be one of {ADDITIVE}. Received: {by!r}")
+    expected = "scans must be what mri.read_scans returns; a folder is named: compare(folder=…)."
+    require(isinstance(scans, Scans | None), expected, scans=type(scans).__name__)
     if (scans is None) != (groups is None):
         raise ValueError("scans and groups belong together. Received only one of them")
     if scans is not None:
@@ -213,8 +215,7 @@ def _test(
 ) -> dict[str, pd.DataFrame]:
     """Test all pairs of each protocol; a note in `table` names the models left out."""
     p_values = {}
-    firsts = table[~table["model"].str.contains(SEED) & table["protocol"].isin(PROTOCOLS)]
-    for protocol, names in firsts.groupby("protocol", sort=False)["model"]:
+    for protocol, names in first_seeds(table).groupby("protocol", sort=False)["model"]:
         boards: dict[tuple[object, ...], list[str]] = {}
         for name in names:
             boards.setdefault(_board(kept[name]), []).append(name)
@@ -246,7 +247,7 @@ def _class_names(scans: Scans | None, kept: Mapping[str, LogitsTable]) -> tuple[
 
 def _files(folder: Path) -> dict[str, Path]:
     """Return name to model file, present or known by card and logits; `folder` goes first."""
-    found = {}
+    found, others = {}, {}
     for path in (*(folder / "zoo").glob("[!.]*"), *folder.glob("[!.]*")):
         if path.suffix == ".json" and path.with_suffix(".parquet").is_file():
             found[path.stem] = path.with_suffix(".keras")
@@ -254,8 +255,10 @@ def _files(folder: Path) -> dict[str, Path]:
             found[path.stem] = path
         # Named with the reason, rather than passed over in silence.
         elif may_be_model(path) and not (path.is_dir() and path.name in _OWN_FOLDERS):
-            found[path.name] = path
-    return dict(sorted(found.items()))
+            others[path.name] = path
+    # A folder may be called as a model is without its ending.
+    named = {name if name not in found else f"./{name}": path for name, path in others.items()}
+    return dict(sorted({**found, **named}.items()))
 
 
 def _measure(
@@ -311,6 +314,8 @@ def _protocol(file: ModelFile, about: Mapping[str, Any], claim: str) -> tuple[st
         protocol = "unknown"
         card = "no card" if file.card is None else "its card says what it expects, no more"
         unknown = "nobody knows what it was trained on; these may be training slices"
+        if not (file.expects and file.expects.class_names):
+            unknown += "; its classes are taken in the order of the data"
         notes = [OTHER_SLICES * (claim == OTHER_SLICES), *read, f"{card}: {unknown}"]
     return protocol, "; ".join(filter(None, notes))
 

@@ -11,7 +11,8 @@ from sklearn.metrics import confusion_matrix
 
 _RARE = 0.1  # share of the slices below which a class may well never be answered
 _SURE = 0.999
-_MARGIN = 0.15  # of accuracy, by which another order has to be better
+# Of accuracy, by which another order has to be better than this one, and than chance.
+_MARGIN, _ABOVE_CHANCE = 0.15, 0.1
 
 
 def doubts(
@@ -30,11 +31,6 @@ def doubts(
     logits : float (n, k), finite
     class_names : sequence of str, in label order
     values_known, order_known : whether somebody has said which values it takes, and its classes
-
-    Examples
-    --------
-    >>> doubts(np.arange(90) % 3, np.tile([0.0, 1.0, 0.0], (90, 1)), ["a", "b", "c"])
-    ['answers only 1 of 3 classes: does it expect other values, such as 0 to 1?']
     """
     n, k = logits.shape
     answers, shares = logits.argmax(1), np.bincount(labels, minlength=k) / n
@@ -50,7 +46,10 @@ def doubts(
     counts = confusion_matrix(answers, labels, labels=range(k))
     _, stands_for = linear_sum_assignment(counts, maximize=True)
     best = counts[np.arange(k), stands_for].sum() / n
-    if not order_known and len(given) > 1 and best > max(right, shares.max()) + _MARGIN:
+    # What answers as frequent as these reach in their best order without knowing anything.
+    chance = np.sort(shares) @ np.sort(counts.sum(1)) / n
+    likely = best > chance + max(_ABOVE_CHANCE, 2 / np.sqrt(n))
+    if not order_known and likely and best > right + _MARGIN:
         order = ", ".join(class_names[i] for i in stands_for)
         found.append(f"in the order {order} it would be right on {best:.0%}, here on {right:.0%}")
     return found

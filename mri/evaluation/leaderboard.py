@@ -21,6 +21,14 @@ PROTOCOLS = ("subject", "image", "unknown")
 COSTS = ("parameters", "size_mb", "ms_1", "ms_64", "seconds")
 
 
+def first_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that are ranked, without repeats of another row's network."""
+    ranked = table[table["protocol"].isin(PROTOCOLS)]
+    network = ranked["model"].str.replace(r"-seed\d+(?=-|$)", "", regex=True)
+    repeat = ranked["model"].str.contains(SEED)
+    return ranked[~(repeat & network.isin(network[~repeat]))]
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """The result of `compare`; it displays as a leaderboard.
@@ -89,7 +97,8 @@ class Comparison:
         files of one protocol would get the same name, each keeps its whole name. Repeats with other
         seeds are left out.
         """
-        pairs = list(self._firsts[["model", "protocol"]].itertuples(index=False, name=None))
+        of = first_seeds(self.table)[["model", "protocol"]]
+        pairs = list(of.itertuples(index=False, name=None))
         short = [(model.removesuffix(f"-{protocol}"), protocol) for model, protocol in pairs]
         found: dict[str, dict[str, str]] = {}
         for (model, protocol), key in zip(pairs, short, strict=True):
@@ -99,29 +108,8 @@ class Comparison:
 
     def best(self, protocol: str = "subject", n: int = 1) -> list[str]:
         """Return the best `n` models of a protocol, without repeats with other seeds."""
-        names = self._firsts.loc[self._firsts["protocol"] == protocol, "model"]
-        return names.head(n).tolist()
-
-    @property
-    def _firsts(self) -> pd.DataFrame:
-        """Rows of the table that are ranked, without repeats with other seeds."""
-        ranked = self.table["protocol"].isin(PROTOCOLS)
-        return self.table[ranked & ~self.table["model"].str.contains(SEED)]
-
-    def recalls(self, protocol: str = "subject") -> pd.DataFrame:
-        """Return one row per model and one column per class: its recall, and support.
-
-        Slices of one person are alike. See the notes of each evaluation on classes of few people.
-        """
-        rows = {}
-        for name in self.best(protocol, len(self.table)):
-            found = self.evaluations[name]
-            support = found.confusion(self.unit).sum(1)
-            rows[name] = {
-                f"{of} (n = {n})": found.metrics[self.unit][f"recall_{of}"].value
-                for of, n in zip(found.class_names, support, strict=True)
-            }
-        return pd.DataFrame.from_dict(rows, orient="index")
+        of = first_seeds(self.table)
+        return of.loc[of["protocol"] == protocol, "model"].head(n).tolist()
 
     def disagreements(self, first: str, second: str) -> pd.DataFrame:
         """Return the test slices that two models of the same test part classify differently.
@@ -145,7 +133,7 @@ class Comparison:
 
         `cost` is a column of `table`: parameters, size_mb, ms_1, ms_64 or seconds.
         """
-        of = self._firsts[self._firsts["protocol"] == protocol].dropna(subset=[cost])
+        of = first_seeds(self.table).query("protocol == @protocol").dropna(subset=[cost])
         score = -of[self.by] if self.by == "log_loss" else of[self.by]
         of = of.assign(score=score).sort_values([cost, "score"], ascending=[True, False])
         ahead = of["score"].cummax().shift(fill_value=-np.inf)

@@ -33,7 +33,7 @@ from mri.evaluation.persons import INPUT, PersonModel, takes_person
 from mri.models.cards import TABLE_SCHEMA, problem_of
 from mri.models.child import Run, run_here
 from mri.models.files import ModelFile, ModelFileError
-from mri.models.inputs import VALUES
+from mri.models.inputs import READ_AS, VALUES
 
 if TYPE_CHECKING:
     from mri._keras import keras
@@ -44,10 +44,10 @@ _UNREADABLE = (OSError, pa.ArrowException, ValueError, LookupError, TypeError, R
 _MAX_TABLE, _MOST_CELLS = 2**30, 4_000_000
 
 _MOST_APART = 0.05  # Of the largest logit; rounding in bfloat16 stays far below it.
-_RANDOM = "answers the same slices otherwise each time, or by the others of a batch"
+RANDOM = "answers the same slices otherwise each time, or by the others of a batch"
 _TWICE = "makes gray values small twice, by its card and by itself: does it take 0 to 255?"
 
-VERSION = 2
+VERSION = 3
 """Of how a model is read; 1 took whatever it gave for logits, as those of `build_model` are."""
 
 
@@ -196,21 +196,8 @@ def keep_logits(
 
     `groups` (n,) has the subject of each slice, `fingerprint` is that of `scans` where it is known,
     and `run` says where the model runs: `run_here`, or `CHILD.run` for one of a stranger. The
-    logits are not divided by the temperature. `about` has version, sha256 of the file, data
-    (fingerprint), class_names, origin, parameters, bytes, milliseconds per call of batches of 1 and
-    64, what the model ends in (a key of `mri.models.READ_AS`), what its card declares of its
-    inputs, and doubts whether it was understood.
-
-    Raises
-    ------
-    ModelFileError
-        If the file is not safe, does not fit the slices, takes more than it may, or nothing is left
-        to measure it on.
-
-    Warns
-    -----
-    UserWarning
-        If the folder cannot be written; the result is whole all the same.
+    logits are not divided by the temperature. Where the folder cannot be written, a warning says
+    so. ModelFileError if the file is not safe, takes too much or does not fit the slices.
     """
     path = file.path
     file.inspect()
@@ -291,8 +278,8 @@ def answers(
     first = scorer(images[:few])
     yield {}, {}
     logits = scorer(images)
-    apart = np.abs(first - logits[:few]).max() / max(1.0, float(np.abs(logits).max()))
-    signs = {_RANDOM: apart > _MOST_APART, _TWICE: rescalings(model) > 1}
+    small_twice = bool(VALUES & told["handed"]["expects"].keys()) and rescalings(model) > 1
+    signs = {RANDOM: differs(first, logits[:few]), _TWICE: small_twice}
     facts = {"parameters": model.count_params()}
     facts["doubts"] = [sign for sign, found in signs.items() if found]
     if told["timed"]:
@@ -301,38 +288,43 @@ def answers(
     yield facts | {"output": scorer.kind}, {"logits": logits}
 
 
+def differs(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two answers (n, k) for the same slices are two, whatever the rounding."""
+    return bool(np.abs(first - second).max() > _MOST_APART * max(1.0, np.abs(second).max()))
+
+
 def find_logits(file: ModelFile, fingerprint: str | None = None) -> LogitsTable | None:
     """Return the logits kept of this very file and these test rows, None where there are none.
 
     The model file may be absent: then its card says what it was. `fingerprint` is that of the
-    slices at hand; a model without a card is measured anew on others.
-
-    Raises
-    ------
-    ModelFileError
-        If the file is not safe or not what its card says, or the card is damaged.
+    slices at hand; a model without a card is measured anew on others. ModelFileError if the file
+    is not safe or not what its card says.
     """
-    card = file.card or {}
-    if file.path.is_file():
+    card, there = file.card or {}, os.path.lexists(file.path)
+    if there:
         file.inspect()
     path = file.path.with_suffix(".parquet")
-    if not path.exists() or not (card or file.path.is_file()):
+    if not path.exists() or not (card or there):
         return None
     try:
         kept = LogitsTable.read(path)
         about, version = kept.about, kept.about.get("version", 1)
-        # Those of the first version are of networks made here, which give logits.
-        same = version == VERSION or (version == 1 and {"builder", "recipe"} <= card.keys())
+        # Networks made here give logits, which every version has read as such.
+        same = version == VERSION or (version < VERSION and {"builder", "recipe"} <= card.keys())
         same &= about["sha256"] == file.sha256 and about.get("expects") == _expected(file)
+        same &= about.get("output", "logits") in READ_AS
         if file.trained_here:
             same &= card["test_rows"] == kept.rows.tolist()
             same &= all(about[key] == card[key] for key in ("data", "class_names"))
         else:
             same &= fingerprint in (None, about["data"])
+        if not (same or there):
+            raise LookupError("these are not the logits that its card names")
     except (DataError, LookupError) as error:
-        if file.path.is_file():
+        if there:
             return None  # They are made anew.
-        raise ModelFileError(f"{path}: no use of it ({error})") from error
+        absent = f"and no {file.path.name} to make it anew"
+        raise ModelFileError(f"{path}: no use of it ({error}), {absent}") from error
     return kept if same else None
 
 

@@ -246,17 +246,6 @@ def pick_examples(
 
     Labels are int (n,), logits float (n, k). The result is int64, at most (2 k,): indices, class by
     class, the correct one first. Missing kinds are left out.
-
-    Raises
-    ------
-    ValueError
-        If shapes, labels or names disagree, or a logit is not finite.
-
-    Examples
-    --------
-    >>> labels, logits = [0, 0, 1, 1], [[2, 0], [0, 2], [0, 2], [0, 2]]
-    >>> pick_examples(labels, logits, ("ill", "well")).tolist()
-    [0, 1, 3]
     """
     labels, logits = _checked(labels, logits)
     k = logits.shape[1]
@@ -304,7 +293,11 @@ def reliability_bins(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
 
 def _checked(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return copies as int64 (n,) and float64 (n, k)."""
-    labels, logits = np.array(labels), np.array(logits, dtype=np.float64)
+    try:
+        labels, logits = np.array(labels), np.array(logits, dtype=np.float64)
+    except (TypeError, ValueError):
+        kind = type(logits).__name__
+        require(False, "logits must be numbers (n, k), such as predict_logits gives.", logits=kind)
     valid = logits.ndim == 2 and logits.shape[0] >= 1 and logits.shape[1] >= 2
     require(valid, "logits must be (n, k), n >= 1, k >= 2.", shape=logits.shape)
     integers("labels", labels, len(logits))

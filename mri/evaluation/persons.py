@@ -64,20 +64,7 @@ class Answer:
 
 
 class PersonModel:
-    """A model file that takes a person, with its template.
-
-    Raises
-    ------
-    ModelFileError
-        If its card is of none that takes a person, or the template is missing or not the one that
-        the card was written with.
-
-    Examples
-    --------
-    >>> model = PersonModel(ModelFile("models/zoo/glass_box-subject.keras"))
-    >>> model.template.mean.shape
-    (32, 128, 128)
-    """
+    """A model file that takes a person, with its template."""
 
     def __init__(self, file: ModelFile) -> None:
         if not takes_person(file):
@@ -116,11 +103,6 @@ class PersonModel:
         ----------
         slices : ndarray of uint8 or float, shape (n, h, w)
             Of one person, in any order.
-
-        Raises
-        ------
-        ValueError
-            As `prepare_person` does.
         """
         from mri._keras import keras
 

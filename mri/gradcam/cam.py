@@ -20,12 +20,13 @@ from mri.data.parquet import CLASS_NAMES
 from mri.gradcam.receptive_fields import cells_of, stretch
 from mri.gradcam.trace import choose, record_calls
 from mri.models.scores import (
-    are_probabilities,
     batches,
     image_input,
+    kind_of,
     log_shares,
     one_output,
     read,
+    warn_of_small,
 )
 
 
@@ -130,6 +131,8 @@ class GradCAM:
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"`method` must be one of {list(METHODS)}. Received: {method=}")
+        expected = "A method must be given by name: GradCAM(model, method=…)."
+        require(not isinstance(layer, str) or layer not in METHODS, expected, layer=layer)
         self._input = image_input(model)
         self._model, self._wanted, self._output = model, layer, output
         self.method, self.kind = method, "logits"
@@ -169,7 +172,7 @@ class GradCAM:
         self._explain = tf.function(explain, autograph=False).get_concrete_function(
             self._input.spec, tf.TensorSpec((self._input.shape[0],), tf.int32)
         )
-        self.kind = "probabilities" if shares else self.kind
+        self._shares, self.kind = shares, "probabilities" if shares else self.kind
 
     def by(self, method: str) -> GradCAM:
         """Return the same with another method: of the same model, layer and output."""
@@ -192,17 +195,19 @@ class GradCAM:
         classes do not fit, if a result is not finite or a probability without logits rounded to 1.
         """
         x = self._checked(images)
+        warn_of_small(self._model, x)
         wanted = self._numbers(classes, len(x))
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1. Received: {batch_size=}")
         found = self._explained(x, wanted, batch_size)
-        if self.kind == "logits" and are_probabilities(found[3]):
+        self.kind = kind_of(self.kind, found[3])
+        if self.kind == "probabilities" and not self._shares:
             self._trace(shares=True)
             found = self._explained(x, wanted, batch_size)
         maps, raw, chosen, logits = found
-        if self.kind == "probabilities":
+        if self._shares:
             # Where all others are rounded to zero, so is every trace of what decided.
-            sure = (logits == 1).any(1)
+            sure = (logits >= logits.sum(1, keepdims=True)).any(1)
             if sure.any():
                 raise ValueError(
                     "The model gives probabilities whose logits are out of reach (a softmax is "
@@ -228,8 +233,8 @@ class GradCAM:
         fits = shape.is_compatible_with(x.shape) and len(x) > 0
         if not (fits and x.dtype.kind in "buif" and np.isfinite(x).all()):
             raise ValueError(
-                f"`images` must be finite numbers (n, h, w, c) that fit {shape}. "
-                f"Received: images.shape={np.shape(images)}, images.dtype={x.dtype}"
+                "`images` must be finite numbers (n, h, w, c), such as scans.images, that fit "
+                f"{shape}. Received: images.shape={np.shape(images)}, images.dtype={x.dtype}"
             )
         return x
 

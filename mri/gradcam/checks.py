@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mri._arguments import integers, require
-from mri._text import progress
+from mri._text import for_terminal, progress
 from mri.evaluation.metrics import Estimate
 from mri.gradcam.measures import (
     brain_mask,
@@ -66,7 +66,7 @@ class HeatmapCheck:
 
     def __repr__(self) -> str:
         table = self.table.map(str).to_string()
-        return "\n".join([f"{self.title}: {self.verdict}", table, *self._notes])
+        return for_terminal("\n".join([f"{self.title}: {self.verdict}", table, *self._notes]))
 
     def _repr_html_(self) -> str:
         reasons = "".join(f"<li>{escape(reason)}</li>" for reason in self._notes)
@@ -306,21 +306,6 @@ def ground_truth(
     region : rows and columns to find instead of the masks, such as `mri.data.phantom.SHORTCUT`
     classes : class to explain, one for all or int (n,); by default the labels
     seed : of controls and bootstrap
-
-    Raises
-    ------
-    ValueError
-        If no slice has a mask, the classes have a wrong shape or type, the tolerance is negative,
-        the region is outside the slices, or `GradCAM` refuses the model or the classes.
-
-    Examples
-    --------
-    >>> from mri.data import make_phantoms
-    >>> from mri.models import build_model
-    >>> model = build_model("compact", input_shape=(64, 64, 1))
-    >>> table = ground_truth(model, make_phantoms(8, 1, size=64))
-    >>> table.index.get_level_values(0).unique().tolist()
-    ['grad-cam', 'grad-cam++', 'hirescam', 'layercam']
     """
     from mri.gradcam.cam import METHODS, GradCAM
 

@@ -23,7 +23,7 @@ _RESIZINGS = "ResizeBilinear", "ResizeBicubic", "ResizeNearestNeighbor"
 _BLOCKS = "SpaceToBatchND", "BatchToSpaceND"
 _RESHAPING = "Reshape", "ExpandDims", "Squeeze"
 # These keep the shape of the grid, but move its cells.
-_MOVING = "ReverseV2", "Roll"
+_MOVING = ("Roll",)
 # The result of these is no picture of the image, whatever its shape.
 _MIXING = ("Mean", "Sum", "Max", "Min", "Prod", "MatMul", "BatchMatMul", "BatchMatMulV2", "Einsum",
            "GatherV2", "GatherNd", "StridedSlice", "ConcatV2")  # fmt: skip
@@ -100,12 +100,6 @@ def stretch(maps: tf.Tensor, axes: Axes, height: int, width: int) -> tf.Tensor:
 
     Returns float32 (n, height, width) of float32 (n, hf, wf). Beyond the outermost centres, it has
     the value of the nearest cell.
-
-    Examples
-    --------
-    >>> axes = Axis(1.0, 0.0, 0.0), Axis(4.0, 0.0, 2.0)
-    >>> stretch(tf.constant([[[0.0, 1.0]]]), axes, 1, 8).numpy().tolist()
-    [[[0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]]]
     """
     for axis, pixels, along in zip(axes, (height, width), (1, 2), strict=True):
         # If sizes are open, some of these are tensors.
@@ -138,6 +132,8 @@ def _after(op: tf.Operation, known: Known) -> Grid | None:
         return _reshaped(grid, shape, op.outputs[0].shape)
     if op.type in _MOVING:
         return grid._replace(axes=None)
+    if op.type == "StridedSlice" and (len(grid.at) < 2 or _starts(op) is None):
+        return _alike(op, sources)
     if len(grid.at) == 2 and op.type in _KNOWN:
         if op.type in _CONVOLUTIONS + _POOLINGS and set(_sides(op)) != set(grid.at):
             return None
@@ -246,10 +242,46 @@ def _behind_resizing(op: tf.Operation, at: tuple[int, ...], axes: Axes) -> Axes 
     return _seen(axes, [(1 - ratio) / 2 for ratio in ratios], strides=ratios)
 
 
+def _starts(op: tf.Operation) -> list[tuple[int, int]] | None:
+    """Return first entry and step of each axis that is sliced, None where an axis is lost."""
+    constants = [tf.get_static_value(x) for x in op.inputs[1:]]
+    changed = any(op.get_attr(f"{of}_mask") for of in ("ellipsis", "new_axis", "shrink_axis"))
+    if changed or any(x is None for x in constants):
+        return None
+    found = []
+    for axis, (begin, step) in enumerate(zip(constants[0], constants[2], strict=True)):
+        size = op.inputs[0].shape[axis]
+        if op.get_attr("begin_mask") & (1 << axis):
+            begin = 0 if step > 0 else -1
+        if begin < 0 and size is None:
+            return None
+        found.append((int(begin + (size if begin < 0 else 0)), int(step)))
+    return found
+
+
+def _behind_slice(op: tf.Operation, at: tuple[int, ...], axes: Axes) -> Axes | None:
+    """Receptive fields behind a crop, also one that goes backwards."""
+    starts = _starts(op)
+    pairs = [(0, 1) if a >= len(starts or ()) else (starts or [])[a] for a in at]
+    return _seen(axes, [-begin for begin, _ in pairs], strides=[step for _, step in pairs])
+
+
+def _behind_flip(op: tf.Operation, at: tuple[int, ...], axes: Axes) -> Axes | None:
+    """Receptive fields behind a mirror image."""
+    turned, rank = tf.get_static_value(op.inputs[1]), op.inputs[0].shape.rank
+    if turned is None or any(op.inputs[0].shape[a] is None for a in at):
+        return None
+    sides = [a in [of % rank for of in turned] for a in at]
+    last = [op.inputs[0].shape[a] - 1 if side else 0 for a, side in zip(at, sides, strict=True)]
+    return _seen(axes, [-of for of in last], strides=[-1 if side else 1 for side in sides])
+
+
 _KNOWN = {
     **dict.fromkeys(_CONVOLUTIONS + _POOLINGS, _behind_windows),
     **dict.fromkeys(_PADDINGS + _BLOCKS, _behind_padding),
     **dict.fromkeys(_RESIZINGS, _behind_resizing),
+    "StridedSlice": _behind_slice,
+    "ReverseV2": _behind_flip,
 }
 
 
@@ -260,8 +292,8 @@ def _seen(
     strides: Sequence[float] = (1, 1),
 ) -> Axes:
     """Return what windows of cells see; the first window starts `before` cells outside."""
-    row, column = (
-        Axis(float(a.step * s), float(a.first - a.step * b), float(a.last + a.step * (k - 1 - b)))
-        for a, b, k, s in zip(axes, before, windows, strides, strict=True)
-    )
-    return row, column
+    found = []
+    for a, b, k, s in zip(axes, before, windows, strides, strict=True):
+        moved = float(-a.step * b), float(a.step * (k - 1 - b))  # Of a mirror image backwards.
+        found.append(Axis(float(a.step * s), a.first + min(moved), a.last + max(moved)))
+    return found[0], found[1]

@@ -5,21 +5,19 @@ Keras has no hooks, so a model is called once while every layer records its resu
 
 from __future__ import annotations
 
+import warnings
 from threading import Lock
 from typing import Any, NamedTuple
 
 from mri._keras import keras, tf
 from mri.gradcam.receptive_fields import BLIND, Grid, Known, grids
-from mri.models.scores import ImageInput
+from mri.models.scores import LEARNT, ImageInput
 
 Calls = list[tuple[keras.Operation, tf.Tensor]]
 
 MARKED = "last_conv"
 """Name by which the builders of `mri.models` mark the layer to look at."""
 
-# Before any of these, a tensor is still the image, whatever was done to it.
-_LEARNED = ("Conv2D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "MatMul", "BatchMatMulV2",
-            "Einsum", "PartitionedCall", "StatefulPartitionedCall")  # fmt: skip
 # The result of these holds nothing that the finer grid before them does not.
 _COARSER = "MaxPool", "AvgPool", "Identity", "Transpose"
 
@@ -98,7 +96,7 @@ class Paths:
             if any(x.ref() in reached for x in op.inputs):
                 made = {x.ref() for x in op.outputs}
                 reached |= made
-                if op.type in _LEARNED or any(x.ref() in self._learned for x in op.inputs):
+                if op.type in LEARNT or any(x.ref() in self._learned for x in op.inputs):
                     self._learned |= made
         needed: set[Any] = {logits.ref()}
         last_use: dict[Any, int] = {}
@@ -168,11 +166,6 @@ def choose(
     calls : of that trace
     wanted : layer, its name, or None for `MARKED`, else the last map that all paths go through
     only_mean : whether only the mean of the gradients over the grid is wanted
-
-    Raises
-    ------
-    ValueError
-        If there is no such layer.
     """
     logits, explained = scores
     paths = Paths(images, logits)
@@ -181,8 +174,17 @@ def choose(
     here = [(v, x) for v, x in here if x.shape.rank == 4]
     found = [(v, x) for v, x in here if v is wanted or v.name == (wanted or MARKED)]
     unclear = wanted is not None and len({id(layer) for layer, _ in found}) > 1
-    if wanted is None and not found and (last := paths.last_map()) is not None:
-        found = [(_named(last, here, paths), last)]
+    cuts = {x.ref() for x in paths.cuts}
+    if wanted is None and not any(x.ref() in cuts for _, x in found):
+        # Somebody else may call a side branch so.
+        last = paths.last_map()
+        if last is not None:
+            found = [(_named(last, here, paths), last)]
+        elif found:
+            warnings.warn(
+                f"{MARKED!r} lies on one of several branches: its maps leave out the others",
+                stacklevel=2,
+            )
     for layer, x in [] if unclear else reversed(found):
         gradients = _gradients(explained, x, only_mean)
         if gradients is not None:
@@ -199,11 +201,17 @@ def choose(
     hidden = [v for v, x in calls if getattr(x, "graph", logits.graph) is not logits.graph]
     if any(v is wanted or v.name == wanted for v in hidden):
         problem = "called inside a tf.function of the model's own, out of reach: call it outside"
+    known = list(dict.fromkeys(v.name for v, _ in here))
+    if wanted is None and not found:
+        raise ValueError(
+            "No layer can be explained: no result with a grid, such as a convolution's, is on the "
+            f"way from the image to the logits, so nothing says where. 4-D are {known}"
+        )
     raise ValueError(
         "`layer` must be one layer on the way to the output, itself 4-D, by name or as an object "
         "(model.get_layer('outer').get_layer('inner')); left out, the last one with a grid that "
         "every path from the image to the logits goes through. "
-        f"4-D are {list(dict.fromkeys(v.name for v, _ in here))}. "
+        f"4-D are {known}. "
         f"Received: layer={wanted!r}, {problem}"
     )
 

@@ -117,7 +117,8 @@ def build_model(
     sides = tuple(input_shape)
     fits = len(sides) == 3 and sides[2] == 1 and all(isinstance(n, int) and n > 0 for n in sides)
     require(fits, "input_shape must be (h, w, 1).", input_shape=input_shape)
-    require(classes >= 2, "classes must be at least 2.", classes=classes)
+    fits = isinstance(classes, int) and classes >= 2
+    require(fits, "classes must be a number, at least 2.", classes=classes)
     require(dtype in DTYPES, f"dtype must be one of {DTYPES}.", dtype=dtype)
     outer = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)

@@ -20,6 +20,7 @@ from mri._arguments import require
 from mri._files import read_regular
 from mri._text import for_markdown, shorten
 from mri.data.decode import DataError
+from mri.data.labels import name_key
 from mri.data.parquet import MAX_CLASSES, MAX_NAME
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ CARD_VERSION = 1
 """Of the keys of `SCHEMA`; a card that names none is of this version too."""
 
 _MAX_CARD = 32 * 2**20
+_MEND = "write it anew (python -m mri card), or train the model again"
 _MOST = 10**15  # Of anything counted: bytes, weights, rows, seconds.
 
 
@@ -92,7 +94,8 @@ def _split(value: object) -> bool:
 
 
 def _names(least: int) -> Check:
-    return _list(lambda name: _text(name) and name != "", least, MAX_CLASSES, distinct=True)
+    names = _list(lambda name: _text(name) and name != "", least, MAX_CLASSES)
+    return lambda value: names(value) and len(set(map(name_key, value))) == len(value)  # type: ignore[arg-type, call-overload]
 
 
 _HASH = _digest, "a SHA-256 of 64 hexadecimal digits"
@@ -113,7 +116,7 @@ SCHEMA: dict[str, tuple[Check, str]] = {
     "split": (_split, "an object with the protocol 'subject' or 'image'"),
     "class_names": (_names(1), "a list of different names"),
     "synthetic": (lambda value: isinstance(value, bool), "true or false"),
-    "validation": (_object(_number()), "an object of finite numbers"),
+    "validation": (_object(_number(-_MOST, _MOST)), "an object of finite numbers"),
     "temperature": (_number(1e-6, 1e6), "a number above 0"),
     "seconds": (_number(0, _MOST), "a number from 0"),
     # A loss may have become infinite.
@@ -142,15 +145,7 @@ TABLE_SCHEMA: dict[str, tuple[Check, str]] = {
 
 
 def problem_of(facts: object, schema: Mapping[str, tuple[Check, str]] = SCHEMA) -> str | None:
-    """Return what is wrong with a card, None where nothing is.
-
-    Examples
-    --------
-    >>> problem_of({"temperature": 1.5, "mine": "kept"}) is None
-    True
-    >>> problem_of({"temperature": -1})
-    "its 'temperature' is -1, expected a number above 0"
-    """
+    """Return what is wrong with a card, None where nothing is."""
     if not isinstance(facts, dict):
         return f"it is {facts!r:.60}, expected an object"
     for key, (check, expected) in schema.items():
@@ -166,14 +161,22 @@ def read_card(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """
     card = Path(path).with_suffix(".json")
     try:
-        found = json.loads(read_regular(card, _MAX_CARD).decode("utf-8"))
+        text = read_regular(card, _MAX_CARD).decode("utf-8-sig")
+        found = json.loads(text, object_pairs_hook=_once)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, OSError, RecursionError) as error:
-        raise ModelFileError(f"{card}: unreadable card ({error}); train the model again") from error
+        raise ModelFileError(f"{card}: unreadable card ({error}); {_MEND}") from error
     if problem := problem_of(found):
-        raise ModelFileError(f"{card}: unreadable card ({problem}); train the model again")
+        raise ModelFileError(f"{card}: unreadable card ({problem}); {_MEND}")
     return dict(found)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
 
 
 def check_rows(rows: np.ndarray, n: int) -> str | None:
@@ -212,16 +215,6 @@ def describe(card: Mapping[str, Any]) -> str:
     """Render a card that `mri.train` has written as a model card in Markdown.
 
     The headings are those of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
-
-    Raises
-    ------
-    ValueError
-        If the card lacks what `mri.train` writes, naming it.
-
-    Examples
-    --------
-    >>> print(describe(read_card("models/zoo/tissue-subject.keras")).splitlines()[0])
-    ### Model card: tissue, subject-level split
     """
     missing, problem = sorted(_DESCRIBED.difference(card)), problem_of(dict(card))
     fits = not missing and problem is None

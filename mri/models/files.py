@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mri._arguments import require
 from mri._files import file_sha256, read_regular, replacing
 from mri.models.archive import check_growth, check_weights, inspect_archive, write_plain
 from mri.models.cards import CARD_VERSION, ModelFileError, read_card, rows_to_test
 from mri.models.child import CHILD, Arrays, Facts
 from mri.models.formats import recognised
 from mri.models.graph import check_graph
-from mri.models.inputs import FIELDS, SLICE, VALUES, Expects, adapt, declared, only_declares
+from mri.models.inputs import FIELDS, SLICE, VALUES, adapt, declared, expected_of, only_declares
 from mri.models.own import is_own
 
 if TYPE_CHECKING:
     from mri._keras import keras
     from mri.data.scans import Scans
+    from mri.models.inputs import Expects
 
 __all__ = ["ModelFile", "ModelFileError", "declare", "find_model", "load_model", "read_card",
            "save_model"]  # fmt: skip
@@ -101,13 +103,9 @@ class ModelFile:
 
     @cached_property
     def expects(self) -> Expects | None:
-        """What its card declares of the slices and classes that it takes, None where nothing is.
-
-        Of a card that `mri.train` has written, only what stands under ``expects``.
-        """
-        card = self.card or {}
+        """What its card declares of the slices and classes that it takes, None where nothing is."""
         try:
-            return declared(card if not self.trained_here else {"expects": card.get("expects", {})})
+            return declared(self.card or {})
         except ValueError as error:
             raise ModelFileError(f"{self.path.with_suffix('.json')}: {error}") from error
 
@@ -125,11 +123,19 @@ class ModelFile:
             way = known or "save it with model.save('….keras')"
             raise ModelFileError(f"{self.path}: expected a .keras file; {way}")
         if not self.path.is_file():
-            raise ModelFileError(f"{self.path}: no such model file{known and f'; {known}'}")
+            what = "no regular file" if self.path.exists() else "no such model file"
+            what = (
+                "a link to nothing" if self.path.is_symlink() and not self.path.exists() else what
+            )
+            raise ModelFileError(f"{self.path}: {what}{known and f'; {known}'}")
         content = self._content()
         inspect_archive(self.path, content)
-        hashed = self.trained_here or "sha256" in (card or {})
-        if card is not None and hashed and card.get("sha256") != self.sha256:
+        if card is not None and self.trained_here and "sha256" not in card:
+            raise ModelFileError(
+                f"{self.path}: its card has {sorted(card)!s:.200}, but no sha256. Expected what "
+                f"mri.train writes, or only what the model expects: {list(FIELDS)}"
+            )
+        if card is not None and card.get("sha256", self.sha256) != self.sha256:
             raise ModelFileError(
                 f"{self.path}: SHA-256 {self.sha256} is not {card.get('sha256')} of its card; "
                 "train the model again, or remove the card if the file was replaced on purpose"
@@ -176,15 +182,8 @@ class ModelFile:
     ) -> keras.Model:
         """Return the model, not compiled, that takes slices as its card says; see `load_model`.
 
-        Parameters
-        ----------
-        slices : tuple of int
-            Rows and columns of the slices.
-        order : sequence of str, optional
-            Class names in the order wanted, where the card names the model's own; by default those
-            of the data set.
-        bare : bool
-            Whether to leave the model as it is in the file, whatever its card declares.
+        `slices` are rows and columns, `order` is the order of the class names wanted, by default
+        that of the data set. If `bare`, it stays as in the file, whatever its card declares.
         """
         with self.handed(slices, order, bare=bare) as told:
             # What a card declares changes what is run.
@@ -195,13 +194,7 @@ class ModelFile:
             return load_handed(**told)
 
     def load_into(self, model: keras.Model) -> None:
-        """Give `model` the weights of the file, which must be of that very network.
-
-        Raises
-        ------
-        ModelFileError
-            As for `load_model`, or if the weights are of another network.
-        """
+        """Give `model` the weights of the file; ModelFileError if they are of another network."""
         with self._private() as copy, _named(self.path):
             check_weights(copy, self.path)
             model.load_weights(copy)
@@ -209,12 +202,8 @@ class ModelFile:
     def held_out(self, scans: Scans, fingerprint: str | None = None) -> np.ndarray:
         """Return the test rows of the card, int (m,); of a model of unknown training, all rows.
 
-        `fingerprint` is that of `scans`, where it is known already.
-
-        Raises
-        ------
-        ModelFileError
-            If the card does not say, or is of other slices than these.
+        ModelFileError if the card does not say, or is of others than these `scans`, whose
+        `fingerprint` may be known already.
         """
         if self.card is None or not self.trained_here:
             return np.arange(len(scans))
@@ -347,7 +336,7 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
     lost = VALUES if VALUES & given.keys() else set()
     told = {name: value for name, value in before.items() if name not in lost} | given
     try:
-        after = Expects(**told)
+        after = expected_of(told)
         adapt(model, **told)
     except (ValueError, TypeError) as error:
         raise ModelFileError(f"{file.path}: {error}") from error
@@ -357,12 +346,14 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
         for name in FIELDS
         if before.get(name) != now.get(name)
     ]
-    from mri.models.scores import image_input
+    from mri.models.scores import image_input, rescalings
 
     scale, offset = after.values
     low, high = (", ".join(f"{of:.4g}" for of in v * scale + offset) for v in (0, 255))
     takes = image_input(model).shape
     lines.append(f"takes: {takes}; a gray value of 0 reaches it as {low}, one of 255 as {high}")
+    if scale.max() < 0.1 and rescalings(model) > 0:
+        lines.append("careful: the model makes gray values small itself; does it take 0 to 255?")
     if write:
         card = {"sha256": file.sha256, **now}
         if file.trained_here:
@@ -374,18 +365,16 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
 
 
 def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -> Path:
-    """Return the ``.keras`` file of that name, or path, looked for in `folders` in turn.
-
-    Raises
-    ------
-    ModelFileError
-        If there is none; the message lists those there are.
-    """
+    """Return the ``.keras`` file of that name, or path, looked for in `folders` in turn."""
+    fits = isinstance(name, str | os.PathLike)
+    require(fits, "A model must be named: a name, or the path of a .keras file.", model=name)
     if not os.fspath(name):
         raise ModelFileError("the name of the model is empty; give a name or a .keras file")
     path = Path(name)
-    if path.suffix == ".keras" or len(path.parts) != 1 or path.is_file():
-        return path
+    if len(path.parts) != 1 or path.is_file():
+        whole = path.with_name(f"{path.name}.keras")
+        return whole if whole.is_file() and not path.is_file() else path
+    name = path.name.removesuffix(".keras")
     # The folders of the repository, wherever the command is run from.
     homes = [home / folder for home in (Path(), Path(__file__).parents[2]) for folder in folders]
     for home in homes:

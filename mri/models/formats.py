@@ -59,11 +59,6 @@ def recognised(path: str | os.PathLike[str]) -> str:
     """Return what a file or folder is that is no Keras 3 archive, and the way out; '' if unknown.
 
     Nothing is loaded: the first bytes, names of members and short texts are looked at.
-
-    Examples
-    --------
-    >>> recognised("models/README.md")
-    ''
     """
     path = Path(path)
     if path.is_dir():
@@ -95,7 +90,9 @@ def _of_file(path: Path) -> tuple[str, str] | None:
     with path.open("rb") as file:
         if file.read(2) == b"PK":
             with zipfile.ZipFile(file) as archive:
-                return of_archive(archive)
+                whole = "config.json" in archive.namelist() and path.suffix != ".keras"
+                renamed = ("a Keras model", "let its name end in .keras") if whole else None
+                return of_archive(archive) or renamed
         return of_start(file)
 
 
@@ -130,6 +127,9 @@ def of_archive(archive: zipfile.ZipFile) -> tuple[str, str] | None:
         return _PYTORCH
     if names and all(name.endswith(".npy") for name in names):
         return "NumPy arrays, weights only", _REBUILD
+    inside = [name for name in names if name.endswith((".keras", "/config.json"))]
+    if "config.json" not in names and inside:
+        return "an archive around a model", f"unpack it; its model is at {inside[0]:.80}"
     if "metadata.json" in names and archive.getinfo("metadata.json").file_size < 2**16:
         version = str(json.loads(archive.read("metadata.json")).get("keras_version", ""))
         if version.startswith("2."):

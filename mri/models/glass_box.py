@@ -42,11 +42,6 @@ def glass_box(
         ``"logits"`` (n, k). The layer ``"severity"`` gives the score, (n, 1), ``"last_conv"`` the
         tone map less its centre, (n, r, c, 8).
 
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit.
-
     Examples
     --------
     >>> places = np.zeros((8, 16, 16))

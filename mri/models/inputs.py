@@ -6,7 +6,6 @@ to 1, with their classes in another order. None of this can be seen in the file 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mri._arguments import require
+from mri.models.cards import SCHEMA
 
 if TYPE_CHECKING:
     from mri._keras import keras
@@ -27,7 +27,10 @@ READ_AS = {
     "softmax": "ends in softmax: read by the logits before it",
     "log-softmax": "ends in log-softmax: read by the logits before it",
     "sigmoid": "ends in sigmoid: read by the logits before it",
+    "twice": "ends in softmax or sigmoid twice, which flattens it: read by the logits before both",
     "probabilities": "gives probabilities whose logits are out of reach: read by their logarithms",
+    "unclear": "gives what may be probabilities, though they do not add up to 1: taken for logits; "
+    "if they are, save it with softmax or sigmoid as its last layer",
     "person": "judges whole people: each slice has its person's answer",
 }
 """What a model may end in, and what a reader of its figures has to know of it."""
@@ -39,6 +42,7 @@ SLICE = (128, 128)
 """Rows and columns of the slices of the data set."""
 
 _CHANNELS = 1, 3  # Gray, and RGB.
+_BESIDE = {"sha256", "card_version"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,15 @@ class Expects:
             require(valid, f"{name} must be a number, or one a channel.", **{name: value})
             valid = value is None or name in ("offset", "mean") or min(values) > 0
             require(valid, f"{name} must be above 0.", **{name: value})
+            of_255 = (
+                value is not None
+                and name in ("mean", "std")
+                and not (0 <= min(values) <= max(values) <= 1)
+            )
+            expected = (
+                f"{name} must be of gray values 0 to 1: divide by 255, or give scale, offset."
+            )
+            require(not of_255, expected, **{name: value})
         ways = {
             "range": self.range is not None,
             "scale and offset": (self.scale, self.offset) != (None, None),
@@ -111,31 +124,37 @@ def _list_of(kind: type, values: Any) -> bool:
     if not isinstance(values, list | tuple) or not values:
         return False
     if kind is float:
-        return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        return all(type(value) in (int, float) and abs(value) < 1e9 for value in values)
     return all(type(value) is kind for value in values)
 
 
 def declared(card: Mapping[str, Any]) -> Expects | None:
-    """Return what a card declares, under ``expects`` or by itself; None where it says nothing.
-
-    Raises
-    ------
-    ValueError
-        If what it declares cannot be.
-    """
+    """Return what a card declares, under ``expects`` or by itself; None where it says nothing."""
     told = card.get("expects", {})
     require(isinstance(told, Mapping), "expects must hold names and values.", expects=told)
-    own = {name: card[name] for name in ("classes", *FIELDS) if name in card}
-    unknown = sorted(told.keys() - {"classes", *FIELDS})
-    require(not unknown, f"expects may hold {list(FIELDS)}.", unknown=unknown)
-    both = {"class_names" if k == "classes" else k: v for k, v in {**own, **told}.items()}
-    return Expects(**both) if both else None
+    own = {name: value for name, value in card.items() if name not in {*_BESIDE, "expects"}}
+    if not only_declares(card):
+        # The class names are those of its training.
+        own = {name: own[name] for name in FIELDS if name in own and name != "class_names"}
+        expected = "Beside a training, what the model expects must stand under 'expects'."
+        require(not own, expected, beside=list(own))
+    return expected_of({**own, **told}) if own or told else None
+
+
+def expected_of(told: Mapping[str, Any]) -> Expects:
+    """Return what is declared by name, of which each must be one of `FIELDS`."""
+    told = {"class_names" if name == "classes" else name: of for name, of in told.items()}
+    unknown = sorted(told.keys() - set(FIELDS))
+    require(not unknown, f"What a model expects may hold {list(FIELDS)}.", unknown=unknown)
+    return Expects(**told)
 
 
 def only_declares(card: Mapping[str, Any]) -> bool:
     """Whether a card says what a model expects and nothing of how it was trained."""
-    told = card.keys() - {"sha256", "card_version"}
-    return bool(told) and told <= {*FIELDS, "classes", "expects"}
+    trained = SCHEMA.keys() - _BESIDE - {"expects", "class_names"} | {"input"}
+    told, known = card.keys() - _BESIDE, {*FIELDS, "classes", "expects"}
+    declares = told & known if told <= known else told & (known - {"class_names"})
+    return bool(declares) and not told & trained
 
 
 def adapt(
@@ -192,7 +211,7 @@ def adapt(
     from mri._keras import keras
     from mri.models.scores import image_input, one_output
 
-    told = Expects(**expects)
+    told = expected_of(expects)
     takes = image_input(model)
     n, *sides, channels = takes.shape
     size = told.size or tuple(of or wanted for of, wanted in zip(sides, slices, strict=True))
@@ -203,19 +222,20 @@ def adapt(
     expected = f"channels must be 1 or 3 and those which the model takes, {channels}."
     require(fits, expected, channels=told.channels)
     values = [of.tolist() for of in told.values]
-    expected = f"Of scale and offset, or mean and std, there must be 1 or {color}."
+    expected = f"Scale and offset, or mean and std, must be one number, or one of {color} channels."
     require(len(values[0]) in (1, color), expected, scale=values[0], offset=values[1])
+    plain = values == [[1.0], [0.0]]
+    expected = f"The model takes {takes.dtype}, whole numbers from 0 to 255."
+    require(plain or "int" not in takes.dtype, expected, scale=values[0], offset=values[1])
     x = inputs = keras.Input((*slices, 1), n, name="slices", dtype="float32")
     if size != tuple(slices):
         x = keras.layers.Resizing(*size, data_format="channels_last", dtype="float32")(x)
     if color == 3:
         x = keras.layers.Concatenate(dtype="float32")([x] * 3)
-    if values != [[1.0], [0.0]]:
+    if not plain:
         of = [value * (color // len(value)) for value in values]
         x = keras.layers.Rescaling(*of, name="as_expected", dtype="float32")(x)
-    if takes.channels_first:
-        x = keras.layers.Permute((3, 1, 2))(x)
-    scores = one_output(model, model(keras.ops.cast(x, takes.dtype)), None)
+    scores = one_output(model, model(keras.ops.cast(takes.arranged(x), takes.dtype)), None)
     if told.class_names is not None:
         scores = _ordered(scores, told.class_names, order)
     return keras.Model(inputs, scores, name=model.name)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mri._arguments import require
 from mri._keras import keras, tf
+from mri._text import shorten
 from mri.models.graph import fitting_batch
 
 _ENDS = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid"}
@@ -22,32 +23,39 @@ _PASSING = "Identity", "Cast", "Reshape", "Squeeze", "ExpandDims"
 _AVERAGING = "AddV2", "AddN", "Mul", "RealDiv", "Mean", "Pack", "ConcatV2"
 _FACTORS = "Mul", "RealDiv"
 _TOLERANCE = 1e-2  # of a sum of bfloat16 numbers
+# Before any of these, a tensor is still the image; behind the last of them, it is the answer.
+LEARNT = ("Conv2D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "MatMul", "BatchMatMulV2",
+          "Einsum", "PartitionedCall", "StatefulPartitionedCall")  # fmt: skip
 _FIRST = frozenset({1, 3})  # numbers of channels that an image may have
 
 
 class ImageInput(NamedTuple):
     """The one image input of a model.
 
-    `shape` is (n, h, w, c), whatever the order in the model, where None is open; `channels_first`
-    says whether the model takes (n, c, h, w).
+    `shape` is (n, h, w, c), whatever the order in the model, where None is open; `channels` says
+    where the model has them: 'last', 'first', or 'none' of (n, h, w).
     """
 
     shape: tuple[int | None, ...]
     dtype: str
-    channels_first: bool
+    channels: str
 
     @property
     def spec(self) -> tf.TensorSpec:
         """Shape (n, h, w, c) and dtype, for a trace."""
         return tf.TensorSpec(self.shape, self.dtype)
 
+    def arranged(self, images: Any) -> Any:
+        """Return images (n, h, w, c) as the model has their axes."""
+        if self.channels == "first":
+            return keras.ops.transpose(images, (0, 3, 1, 2))
+        return keras.ops.squeeze(images, -1) if self.channels == "none" else images
+
     def give(self, model: keras.Model, images: tf.Tensor) -> Any:
         """Call the model in inference on images (n, h, w, c), leaving its state alone."""
-        if self.channels_first:
-            images = tf.transpose(images, (0, 3, 1, 2))
         # The scope keeps layers that count, draw or add losses in `call` from doing so.
         with keras.StatelessScope(initialize_variables=False):
-            return model(images, training=False)
+            return model(self.arranged(images), training=False)
 
 
 def image_input(model: keras.Model, like: Sequence[int] | None = None) -> ImageInput:
@@ -55,7 +63,9 @@ def image_input(model: keras.Model, like: Sequence[int] | None = None) -> ImageI
 
     `like` is the shape (n, h, w, c) of images at hand, for a model that does not know its own.
     """
-    require(isinstance(model, keras.Model), "`model` must be a Keras model.", model=model)
+    if not isinstance(model, keras.Model):
+        expected = "`model` must be a Keras model, such as mri.load_model(name) gives."
+        raise ValueError(f"{expected} Received: model={shorten(repr(model))}")
     try:
         inputs = [(x.shape, x.dtype) for x in model.inputs]
     except AttributeError:
@@ -63,15 +73,18 @@ def image_input(model: keras.Model, like: Sequence[int] | None = None) -> ImageI
         config = getattr(model, "get_build_config", lambda: None)() or {}
         known = config.get("input_shape") or (() if like is None else like)
         inputs = [((None, *known[1:]) if len(known) == 4 else (), "float32")]
-    if len(inputs) != 1 or len(inputs[0][0]) != 4:
+    if len(inputs) != 1 or len(inputs[0][0]) not in (3, 4):
+        unbuilt = "; without an Input layer, call it once on images to build it"
         raise ValueError(
-            "The model needs one image input (n, h, w, c); without an Input layer, call it once on "
-            f"images to build it. Received: {model.name!r} with inputs {inputs}"
+            f"The model needs one image input (n, h, w, c){unbuilt * (not model.built)}. "
+            f"Received: {model.name!r} with inputs {inputs}"
         )
     (n, *sides), dtype = inputs[0]
+    if len(sides) == 2:
+        return ImageInput((n, *sides, 1), dtype, "none")
     first = sides[0] in _FIRST and sides[2] not in _FIRST
     sides = [*sides[1:], sides[0]] if first else sides
-    return ImageInput((n, *sides), dtype, first)
+    return ImageInput((n, *sides), dtype, "first" if first else "last")
 
 
 def one_output(model: keras.Model, outputs: Any, output: str | int | None) -> tf.Tensor:
@@ -83,7 +96,8 @@ def one_output(model: keras.Model, outputs: Any, output: str | int | None) -> tf
     index = names.index(index) if index in names else index
     if type(index) is not int or not 0 <= index < len(outputs):
         raise ValueError(
-            f"`output` must be one of the names {names} or an index below {len(outputs)}. "
+            f"`output` must be one of the names {names} or an index below {len(outputs)}, or the "
+            "model saved with one output alone: keras.Model(model.inputs, model.outputs[0]). "
             f"Received: {output=}"
         )
     return outputs[index]
@@ -99,27 +113,39 @@ def read(scores: tf.Tensor) -> tuple[tf.Tensor, str]:
     if scores.shape.rank != 2 or scores.shape[1] is None:
         raise ValueError(f"The output must be class scores (n, k). Received: {scores.shape=}")
     found = _behind(scores, int(scores.shape[1]))
-    logits, kind = found if found else (scores, "logits")
+    logits, kind = found or (scores, "unclear" if _made_of_shares(scores) else "logits")
     logits = tf.cast(tf.reshape(logits, (-1, scores.shape[1])), tf.float32)
     return (tf.concat([-logits, logits], 1) if scores.shape[1] == 1 else logits), kind
 
 
 def _behind(x: tf.Tensor, k: int) -> tuple[tf.Tensor, str] | None:
-    """Return what went into the end of a model, and the kind of the end; None without such."""
+    """Return what went into the end of a model, and the kind of the end; None without such.
+
+    It is one number a class: what a softmax over anything else got is not the classes' logits.
+    """
     op = x.op
     if op.type in _ENDS:
-        return op.inputs[0], _ENDS[op.type]
+        source, kind = op.inputs[0], _ENDS[op.type]
+        over = source.shape[-1] if source.shape.rank else None
+        if source.shape[1:].num_elements() != k or (kind != "sigmoid" and (over != k or k == 1)):
+            return None
+        before = _behind(source, k)
+        if before is None:
+            return source, kind
+        # A log-softmax is itself logits: a softmax behind it changes nothing.
+        same = before[1] == "log-softmax" and kind != "sigmoid"
+        return before[0], kind if same else "twice"
     if op.type in _PASSING:
         return _behind(op.inputs[0], k)
     if op.type == "Log":
         found = _behind(op.inputs[0], k)
         return (found[0], "log-softmax") if found and found[1] == "softmax" else None
-    if op.type == "GatherV2" and (found := _behind(op.inputs[0], k)):  # Classes in another order.
-        width = op.inputs[0].shape[-1]
+    if op.type == "GatherV2":  # Classes in another order.
+        width, axis = op.inputs[0].shape[-1], tf.get_static_value(op.inputs[2])
+        if axis not in (1, -1) or width is None or not (found := _behind(op.inputs[0], width)):
+            return None
         return tf.gather(tf.reshape(found[0], (-1, width)), op.inputs[1], axis=1), found[1]
-    if op.type in _AVERAGING:
-        return _behind_average(op, k)
-    return None
+    return _behind_average(op, k) if op.type in _AVERAGING else None
 
 
 def _behind_average(op: tf.Operation, k: int) -> tuple[tf.Tensor, str] | None:
@@ -129,7 +155,9 @@ def _behind_average(op: tf.Operation, k: int) -> tuple[tf.Tensor, str] | None:
     found = [_behind(x, k) for x, value in zip(op.inputs, values, strict=True) if value is None]
     addends = [of for of in found if of is not None]
     if op.type in _FACTORS:
-        fits = len(found) == 1 and all(np.all(np.asarray(value) > 0) for value in constants)
+        # A number a class would weigh the classes, a share as divisor turn their order round.
+        one = len(constants) == 1 and np.size(constants[0]) == 1 and np.all(constants[0] > 0)
+        fits = one and (op.type == "Mul" or values[1] is not None)
     else:
         fits = not constants or op.type in ("Mean", "ConcatV2")
     if not fits or not addends or len(addends) < len(found):
@@ -139,9 +167,33 @@ def _behind_average(op: tf.Operation, k: int) -> tuple[tf.Tensor, str] | None:
 
 
 def are_probabilities(scores: np.ndarray) -> bool:
-    """Whether rows (n, k) of scores are shares of 1, which logits are only by an odd chance."""
+    """Whether rows (n, k) of scores are shares of 1, or of 100: logits only are by odd chance."""
     sums = scores.sum(1)
-    return bool(scores.shape[1] > 1 and (scores >= 0).all() and (abs(sums - 1) < _TOLERANCE).all())
+    whole = any((abs(sums / one - 1) < _TOLERANCE).all() for one in (1, 100))
+    return bool(scores.shape[1] > 1 and (scores >= 0).all() and whole)
+
+
+def kind_of(kind: str, logits: np.ndarray) -> str:
+    """Return the kind of the end of a model, where it is not sure by its numbers (n, k)."""
+    if kind not in ("logits", "unclear"):
+        return kind
+    if are_probabilities(logits):
+        return "probabilities"
+    single = logits.shape[1] == 2 and bool((logits[:, 0] == -logits[:, 1]).all())
+    scores = logits[:, 1:] if single else logits
+    return "unclear" if scores.min() >= 0 and scores.max() <= 1 else kind
+
+
+def _made_of_shares(scores: tf.Tensor) -> bool:
+    """Whether something was made of a softmax or sigmoid behind the last layer that was learnt."""
+    behind, seen = [scores], set()
+    for x in behind:
+        if x.op.type in _ENDS:
+            return True
+        if x.op.type not in LEARNT and x.ref() not in seen:
+            seen.add(x.ref())
+            behind += x.op.inputs
+    return False
 
 
 def log_shares(shares: np.ndarray) -> np.ndarray:
@@ -159,35 +211,26 @@ class Scorer:
     Attributes
     ----------
     kind : str
-        What the model ends in, a key of `READ_AS`; of 'logits' and 'probabilities' sure after the
-        first call.
+        What the model ends in, a key of `READ_AS`; of 'logits' sure after the first call.
     input : ImageInput
     gives : tuple
         Shape of the scores.
     classes : int
         Number of logits; of a single unit two.
-
-    Examples
-    --------
-    >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(),
-    ...                           keras.layers.Dense(4, activation="softmax")])
-    >>> scorer = Scorer(model)
-    >>> scorer.kind, scorer(np.zeros((2, 8, 8), np.uint8)).tolist()[0]
-    ('softmax', [0.0, 0.0, 0.0, 0.0])
     """
 
     def __init__(self, model: keras.Model, like: Sequence[int] | None = None) -> None:
         self.input = image_input(model, like)
-        self.kind = "logits"
 
         def score(images: tf.Tensor) -> tf.Tensor:
             scores = one_output(model, self.input.give(model, images), None)
             self.gives = tuple(scores.shape)
-            logits, self.kind = read(scores)
+            logits, self._end = read(scores)
             return logits
 
         # One trace for all batch sizes.
         self._score = tf.function(score, autograph=False).get_concrete_function(self.input.spec)
+        self.kind = self._end
         self.classes = int(self._score.structured_outputs.shape[1])
         self._most = fitting_batch(self._score.graph, 2**16)
 
@@ -197,8 +240,8 @@ class Scorer:
         size = min(batch_size, self._most)
         parts = [self._score(batch) for batch in batches(images, self.input, size)]
         logits = np.concatenate(parts)[: len(images)]
-        if self.kind == "logits" and are_probabilities(logits):
-            self.kind = "probabilities"
+        # What was unclear of a few slices need not be of more.
+        self.kind = self.kind if self.kind == "probabilities" else kind_of(self._end, logits)
         return log_shares(logits) if self.kind == "probabilities" else logits
 
 
@@ -233,24 +276,34 @@ def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 
     sides = zip(takes.shape[1:], shape[1:], strict=False)
     require(
         many and all(wanted in (None, side) for wanted, side in sides),
-        f"images must be numbers (n, h, w) for a model of {takes.shape[1:]}.",
+        f"images must be numbers (n, h, w) for a model of {takes.shape[1:]}, such as scans.images.",
         shape=images.shape,
         dtype=images.dtype,
     )
     require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
-    if 0 < images.max() <= 1 and rescalings(model):
-        warnings.warn(
-            "these images have values 0 to 1, and this model rescales gray values 0 to 255 itself: "
-            "give it the slices as they were read",
-            stacklevel=2,
-        )
+    warn_of_small(model, images)
     return Scorer(model, like=shape)(images, batch_size)
 
 
+def warn_of_small(model: keras.Model, images: np.ndarray) -> None:
+    """Warn of images that were rescaled before they came to a model that does so itself."""
+    if 0 < images.max() <= 1 and rescalings(model) > 0:
+        warnings.warn(
+            "these images have values 0 to 1, and this model rescales gray values 0 to 255 itself: "
+            "give it the slices as they were read",
+            stacklevel=3,
+        )
+
+
 def rescalings(model: keras.Model) -> int:
-    """Return how often gray values are made small on their way: `adapt` may do so once more."""
-    layers = [v for v in model._flatten_layers() if isinstance(v, keras.layers.Rescaling)]
-    return sum(bool(np.max(np.abs(v.scale)) < 0.1) for v in layers)
+    """Return how often gray values are made small on their way, less how often large again."""
+    scales = []
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Rescaling):
+            scales.append(np.max(np.abs(layer.scale)))
+        elif isinstance(layer, keras.layers.Normalization) and layer.built:
+            scales.append(1 / np.sqrt(np.max(layer.variance) + 1e-9))
+    return sum(bool(of < 0.1) - bool(of > 10) for of in scales)
 
 
 def batches(images: np.ndarray, to: ImageInput, batch_size: int) -> list[tf.Tensor]:

@@ -83,6 +83,16 @@ def forged_logits_without_file(forged, scans):
     forged.without_file()
 
 
+def forged_size(forged, scans):
+    forged.logits(lambda frame, logits: frame, parameters=3)
+
+
+def an_unknown_end(forged, scans):
+    """What it ends in is read anew."""
+    forged.logits(perfect, output="<b>nothing</b>", sha256="0" * 64)
+    forged.without_file()
+
+
 def half_forged_logits(forged, scans):
     forged.logits(
         lambda frame, logits: pd.concat([perfect(frame[::2], logits), frame[1::2]]).sort_index()
@@ -166,6 +176,8 @@ FORGERIES = {
     relabelled: ("leaky", "people of its test part have slices outside it"),
     image_level_that_leads: ("leaky", "people of its test part have slices outside it"),
     forged_logits: ("own", "the logits kept are not the network's"),
+    forged_size: ("own", r"kept \['parameters'\] are not the network's"),
+    an_unknown_end: ("own", "these are not the logits that its card names.*and no .* to make it"),
     half_forged_logits: ("own", "the logits kept are not the network's"),
     forged_logits_without_file: ("own", "claimed: its model file is absent"),
     forged_labels: ("own", "labels of .* rows are not those of the slices"),

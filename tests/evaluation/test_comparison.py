@@ -9,7 +9,6 @@ from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
     f1_score,
-    recall_score,
     roc_auc_score,
 )
 
@@ -398,13 +397,22 @@ def test_disagreements_are_the_slices_named_differently_surest_first(made_up):
     assert made.disagreements("a-subject", "c-subject")["position"].iloc[0] == sure
 
 
-def test_recalls_name_their_support(made_up):
-    made = made_up()
-    recalls = made.recalls()
-    assert recalls.columns.tolist() == [f"{name} (n = 18)" for name in NAMES]
-    labels, logits, _ = made.evaluations["b-subject"].sample()
-    expected = recall_score(labels, logits.argmax(1), average=None)
-    np.testing.assert_allclose(recalls.loc["b-subject"], expected)
+def test_a_folder_called_as_a_model_does_not_take_its_place(case, tmp_path):
+    copy(case[0], tmp_path, "honest")
+    (tmp_path / "honest").mkdir()
+    table = compare(*case[1:3], tmp_path).table.set_index("model")
+    assert table["protocol"].to_dict() == {"honest": "subject", "./honest": "–"}
+    assert "it is a folder" in table.loc["./honest", "note"]
+
+
+def test_a_seed_in_a_name_is_a_repeat_only_beside_its_network(made_up):
+    rows = [
+        ("cnn-seed42", "unknown", 0.8, 1),
+        ("n", "unknown", 0.7, 1),
+        ("n-seed1", "unknown", 1, 1),
+    ]
+    made = made_up(rows)
+    assert made.best("unknown", 9) == list(made.leaderboard().index) == ["cnn-seed42", "n"]
 
 
 def test_seeds_are_brought_together(made_up):

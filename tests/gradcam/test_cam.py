@@ -814,7 +814,7 @@ def dense_map():
         (functional, {"layer": "hidden"}, "4-D are .*'first'.*'target'.*layer='hidden', none"),
         (functional, {"layer": K.Conv2D(2, 3, name="x")}, "Received: layer=<Conv2D name=x.*, none"),
         (lambda: subclassed(CompiledHead), {"layer": "pool"}, "'pool', called inside a tf.func"),
-        (without_convolution, {}, r"last one with a grid .* 4-D are \['r'\]. .*layer=None, none"),
+        (without_convolution, {}, r"No layer can be explained: .* 4-D are \['r'\]"),
         (cut_off, {"layer": "cut"}, "layer='cut', no gradient reaches it"),
         (lambda: two_outputs("list"), {}, r"\['other', 'scores'\] .* below 2.*output=None"),
         (lambda: two_outputs("dict"), {"output": "c"}, r"\['b', 'a'\] .*output='c'"),

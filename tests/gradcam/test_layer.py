@@ -280,6 +280,7 @@ def test_the_networks_of_keras_applications(name, rng, keep_figures):
 
 
 @pytest.mark.parametrize("name", sorted(set(list_models()) - {"resnet50", "efficientnet_b3"}))
+@pytest.mark.filterwarnings("ignore:'last_conv' lies on one of several")  # Of dual_path.
 def test_of_the_zoo_the_marked_layer_is_taken(name):
     assert GradCAM(build_model(name)).layer.name == "last_conv"
 
@@ -321,6 +322,20 @@ def test_branches_that_meet_behind_pooling_are_named(rng):
         assert GradCAM(branches(), name).layer.name == name
     shared = GradCAM(branches(shared=True))
     assert isinstance(shared.layer, K.ReLU), "what both begin with is on every path"
+
+
+def test_a_side_branch_is_not_taken_for_its_name(rng):
+    """Other people too may call a layer `last_conv`; it is taken where every path goes through."""
+    inputs = keras.Input((SIZE, SIZE, 1))
+    trunk = stem(inputs)
+    side = conv(8, name="last_conv")(trunk)
+    cam, total, logit = completeness(scored(inputs, K.Add()([trunk, side])), images(rng))
+    assert cam.layer.name.startswith("add")
+    np.testing.assert_allclose(total, logit, rtol=1e-4, atol=1e-5)
+    late = K.Concatenate()([pooled(trunk), pooled(K.Rescaling(1 / 255)(inputs))])
+    alone = scored(inputs, K.Concatenate()([pooled(side), late]), lambda x: x)
+    with pytest.warns(UserWarning, match="'last_conv' lies on one of several branches"):
+        assert GradCAM(alone).layer.name == "last_conv"
 
 
 def test_an_ensemble_has_candidates_and_no_default():
@@ -382,6 +397,7 @@ def test_channels_first_gives_the_maps_of_its_twin(method, rng):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'last_conv' lies on one of several")
 def test_the_heatmap_page_names_the_layer_of_each_network():
     page = Path("models/heatmaps.md").read_text(encoding="utf-8")
     lines = list(layer_table())

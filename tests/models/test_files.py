@@ -205,7 +205,7 @@ class TestRefusedUnopened:
 
     def test_folder(self, tmp_path):
         (tmp_path / "m.keras").mkdir()
-        self.refused(tmp_path / "m.keras", "no such model file")
+        self.refused(tmp_path / "m.keras", "no regular file; it is a folder")
 
     @pytest.mark.parametrize("suffix", [".h5", ".pth", ".pt", ".pkl", ".zip", ""])
     def test_other_formats(self, path, suffix):
@@ -329,17 +329,30 @@ class TestRefusedUnopened:
 
     def test_card_without_a_hash(self, path):
         path.with_suffix(".json").write_text("{}")
-        self.refused(path, "is not None of its card")
+        self.refused(path, r"has \[\], but no sha256\. Expected what mri\.train writes")
 
 
 @pytest.mark.usefixtures("keras_must_not_see_it")
-@pytest.mark.parametrize("card", [b"{", b"", b"\xff\x00", b"[1, 2]", b"7", b"[" * 100_000, None])
+@pytest.mark.parametrize(
+    "card",
+    [b"{", b"", b"\xff\x00", b"[1, 2]", b"7", b"[" * 100_000, None, b'{"range": [0, 1],}']
+    + [
+        b'{"range": [0, 1], "range": [0, 255]}',
+        b'{"class_names": ["Mild_Demented", "mild demented"]}',
+    ]
+    + [b'{"validation": {"balanced_accuracy": 1' + b"0" * 400 + b"}}"],
+)
 def test_an_unreadable_card_is_refused(path, card):
     beside = path.with_suffix(".json")
     beside.mkdir() if card is None else beside.write_bytes(card)
     for function in (read_card, load_model):
         with pytest.raises(ModelFileError, match=r"m\.json: unreadable card .* train the model"):
             function(path)
+
+
+def test_a_card_may_begin_with_a_mark_of_its_encoding(path):
+    path.with_suffix(".json").write_bytes(b'\xef\xbb\xbf{"range": [0, 1]}')
+    assert read_card(path) == {"range": [0, 1]}
 
 
 def test_a_lambda_layer_that_would_run_does_not(tmp_path):

@@ -120,6 +120,13 @@ def test_channels_first_and_fixed_batches():
         ({"scale": 0}, "scale must be above 0"),
         ({"std": [1, 0, 1]}, "std must be above 0"),
         ({"mean": "imagenet"}, "mean must be a number"),
+        (
+            {"mean": [123.7, 116.8, 103.9]},
+            r"mean must be of gray values 0 to 1: divide by 255.*mean=\[123",
+        ),
+        ({"mean": 0.5, "std": 58.4}, "std must be of gray values 0 to 1"),
+        ({"scale": 10**400}, "scale must be a number"),
+        ({"range": [0, float("inf")]}, "range must be two numbers"),
         ({"range": [0, 1], "mean": 0.5}, "Only one of .*declared=\\['range', 'mean and std'\\]"),
         ({"class_names": ["a", "a"]}, "class_names must be distinct"),
         ({"class_names": "abcd"}, "class_names must be distinct"),
@@ -136,7 +143,7 @@ def test_what_the_model_cannot_take_is_refused():
         adapt(model, size=224)
     with pytest.raises(ValueError, match=r"channels must be 1 or 3 and those .* takes, 1"):
         adapt(model, channels=3)
-    with pytest.raises(ValueError, match="there must be 1 or 1"):
+    with pytest.raises(ValueError, match="must be one number, or one of 1 channels"):
         adapt(model, scale=[1, 2, 3])
     with pytest.raises(ValueError, match="The model gives 4 scores"):
         adapt(model, class_names=["a", "b"], order=["b", "a"])
@@ -152,6 +159,22 @@ def test_cards_in_either_form():
     assert not only_declares({**flat, "split": {}})
     with pytest.raises(ValueError, match=r"expects may hold .*unknown=\['sise'\]"):
         declared({"expects": {"sise": 3}})
+    with pytest.raises(ValueError, match=r"may hold .*unknown=\['author', 'rnage'\]"):
+        declared({"size": 64, "rnage": [0, 1], "author": "me", "sha256": ""})
+    with pytest.raises(ValueError, match=r"must stand under 'expects'.*beside=\['range'\]"):
+        declared({"split": {}, "class_names": ["a"], "range": [0, 1]})
+    assert declared({"split": {}, "class_names": ["a"]}) is None
+
+
+def test_whole_numbers_are_not_made_shares():
+    inputs = keras.Input((128, 128, 1), dtype="uint8")
+    model = keras.Model(inputs, echo((128, 128))(inputs))
+    images, tones = bars()
+    np.testing.assert_allclose(predict_logits(adapt(model, size=128), images), tones, rtol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"takes uint8, whole numbers .* Received: scale=\[0\.0039"
+    ):
+        adapt(model, range=(0, 1))
 
 
 @pytest.fixture

@@ -288,7 +288,7 @@ def channels_first(x):
     return K.Dense(CLASSES)(K.GlobalAveragePooling2D(data_format="channels_first")(x))
 
 
-@saved(heat="last one with a grid")
+@saved(heat="result with a grid")
 def no_convolution(x):
     return K.Dense(CLASSES)(K.Flatten()(x))
 

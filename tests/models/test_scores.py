@@ -50,6 +50,10 @@ RECOVERED = {
     "log-softmax": ("log-softmax", K.Activation("log_softmax")),
     "log of softmax": ("log-softmax", lambda z: ops.log(K.Softmax()(z))),
     "sigmoid": ("sigmoid", K.Activation("sigmoid")),
+    "softmax twice": ("twice", lambda z: K.Softmax()(K.Softmax()(z))),
+    "sigmoid of softmax": ("twice", lambda z: ops.sigmoid(K.Softmax()(z))),
+    "softmax of log-softmax": ("softmax", lambda z: K.Softmax()(ops.log_softmax(z))),
+    "percent": ("softmax", lambda z: ops.softmax(z) * 100.0),
     "softmax twice averaged": ("softmax", lambda z: K.Average()([K.Softmax()(z), K.Softmax()(z)])),
     "averaged by operations": ("softmax", lambda z: ops.mean(
         ops.stack([ops.softmax(z), ops.softmax(z)]), 0)),
@@ -94,6 +98,58 @@ def test_an_average_that_turns_the_order_round_is_not_looked_through(images):
     np.testing.assert_allclose(turned(images), -shares, atol=1e-6)
 
 
+WEIGHTS = np.array([9.0, 0.1, 0.3, 3.0], np.float32)
+ITS_OWN = {
+    "classes weighted": ("unclear", lambda z: ops.softmax(z) * WEIGHTS),
+    "classes weighted by division": ("unclear", lambda z: ops.softmax(z) / WEIGHTS),
+    "shares as divisors": ("unclear", lambda z: 1.0 / ops.softmax(z)),
+    "two by two": ("unclear", lambda z: K.Flatten()(K.Softmax()(K.Reshape((2, 2))(z)))),
+    "over the slices": ("unclear", lambda z: ops.softmax(z, axis=0)),
+    "largest of two": ("unclear", lambda z: ops.maximum(ops.softmax(z), ops.softmax(z / 3))),
+    "two added": ("unclear", lambda z: ops.softmax(z) + ops.softmax(z / 3)),
+    "sigmoids averaged": ("unclear", lambda z: (ops.sigmoid(z) + ops.sigmoid(z / 3)) / 2),
+    "percent behind more": ("probabilities", lambda z: ops.relu(ops.softmax(z) * 100)),
+    "one class of five left out": ("unclear", lambda z: ops.softmax(ops.pad(z, [[0, 0], [1, 0]]))[
+        :, 1:]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kinds", "end"), ITS_OWN.values(), ids=list(ITS_OWN))
+def test_what_is_no_plain_softmax_keeps_its_own_answer(kinds, end, images):
+    """It is not looked through, and where it may be shares, that is said."""
+    made = model(end)
+    scorer = Scorer(made)
+    own = made.predict(images[..., None], verbose=0)
+    np.testing.assert_array_equal(scorer(images).argmax(1), own.argmax(1))
+    assert scorer.kind in kinds.split()
+
+
+def test_a_softmax_of_each_place_is_not_that_of_the_slice(images):
+    """Averaged over the grid, it has as many rows as places: none of them is the answer."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((SIZE, SIZE, 1))
+    places = K.Conv2D(4, 3, activation="softmax")(K.Rescaling(1 / 25)(inputs))
+    made = keras.Model(inputs, K.GlobalAveragePooling2D()(places))
+    scorer = Scorer(made)
+    own = made.predict(images[..., None], verbose=0)
+    np.testing.assert_allclose(scorer(images), np.log(own), atol=1e-5)
+    assert scorer.kind == "probabilities"
+
+
+@pytest.mark.filterwarnings("ignore:.*You are using a softmax over axis -1")
+def test_a_single_unit_of_softmax_says_nothing(images):
+    always = Scorer(model(K.Softmax(), units=1))
+    np.testing.assert_array_equal(always(images), [[-1.0, 1.0]] * len(images))
+    assert always.kind == "unclear"
+
+
+def test_an_image_without_an_axis_of_channels(images, z):
+    whole = model(lambda z: z)
+    inputs = keras.Input((SIZE, SIZE))
+    flat = keras.Model(inputs, whole(K.Reshape((SIZE, SIZE, 1))(inputs)))
+    np.testing.assert_allclose(predict_logits(flat, images), z, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("order", [[2, 0, 3, 1]])
 def test_classes_put_in_another_order_behind_softmax(order, images, z):
     scorer = Scorer(model(lambda z: ops.take(K.Softmax()(z), order, axis=1)))
@@ -111,8 +167,7 @@ def test_fixed_and_open_sizes(images, z):
     inputs = keras.Input(batch_shape=(4, SIZE, SIZE, 1))
     whole = model(K.Softmax())
     fixed = keras.Model(inputs, K.Softmax()(K.Reshape((4,))(whole(inputs))))
-    shares = whole.predict(images[..., None], verbose=0)
-    np.testing.assert_allclose(Scorer(fixed)(images), shares, atol=1e-6)
+    np.testing.assert_allclose(Scorer(fixed)(images), z, rtol=1e-6, atol=1e-5)
     inputs = keras.Input((None, None, 1))
     x = K.GlobalAveragePooling2D()(K.Conv2D(4, 3)(inputs))
     assert predict_logits(keras.Model(inputs, x), images).shape == (5, 4)

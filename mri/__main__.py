@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,24 +81,33 @@ def audit(options: Options) -> int:
     from mri.data.formats import Columns
     from mri.data.sources import Slices
     from mri.subjects import audit, audit_html
+    from mri.subjects.splits import PARTS
 
-    columns = Columns.named(options.image, options.label)
+    columns = Columns(options.image or "image", options.label or "label")
     source = options.train
     if options.test is not None:
         source = {"train": options.train, "test": options.test}
-    both = ("train", "test")
-    divided = set(both) <= set(Slices(source, columns).splits)
+    there = Slices(source, columns).splits
+    sides = [side for side in PARTS if side in there]
+    if len(there) > 1 and (sides[:1] != ["train"] or len(sides) < len(there)):
+        raise ValueError(f"{options.train}: is divided into {there}, expected train and test")
     scans = read_scans(
         source,
-        split=both if divided else None,
+        split=sides if len(there) > 1 else None,
         size=tuple(options.size) if options.size else None,
         on_error=options.on_error,
         cache=options.cache,
         **columns._asdict(),
     )
-    parts = [scans.part(split) for split in both] if divided else [scans]
-    found = audit(*parts, progress=None if options.quiet else _show_progress)
-    print(for_terminal(f"{found.verdict}\n\n{found}"))
+    progress = None if options.quiet else _show_progress
+    answers = []
+    for parts, what in _comparisons(scans, sides):
+        answers.append((audit(*parts, progress=progress), parts, what))
+        if answers[-1][0].status != "clean":
+            break
+    # Shown is the first that is not clean, or else that of the test part.
+    found, parts, what = answers[-1 if answers[-1][0].status != "clean" else 0]
+    print(for_terminal(f"{found.verdict}{what}\n\n{found}"))
     told = {"html": "", "json": json.dumps(found.to_dict(), indent=1)}
     if options.html:
         told["html"] = audit_html(found, parts[0], parts[1] if len(parts) > 1 else None)
@@ -109,6 +118,16 @@ def audit(options: Options) -> int:
                 temporary.write_text(text, encoding="utf-8")
             print(f"{path}: written")
     return {"leaky": 1, "undecided": 3}.get(found.status, 0)
+
+
+def _comparisons(scans: Scans, sides: Sequence[str]) -> Iterator[tuple[list[Scans], str]]:
+    """Yield what to compare, and a name for it: the test part with all others, and these too."""
+    if len(sides) < 2:
+        yield [scans], ""
+    for i in range(len(sides) - 1, 0, -1):
+        first, *more = (scans.part(side) for side in sides[:i])
+        what = f" Compared: {sides[i]} with {' and '.join(sides[:i])}."
+        yield [sum(more, first), scans.part(sides[i])], what
 
 
 def _show_progress(what: str, share: float) -> None:

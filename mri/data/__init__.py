@@ -2,8 +2,9 @@
 
 `decode` turns one JPEG or PNG into an image. `sources` and `folders` find what there is to read.
 `formats`, `parquet` and `footer` read it as `parts`, and `labels` says what its labels mean.
-`scans` makes one array or a stream of it, and `cache` keeps the array. `one_slice` and `headers`
-read a single slice of any format. `phantom` draws synthetic slices with known truth.
+`scans` makes one array or a stream of it, `glance` sees what shows nothing, and `cache` keeps the
+array. `one_slice` and `headers` read a single slice of any format. `phantom` draws synthetic slices
+with known truth.
 """
 
 from mri import _face

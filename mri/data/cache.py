@@ -19,19 +19,8 @@ _VERSION = 3
 def cached(path: Path, stamp: str, read: Callable[[New], Scans]) -> Scans:
     """Return the slices kept at `path` under this stamp, mapped read-only; first read what is not.
 
-    Parameters
-    ----------
-    path : path
-        A NumPy file, pixels uint8 (n, h, w). ``<path>.json`` has all that belongs to them.
-    stamp : str
-        Of the data and of how they are read: another one makes the file anew.
-    read : callable
-        From a function that makes an array of a shape to the `Scans` that fill its beginning.
-
-    Raises
-    ------
-    DataError
-        If something else has that name.
+    The file is one of NumPy, pixels uint8 (n, h, w); `<path>.json` has all that belongs to them.
+    `read` takes a function that makes an array of a shape. DataError if the name is taken.
     """
     about = path.with_name(path.name + ".json")
     path.parent.mkdir(parents=True, exist_ok=True)

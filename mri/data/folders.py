@@ -32,7 +32,9 @@ PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
 """Endings of what is decoded, in lower case."""
 
 # Endings of what is no JPEG or PNG, but meant as a slice: such files are rejected, not ignored.
-_OTHER_PICTURES = (".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm", ".ima", ".nii", ".nii.gz")
+_OTHER_PICTURES = tuple(
+    ".bmp .gif .tif .tiff .webp .jp2 .avif .heic .pgm .dcm .ima .nii .nii.gz .mgz".split()
+)
 _EXPECTED = (
     "Expected train and test parquet files, class folders of JPEG or PNG images (with or without "
     "train/ and test/), a folder of save_to_disk or CSV files, there or in its data/"
@@ -91,7 +93,22 @@ def from_file(file: Path, columns: Columns) -> list[Part]:
             f"{file}: of no known kind, it begins with {begins!r}; expected one of "
             f"{', '.join(READERS)}, or a folder of class folders"
         )
-    return READERS.get(ending, from_parquet)(file, columns)
+    parts = READERS.get(ending, from_parquet)(file, columns)
+    return [_of_split(part, file, begun_split(file.name)) for part in parts]
+
+
+def _of_split(part: Part, home: Path, split: str | None) -> Part:
+    """Return a part as one of the split that its file or folder is named after.
+
+    A column that divides the rows goes before; it may set some of a train file aside.
+    """
+    told = part.split_names - {""}
+    if split and told - {split, "validation" if split == "train" else split}:
+        raise DataError(
+            f"{home}: its name says {split}, but it holds {sorted(told)}; rename it, or drop the "
+            "column that divides its rows"
+        )
+    return part if told else part.as_split(split)
 
 
 def _inside(folder: Path, columns: Columns, depth: int = 0) -> list[Part]:
@@ -127,7 +144,7 @@ def _lists_slices(file: Path, columns: Columns) -> bool:
         return False
     with file.open(encoding="utf-8-sig", errors="replace") as opened:
         head = re.split(r"[,;\t]", opened.readline(10_000).strip().replace('"', ""))
-    return columns.label in head or "file_name" in head
+    return not {name_key(columns.label), "filename"}.isdisjoint(map(name_key, head))
 
 
 def _below(folders: Sequence[Path], columns: Columns, depth: int) -> list[Part]:
@@ -137,7 +154,7 @@ def _below(folders: Sequence[Path], columns: Columns, depth: int) -> list[Part]:
         return next(iter(held.values()), [])
     splits = _splits_of(list(held))
     if all(splits.values()) and len(set(splits.values())) == len(splits):
-        return [_of_split(part, splits[of]) for of, parts in held.items() for part in parts]
+        return [_of_split(part, of, splits[of]) for of, parts in held.items() for part in parts]
     raise DataError(
         f"{next(iter(held)).parent}: several data sets, in {', '.join(of.name for of in held)}; "
         "give one of them"
@@ -148,11 +165,6 @@ def _splits_of(folders: Sequence[Path]) -> dict[Path, str | None]:
     """Return the splits that folders are named after, all of them or as many as there are."""
     begun = {of: begun_split(of.name) for of in folders}
     return begun if all(begun.values()) else {of: split_of(of.name) for of in folders}
-
-
-def _of_split(part: Part, split: str | None) -> Part:
-    """Return a part as one of a split, unless it says itself which it is."""
-    return part if any(part.split_names) else part.as_split(split)
 
 
 def _trees(
@@ -174,8 +186,10 @@ def _trees(
                 f"{folder}: folders {[of.name for of in pictured]}, expected one for each of "
                 "train, test and validation, and no other; move the others away"
             )
+        empty = [of.name for of in folders if of not in pictured and begun_split(of.name)]
+        _tell(folder, empty, "these parts are empty")
         inside = {of: _inside(of, columns, depth + 1) for of in pictured}
-        return [_of_split(part, splits[of]) for of, parts in inside.items() for part in parts]
+        return [_of_split(part, of, splits[of]) for of, parts in inside.items() for part in parts]
     if not any(of.suffix.lower() in PICTURES for up in pictured for of in up.iterdir()):
         if len(pictured) == 1:
             return [] if listed else _below(pictured, columns, depth)
@@ -183,11 +197,15 @@ def _trees(
     # One folder alone is a class of a part, else just a folder of pictures.
     if len(pictured) == 1 and not split_of(folder.name):
         return []
-    others = [of.name for of in folders if of not in pictured and any(of.iterdir())]
-    if others:
-        told = f"{folder}: no JPEG or PNG images in {', '.join(others)}, so these are no classes"
-        warnings.warn(told, UserWarning, stacklevel=2)
+    _tell(folder, [of.name for of in folders if of not in pictured], "these are no classes")
     return [from_tree(folder, pictured)]
+
+
+def _tell(folder: Path, names: list[str], what: str) -> None:
+    """Warn of folders without pictures, if there are any."""
+    if names:
+        told = f"{folder}: no JPEG or PNG images in {', '.join(names)}, so {what}"
+        warnings.warn(told, UserWarning, stacklevel=2)
 
 
 def _refuse_shared(folder: Path, classes: Sequence[Path]) -> None:
@@ -197,10 +215,13 @@ def _refuse_shared(folder: Path, classes: Sequence[Path]) -> None:
         for up in classes
     ]
     for i, names in enumerate(inner):
-        for shared in (names & others for others in inner[:i] if names & others):
+        for shared in filter(None, (names & others for others in inner[:i])):
+            above = any(map(split_of, shared))
             raise DataError(
                 f"{folder}: several data sets, in {', '.join(of.name for of in classes)}: each "
                 f"has {', '.join(sorted(shared)[:4])}; give one of them"
+                + ", or put train/ and test/ above the class folders"
+                * above
             )
 
 
@@ -218,6 +239,13 @@ def from_tree(folder: Path, classes: Sequence[Path]) -> Part:
     found: list[tuple[str | None, Path]] = [
         (of.name, file) for of in classes for file in _pictures(of)
     ]
+    for home in sorted({file.parent for _, file in found}):
+        own, *deeper = home.relative_to(folder).parts
+        if any(map(split_of, [*deeper, *re.split("[^a-z]+", own.lower())])):
+            raise DataError(
+                f"{home}: is named after a part, but stands for a class or inside of one; put "
+                "train/ and test/ above the class folders"
+            )
     found += [(None, file) for file in _pictures(folder, deep=False)]
     refuse_pointer(found[0][1])
     items: list[Item] = [file if name else "it lies in no class folder" for name, file in found]
@@ -233,8 +261,13 @@ def from_tree(folder: Path, classes: Sequence[Path]) -> Part:
 
 def _pictures(folder: Path, deep: bool = True) -> Iterator[Path]:
     """Yield the pictures in a folder, sorted, and the other files that are meant as slices."""
-    for home, folders, names in os.walk(folder):
-        folders[:] = sorted(of for of in folders if deep and _is_visible(of))
+    for home, folders, names in os.walk(folder, followlinks=True):
+        above = Path(home).resolve()  # A link to a folder above would have no end.
+        folders[:] = [
+            of
+            for of in sorted(folders)
+            if deep and _is_visible(of) and not above.is_relative_to(above.joinpath(of).resolve())
+        ]
         for name in sorted(filter(_is_visible, names)):
             file = Path(home, name)
             if name.lower().endswith(PICTURES + _OTHER_PICTURES) or (

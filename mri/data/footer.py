@@ -114,13 +114,7 @@ def _integers(*values: object) -> Any:
 
 
 def read_groups(file: pa.NativeFile) -> list[Group]:
-    """Return the row groups of an open parquet file, checked against its length.
-
-    Raises
-    ------
-    FooterError
-        If the footer is damaged, its numbers of rows do not add up, or a column lies outside.
-    """
+    """Return the row groups of an open parquet file, checked against its length."""
     whole = file.size()
     if whole < 12:
         raise FooterError(f"{whole} bytes are too few")
@@ -167,23 +161,8 @@ def _group(of: dict[int, Any], whole: int, kinds: list[int]) -> Group:
 def check_pages(file: pa.NativeFile, groups: list[Group], columns: Mapping[int, bool]) -> int:
     """Check the header of every page of some columns before Arrow makes room for them.
 
-    Parameters
-    ----------
-    file : pyarrow.NativeFile
-    groups : list of Group
-    columns : mapping of int to bool
-        Leaves of the schema with one value a row, and whether it is of bytes.
-
-    Returns
-    -------
-    int
-        Bytes that a value may have without being stored for its row; 0 if there is none.
-
-    Raises
-    ------
-    FooterError
-        If a page would unpack to far more than its size, or the pages hold other than the declared
-        rows.
+    `columns` are leaves of the schema with one value a row, and whether it is of bytes. Returns the
+    bytes that a value may have without being stored for its row; 0 if there is none.
     """
     longest = values = 0
     most = _VALUES + _VALUES_A_ROW * sum(group.rows for group in groups)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from mri.data.decode import DataError
 from mri.data.footer import MAX_BATCH
-from mri.data.labels import is_label_type, plain_labels, wrong_labels
+from mri.data.labels import check_label_type, name_key, plain_labels
 from mri.data.parquet import (
     AGAIN,
     MAX_CLASSES,
@@ -33,7 +34,6 @@ from mri.data.parquet import (
 from mri.data.parts import (
     Item,
     Part,
-    begun_split,
     digest,
     file_stamp,
     in_steps,
@@ -47,6 +47,10 @@ from mri.data.parts import (
 )
 
 _MANY = 1 << 16
+# Columns that often divide the rows of a table, as `name_key` has them.
+_DIVIDING = frozenset(
+    "split splits subset set dataset partition phase usage fold istrain istest".split()
+)
 
 
 class Columns(NamedTuple):
@@ -55,32 +59,34 @@ class Columns(NamedTuple):
     image: str = "image"
     label: str = "label"
 
-    @classmethod
-    def named(cls, image: str | None, label: str | None) -> Columns:
-        """Return columns of these names; None is the usual one."""
-        return cls(image or "image", label or "label")
+    def among(self, place: object, names: Sequence[Any]) -> Columns:
+        """Return the two as a table has them: exactly, or spelt as the names of classes may be."""
+        found = []
+        for wanted in self:
+            same = [of for of in names if of == wanted] or [
+                of for of in names if name_key(str(of)) == name_key(wanted)
+            ]
+            if len(same) != 1:
+                raise DataError(
+                    f"{place}: columns {list(names)}, expected one {self.image!r} and one "
+                    f"{self.label!r}; name them by image= and label="
+                )
+            found += same
+        return Columns(*found)
 
 
 def check_schema(
     place: object, schema: pa.Schema, columns: Columns
 ) -> tuple[tuple[str, ...] | None, bool]:
-    """Return (class names, synthetic) of a table, after a check of its two columns.
-
-    Raises
-    ------
-    DataError
-        If a column is missing, stands twice or is of a wrong type, or the metadata are damaged.
-    """
-    image, label = columns
-    _check_names(place, schema.names, columns)
-    of, classes = schema.field(image).type, schema.field(label).type
+    """Return (class names, synthetic) of a table, after a check of its two columns."""
+    image, label = columns.among(place, schema.names)
+    of = schema.field(image).type
     if not is_image_type(of):
         raise DataError(
             f"{place}: column {image!r} is {of}, expected struct<bytes: binary, path: string> "
             "or binary; write the encoded JPEG or PNG bytes there"
         )
-    if not is_label_type(classes):
-        raise wrong_labels(place, label, classes)
+    check_label_type(place, label, schema.field(label).type)
     metadata = schema.metadata or {}
     synthetic = PHANTOM_KEY in metadata
     try:
@@ -103,26 +109,23 @@ def check_schema(
     return tuple(names), synthetic
 
 
-def _check_names(place: object, found: list[str], columns: Columns) -> None:
-    if any(found.count(name) != 1 for name in columns):
-        raise DataError(
-            f"{place}: columns {found}, expected one {columns.image!r} and one {columns.label!r}; "
-            "name them by image= and label="
-        )
-
-
 def from_parquet(file: Path, columns: Columns) -> list[Part]:
     """Read one parquet file."""
-    image, label = columns
     with open_parquet(file) as opened:
         schema = opened.file.schema_arrow
         names, synthetic = check_schema(file, schema, columns)
+        image, label = columns.among(file, schema.names)
         # Paths are read only where bytes may be missing.
         whole = no_nulls(opened.groups, f"{image}.bytes")
     wanted, homes = [f"{image}.bytes" if whole else image, label], [file.parent, Path()]
     size = file.stat().st_size
-    labels = _column(file, label)
+    batches = [plain_labels(file, of.column(0)) for of in arrow_batches(file, _MANY, [label])]
+    labels = pa.concat_arrays(batches) if batches else pa.array([], pa.int64())
     changed = DataError(f"{file}: was changed while it was read; read it again")
+
+    def values(name: str) -> list[Any]:
+        return [of for batch in arrow_batches(file, _MANY, [name])
+                for of in batch.column(0).to_pylist()]  # fmt: skip
 
     def same(found: pa.Schema) -> None:
         if check_schema(file, found, columns) != (names, synthetic):
@@ -150,52 +153,62 @@ def from_parquet(file: Path, columns: Columns) -> list[Part]:
 
     if not whole:
         refuse_only_paths(file, next(read(64), []))
-    splits = one_split(begun_split(file.name), len(labels))
-    if "split" in schema.names and not any(splits):
-        splits = _splits(file, _column(file, "split"))
+    splits = _divided(file, len(labels), schema.names, (image, label), values)
     stamp = partial("{} {}".format, file_stamp(file), wanted)
     return [Part(str(file), labels, read, splits, names, synthetic, stamp=stamp, size=size)]
 
 
-def _column(file: Path, name: str) -> pa.Array:
-    """Return one column of a parquet file, as plain labels."""
-    batches = [plain_labels(file, of.column(0)) for of in arrow_batches(file, _MANY, [name])]
-    return pa.concat_arrays(batches) if batches else pa.array([], pa.int64())
+def _divided(
+    place: object,
+    n: int,
+    names: Sequence[Any],
+    used: Sequence[str],
+    values: Callable[[Any], list[Any]],
+) -> np.ndarray:
+    """Return the splits that a column tells, str (n,), '' for all if there is none.
 
-
-def _splits(place: object, column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Return the splits that a column `split` tells, str (n,)."""
-    if not is_label_type(column.type):
-        return one_split(None, len(column))
-    values = plain_labels(place, column).to_pylist()
-    told = np.array([split_of(value) or "" for value in values], object)
-    for i in np.flatnonzero(told == "")[:1]:  # Such a row would be in no part.
-        raise DataError(
-            f"{place}, row {i}: column 'split' is {values[i]!r}, expected train, test or "
-            "validation; drop the column if it means something else"
-        )
-    return told
+    A column `split`, however it is spelt, has to name one in every row. A column of another usual
+    name divides the rows if it does so, and is warned of if not. `values` gives the cells of one.
+    """
+    found: dict[Any, np.ndarray] = {}
+    for name in names:
+        key = name_key(str(name))
+        if name in used or key not in _DIVIDING:
+            continue
+        cells = values(name)
+        splits = np.array([split_of(cell) or "" for cell in cells], object)
+        if all(splits):
+            found[name] = splits
+            continue
+        i = int(np.flatnonzero(splits == "")[0])  # Such a row would be in no part.
+        told = f"{place}, row {i}: column {name!r} is {cells[i]!r}, expected train, test or "
+        if key == "split":
+            raise DataError(f"{told}validation; drop the column if it means something else")
+        warnings.warn(f"{told}validation, so it divides no rows", UserWarning, stacklevel=2)
+    for name in found:
+        first = next(iter(found))
+        if (found[name] != found[first]).any():
+            raise DataError(f"{place}: columns {first!r} and {name!r} divide the rows differently")
+    return next(iter(found.values()), one_split(None, n))
 
 
 def _table_part(
     place: str,
     columns: Columns,
-    column: Callable[[str], pa.Array | pa.ChunkedArray | None],
+    column: Callable[[str], pa.Array | pa.ChunkedArray],
     cells: Callable[[int, int], list[Item]],
     *,
+    names: Sequence[Any],
     stamp: Callable[[], str],
-    schema: pa.Schema | None = None,
+    about: tuple[tuple[str, ...] | None, bool] = (None, False),
 ) -> list[Part]:
     """Return a table as a part.
 
-    `column` gives a column of labels or splits by name, None if there is none. `cells` gives the
-    items from one row up to another.
+    `column` gives one of the `names` of its columns, `cells` the items from one row up to another.
     """
-    about = (None, False) if schema is None else check_schema(place, schema, columns)
     labels = plain_labels(place, column(columns.label))
-    refuse_only_paths(place, cells(0, min(64, len(labels))))
-    split = column("split")
-    splits = one_split(None, len(labels)) if split is None else _splits(place, split)
+    refuse_only_paths(place, cells(0, 64))
+    splits = _divided(place, len(labels), names, columns, lambda name: column(name).to_pylist())
     return [Part(place, labels, in_steps(len(labels), cells), splits, *about, stamp=stamp)]
 
 
@@ -204,14 +217,13 @@ def from_table(
 ) -> list[Part]:
     """Read an Arrow table."""
     homes = [Path(place).parent if os.sep in place else Path(), Path()]
-
-    def column(name: str) -> pa.ChunkedArray | None:
-        return table[name] if name in table.column_names else None
+    own, names = columns.among(place, table.column_names), table.column_names
 
     def cells(start: int, stop: int) -> list[Item]:
-        return items_of(table[columns.image][start:stop].combine_chunks(), homes)
+        return items_of(table[own.image][start:stop].combine_chunks(), homes)
 
-    return _table_part(place, columns, column, cells, stamp=stamp, schema=table.schema)
+    about = check_schema(place, table.schema, own)
+    return _table_part(place, own, table.column, cells, names=names, stamp=stamp, about=about)
 
 
 def from_saved(folder: Path, columns: Columns) -> list[Part]:
@@ -262,22 +274,31 @@ def _json(file: Path) -> dict[str, Any]:
 
 def from_splits(of: Mapping[str, Any], opened: Callable[[Any], list[Part]]) -> list[Part]:
     """Read a mapping from split to data set, as `DatasetDict` is one: what it says, is so."""
-    return [part.as_split(split_of(key) or str(key)) for key in of for part in opened(of[key])]
+    found = []
+    for key in of:
+        parts = opened(of[key])
+        told = set().union(*(part.split_names for part in parts))
+        if len(told) > 1 and "test" in told:
+            raise DataError(
+                f"{parts[0].place}: has parts of its own, {sorted(told)}, but was given as "
+                f"{key!r} alone; give it without another, or one part of it"
+            )
+        found += [part.as_split(split_of(key) or str(key)) for part in parts]
+    return found
 
 
 def from_dataset(dataset: Any, columns: Columns) -> list[Part]:
     """Read a `datasets.Dataset`, known by its methods: the package is not imported for it."""
     if not hasattr(dataset, "__len__"):
         raise DataError("a streaming data set has no rows to count; load it without streaming=True")
-    image, label = columns
+    place = f"the data set ({len(dataset)} rows)"
+    image, label = own = columns.among(place, dataset.column_names)
     arrow = dataset.with_format("arrow")
     classes = getattr(dataset.features.get(label), "names", None)
-    about = {"info": {"features": {label: {"names": list(classes)}} if classes else {}}}
-    schema = arrow[:1].replace_schema_metadata({b"huggingface": json.dumps(about)}).schema
+    info = {"info": {"features": {label: {"names": list(classes)}} if classes else {}}}
+    schema = arrow[:1].replace_schema_metadata({b"huggingface": json.dumps(info)}).schema
 
-    def column(name: str) -> pa.ChunkedArray | None:
-        if name not in dataset.column_names:
-            return None
+    def column(name: str) -> pa.ChunkedArray:
         return dataset.select_columns([name]).with_format("arrow")[:][name]
 
     def cells(start: int, stop: int) -> list[Item]:
@@ -286,35 +307,33 @@ def from_dataset(dataset: Any, columns: Columns) -> list[Part]:
     # The package keeps a fingerprint of the data and of all that was done to them.
     known = getattr(dataset, "_fingerprint", None)
     stamp = partial(str, known) if known else lambda: digest(*arrow[:][image].to_pylist())
-    return _table_part(
-        f"the data set ({len(dataset)} rows)", columns, column, cells, stamp=stamp, schema=schema
-    )
+    about, names = check_schema(place, schema, own), dataset.column_names
+    return _table_part(place, own, column, cells, names=names, stamp=stamp, about=about)
 
 
 def from_frame(
     frame: pd.DataFrame, columns: Columns, place: str = "the table", home: Path | None = None
 ) -> list[Part]:
     """Read a pandas table of bytes, pixels, pictures or paths; paths are relative to `home`."""
-    _check_names(place, list(frame.columns), columns)
-    values, homes = frame[columns.image].array, [home or Path(), Path()]
+    image, label = own = columns.among(place, [*frame.columns])
+    frame = frame.loc[:, ~frame.columns.duplicated()]
+    values, homes = frame[image].array, [home or Path(), Path()]
 
-    def column(name: str) -> pa.Array | None:
-        if name not in frame.columns:
-            return None
+    def column(name: str) -> pa.Array:
+        if name != label:
+            return pa.array(frame[name].astype(str))
         try:
-            found = pa.array(frame[name], from_pandas=True)
+            found = pa.array(frame[label], from_pandas=True)
         except (pa.ArrowException, TypeError, ValueError) as error:
-            raise DataError(f"{place}: column {name!r} mixes types ({error})") from error
-        if not is_label_type(found.type):
-            raise wrong_labels(place, name, found.type)
+            raise DataError(f"{place}: column {label!r} mixes types ({error})") from error
+        check_label_type(place, label, found.type)
         return found
 
     def cells(start: int, stop: int) -> list[Item]:
-        return [item_of(values[i], homes) for i in range(start, stop)]
+        return [item_of(value, homes) for value in values[start:stop]]
 
-    return _table_part(
-        place, columns, column, cells, stamp=partial(_frame_stamp, frame[[*columns]])
-    )
+    stamp = partial(_frame_stamp, frame[[*own]])
+    return _table_part(place, own, column, cells, names=[*frame.columns], stamp=stamp)
 
 
 def _frame_stamp(frame: pd.DataFrame) -> str:
@@ -324,8 +343,10 @@ def _frame_stamp(frame: pd.DataFrame) -> str:
 
 def from_csv(file: Path, columns: Columns) -> list[Part]:
     """Read a CSV or TSV file of paths, of bytes as text, or of arrays as JSON."""
-    # Only an empty cell is missing: "None" and "NA" may be the names of classes.
-    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "encoding": "utf-8-sig"}
+    # Only an empty cell is missing: "None" and "NA" may be the names of classes. All is text: what
+    # looks like a number may be a grade such as 0.5, or begin with a zero.
+    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "dtype": str}
+    options |= {"index_col": False, "encoding": "utf-8-sig"}
     try:
         frame = pd.read_csv(file, sep="\t" if file.suffix.lower() == ".tsv" else ",", **options)
         if len(frame.columns) == 1 and ";" in str(frame.columns[0]):
@@ -333,9 +354,8 @@ def from_csv(file: Path, columns: Columns) -> list[Part]:
     except FileNotFoundError:
         raise DataError(f"{file}: no such file. {REMEDY}") from None
     except (ValueError, OSError) as error:
-        raise DataError(f"{file}: not a readable CSV file ({error})") from error
-    parts = from_frame(frame, columns, str(file), file.parent)
-    return [part.as_split(begun_split(file.name)) for part in parts]
+        raise DataError(f"{file}: not a readable CSV file ({error}); save it as UTF-8") from error
+    return from_frame(frame, columns, str(file), file.parent)
 
 
 Reader = Callable[[Path, Columns], list[Part]]

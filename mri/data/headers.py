@@ -146,10 +146,11 @@ def _check_picture(path: Path, data: Any) -> None:
     bits = int(data.BitsAllocated)
     if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
         raise DataError(f"{path}: {rows} × {columns} pixels, the limit is {MAX_SIDE} a side")
-    if frames != 1 or samples != 1 or bits not in (8, 16, 32):
+    kind = str(data.get("PhotometricInterpretation", "MONOCHROME2"))
+    if (frames, samples, kind[:10]) != (1, 1, "MONOCHROME") or bits not in (8, 16, 32):
         raise DataError(
-            f"{path}: {frames} frames of {samples} samples of {bits} bits, expected one gray slice"
-            + (f"; {CONVERT}" if frames > 1 else "")
+            f"{path}: {frames} frames of {samples} samples of {bits} bits ({kind}), expected a "
+            "gray slice" + (f"; {CONVERT}" if frames > 1 else "")
         )
     syntax, pixels = str(data.file_meta.TransferSyntaxUID), bytes(data.PixelData)
     if len(pixels) > 2**20 + 16 * rows * columns:

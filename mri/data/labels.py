@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Meaning:
             key = name_key(value)
             number = _NUMBER.fullmatch(value) and key not in self.values
             value = int(float(value)) if number else key
-        return self.values.get(value, -1)
+        return self.values.get(value, self.values.get(str(value), -1))
 
     def _outside(self, value: object) -> str:
         if value == "":
@@ -68,7 +69,8 @@ def remedy(cause: str) -> str:
     """Return what to do about a bad row: leaving out every row of a label would cost a class."""
     if cause.startswith("label ") and not cause.startswith("label -1 "):
         return _NAME_THEM
-    return "pass on_error='skip' to leave it out"
+    other = "; convert other kinds to PNG" if cause.startswith("not a JPEG or PNG") else ""
+    return f"pass on_error='skip' to leave it out{other}"
 
 
 def name_key(name: str) -> str:
@@ -122,37 +124,32 @@ def settle(
 ) -> Meaning:
     """Decide what the labels of all parts of a source mean.
 
-    Parameters
-    ----------
-    place : object
-        For messages.
-    columns : sequence of pyarrow.Array
-        All labels, as `plain_labels` returns them.
-    names : sequence of str, optional
-        Class names from the data, in label order.
-    class_names : sequence or mapping, optional
-        Class names from the caller, in label order or from label to name.
-
-    Raises
-    ------
-    DataError
-        If names contradict each other, or nothing says where labels count from.
+    Of all `columns` of labels, as `plain_labels` returns them; the `names` that the data give, in
+    label order; and the caller's `class_names`, in label order or from label to name.
     """
-    if isinstance(class_names, str) or (class_names is not None and not len(class_names)):
-        raise ValueError(f"class_names must be names. Received: class_names={class_names!r}")
+    told: Any = [*class_names.values()] if isinstance(class_names, Mapping) else class_names
+    listed = isinstance(told, list | tuple | np.ndarray) and len(told)
+    if told is not None and not (listed and all(isinstance(of, str) for of in told)):
+        raise ValueError(f"To name classes, {_NAME_THEM}. Received: class_names={class_names!r}")
     found = _distinct(place, columns, isinstance(class_names, Mapping))
     if isinstance(class_names, Mapping):
         own = list(dict.fromkeys(class_names.values()))
         keys = [name_key(of) if isinstance(of, str) else of for of in class_names]
         labels = map(own.index, class_names.values())
         return Meaning(checked_names(place, own), dict(zip(keys, labels, strict=True)))
-    given = None if class_names is None else checked_names(place, [str(n) for n in class_names])
+    given = None if class_names is None else checked_names(place, list(class_names))
     if not any(isinstance(value, str) for value in found):
         return _by_number(place, found, checked_names(place, names) if names else None, given)
     # Sorted as they are compared: another spelling changes no order.
     spelt = {name_key(of): of.strip() for of in sorted(found, reverse=True) if of.strip()}
     named = given or checked_names(place, names or [spelt[key] for key in sorted(spelt)])
-    return Meaning(named, {name_key(name): i for i, name in enumerate(named)})
+    values, said = {name_key(name): i for i, name in enumerate(named)}, ""
+    # What differs in digits only is no typo, and a thousand names would take long.
+    plain = [] if given or names else sorted({re.sub(r"\d", "", key) for key in values})[:50]
+    for near in (get_close_matches(key, plain, 2, 0.93) for key in plain):
+        if len(near) == 2:
+            said = f"{place}: the classes {near[0]} and {near[1]} are nearly the same; a typo?"
+    return Meaning(named, values, said)
 
 
 def _by_number(
@@ -178,10 +175,9 @@ def _by_number(
     said = f"{place}: labels count from 1: {listing}" if first else ""
     if not (names or given):
         said = f"{place}: no class names in the data, assumed: {listing}"
-        if low >= 1 and not first:
-            said += f" (labels {low} to {high} occur, taken to count from 0)"
-        said += f"; {_NAME_THEM}"
-    return Meaning(own, values, said)
+    if low >= 1 and not (first or names):
+        said = f"{said or place}: labels {low} to {high} occur, taken to count from 0"
+    return Meaning(own, values, f"{said}; {_NAME_THEM}" if said else "")
 
 
 def _distinct(place: object, columns: Sequence[pa.Array], mapped: bool) -> list[Any]:
@@ -226,18 +222,13 @@ def plain_labels(place: object, labels: pa.Array | pa.ChunkedArray) -> pa.Array:
     return labels.cast(pa.int64() if number else kind if pa.types.is_integer(kind) else pa.string())
 
 
-def is_label_type(kind: pa.DataType) -> bool:
-    """Whether a column of this Arrow type can hold labels: whole numbers or text."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+def check_label_type(place: object, column: object, kind: pa.DataType) -> None:
+    """Raise DataError unless a column of this Arrow type can hold labels: whole numbers or text."""
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     text = (pa.string(), pa.large_string(), pa.string_view())
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
-    return number or kind in text
-
-
-def wrong_labels(place: object, column: object, kind: pa.DataType) -> DataError:
-    """Return the error for a column of another type."""
-    return DataError(
-        f"{place}: column {column!r} is {kind}, expected an integer class index or a name; write "
-        "the names of the classes there"
-    )
+    number = pa.types.is_integer(plain) or pa.types.is_floating(plain) or pa.types.is_null(plain)
+    if not (number or plain in text):
+        raise DataError(
+            f"{place}: column {column!r} is {kind}, expected an integer class index or a name; "
+            "write the names of the classes there"
+        )

@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from mri._files import read_regular
 from mri.data.decode import DataError, dict_to_image
+from mri.data.glance import Glance
 from mri.data.headers import CONVERT, open_dicom, open_volume
 from mri.data.phantom import make_phantoms
 from mri.data.sources import Slices, one_row
@@ -47,10 +48,6 @@ _MOST_FILES = 1024  # Of a series.
 _SIDES = (
     "A picture does not say which side is the patient's right: it is taken to be on the left, as "
     "in the data set. A mirrored head may get another answer."
-)
-_COLOURS = (
-    "This picture is in colours; only its brightness was read, which is not the gray of the scan "
-    "if they are false colours."
 )
 _TABLES = (".parquet", ".pq", ".csv", ".tsv", ".arrow")
 _EXTRAS = {
@@ -95,10 +92,6 @@ def read_slice(
     check : bool
         Refuse what `check_slice` refuses.
 
-    Returns
-    -------
-    OneSlice
-
     Raises
     ------
     DataError
@@ -115,7 +108,7 @@ def read_slice(
     elif not path.is_file():
         raise DataError(f"{path}: no such file; give a JPEG, PNG, parquet, NIfTI or DICOM file")
     elif name.endswith(_TABLES):
-        found = _from_table(path, row)
+        found = _from_table(path, row, check)
     elif name.endswith(_VOLUMES):
         found = _from_volume(path, plane, check)
     elif name.endswith(_MINC):
@@ -141,11 +134,9 @@ def _is_dicom(path: Path, content: bytes) -> bool:
 
 
 def check_slice(image: np.ndarray) -> str | None:
-    """Say why an image is not an axial T1 slice like those of the data set, None where it is.
+    """Say why an image, uint8 (128, 128), is no axial T1 slice like those of the data set.
 
-    Parameters
-    ----------
-    image : ndarray of uint8, shape (128, 128)
+    None where it is one.
 
     Examples
     --------
@@ -219,7 +210,7 @@ def _compare(image: np.ndarray) -> tuple[float, float, str]:
     return float(overlap), _likeness(_pattern(coarse[inner]), inside), best
 
 
-def _from_table(path: Path, row: int) -> OneSlice:
+def _from_table(path: Path, row: int, check: bool) -> OneSlice:
     """Return a row of a file of slices and labels."""
     slices = Slices(path)
     rows = one_row(slices, None, row)
@@ -230,23 +221,28 @@ def _from_table(path: Path, row: int) -> OneSlice:
     truth = None if label is None else slices.class_names[label]
     # Pixels without a file are encoded, so that they are resized as the others are.
     blob = content if content.ndim == 1 else cv2.imencode(".png", content)[1]
-    return OneSlice(_image(place, blob.tobytes()), label, place, truth)
+    image, notes = _image(place, blob.tobytes(), check)
+    return OneSlice(image, label, place, truth, notes)
 
 
-def _image(place: object, blob: bytes) -> np.ndarray:
+def _image(place: object, blob: bytes, check: bool) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return a picture and what is odd about it; DataError if it shows nothing."""
     try:
-        return dict_to_image(blob, size=(SIZE, SIZE))
+        image = dict_to_image(blob, size=(SIZE, SIZE))
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
+    seen = Glance()
+    seen.look(image[None], lambda _: str(place), [np.frombuffer(blob, np.uint8)])
+    if check and seen.faint:
+        raise DataError(next(seen.told()))
+    return image, tuple(seen.told())
 
 
 def _from_picture(path: Path, content: bytes, check: bool) -> OneSlice:
-    image = _image(path, content)
+    image, notes = _image(path, content, check)
     whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     _refuse_labels(path, whole, check)
-    # Gray pictures stored in three channels differ by the rounding of JPEG.
-    coloured = (np.ptp(whole.astype(np.int16), axis=2) > 40).mean() > 0.01
-    return OneSlice(image, None, str(path), None, (_SIDES, *([_COLOURS] if coloured else [])))
+    return OneSlice(image, None, str(path), None, (_SIDES, *notes))
 
 
 def _refuse_labels(place: object, image: np.ndarray, check: bool) -> None:
@@ -332,11 +328,11 @@ def _from_series(folder: Path, plane: int | None, check: bool) -> OneSlice:
             found.append((float(data.get("ImagePositionPatient", [0, 0, len(found)])[2]), image))
     if not found:
         raise DataError(f"{folder}: a folder without DICOM files; give a file, or such a folder")
-    sizes = {image.shape for _, image in found}
-    if len(series) > 1 or len(sizes) > 1 or len(found) > _MOST_FILES:
+    sizes, places = {image.shape for _, image in found}, {place for place, _ in found}
+    if not len(series) == len(sizes) == 1 or not len(places) == len(found) <= _MOST_FILES:
         raise DataError(
-            f"{folder}: {len(found)} files of {len(series)} series and {len(sizes)} sizes, "
-            f"expected one series of up to {_MOST_FILES}; put it into a folder of its own"
+            f"{folder}: {len(found)} files of {len(series)} series and {len(sizes)} sizes at "
+            f"{len(places)} heights, expected up to {_MOST_FILES} of one series, a file a height"
         )
     planes = np.stack([image for _, image in sorted(found, key=lambda of: of[0])])
     return _of_planes(folder, planes, plane, check)

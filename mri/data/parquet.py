@@ -116,10 +116,7 @@ def _leaves(schema: pq.ParquetSchema, columns: Sequence[str]) -> dict[int, bool]
 
 
 def check_room(place: object, size: int, rows: int, pixels: int) -> None:
-    """Raise DataError if the pixels of `rows` pictures are more than files of `size` can hold.
-
-    A column repeats a value for next to nothing, so a small file can ask for all memory there is.
-    """
+    """Raise DataError if the pixels of `rows` pictures are more than files of `size` can hold."""
     if pixels > _ROOM and pixels > _MOST_A_BYTE * size:
         raise DataError(
             f"{place}: {rows} rows unpack to {pixels / 2**20:,.0f} MiB of pixels, more than "

@@ -32,38 +32,23 @@ ONLY_PATHS = "only paths are stored here"
 _LONGEST = 1 << 28  # Bytes of one image file: no picture of the largest size is as long.
 _TEXT = (pa.string(), pa.large_string(), pa.string_view())
 _BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
-_SPLITS = {
-    **dict.fromkeys(("train", "training", "trainset", "trainingset"), "train"),
-    **dict.fromkeys(("test", "testing", "testset", "testingset"), "test"),
-    **dict.fromkeys(("val", "valid", "validation", "validationset", "dev"), "validation"),
-}
+_SPLIT = re.compile(
+    r"(?:(train|test)(?:ing)?|val|valid|validation|dev)(?:set|data|split|part|images|slices)?"
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """One file, folder or table of slices.
 
-    Attributes
-    ----------
-    place : str
-        For messages.
-    labels : pyarrow.Array
-        Labels of all rows, as `mri.data.labels.plain_labels` returns them.
-    read : callable
-        From a number n to an iterator of lists of up to n items, in the order of the rows.
-    splits : ndarray of str, shape (n,)
-        'train', 'test' or 'validation' for each row, '' where the source does not tell.
-    names : tuple of str, optional
-        Class names in label order, if the data give them.
-    synthetic : bool
-    files : sequence of str, optional
-        The file of each row, if each row has its own.
-    kept : ndarray of bool, shape (n,), optional
-        Which rows belong to this part; by default all.
-    stamp : callable
-        To a text that changes with the data, for caches.
-    size : int
-        Bytes of the file, if a short file can repeat one picture many times; else 0.
+    `place` names it in messages. `labels` are those of all rows, as
+    `mri.data.labels.plain_labels` returns them. `read` goes from a number n to an iterator of lists
+    of up to n items, in the order of the rows. `splits`, str (n,), are 'train', 'test' or
+    'validation' for each row, '' where the source does not tell. `names` are the class names in
+    label order, if the data give them. `files` has the file of each row, if each row has its own.
+    `kept`, bool (n,), says which rows belong to this part; by default all. `stamp` makes a text
+    that changes with the data, for caches. `size` are the bytes of the file, if a short file can
+    repeat one picture many times; else 0.
     """
 
     place: str
@@ -165,7 +150,8 @@ def split_of(name: object) -> str | None:
     >>> split_of("Training"), split_of("VAL"), split_of("MildDemented")
     ('train', 'validation', None)
     """
-    return _SPLITS.get(name_key(str(name)))
+    found = _SPLIT.fullmatch(name_key(str(name)))
+    return (found[1] or "validation") if found else None
 
 
 def begun_split(name: str) -> str | None:
@@ -243,9 +229,9 @@ def gray(pixels: np.ndarray) -> np.ndarray | str:
     return np.ascontiguousarray(np.rint(pixels).astype(np.uint8))
 
 
-def item_of(value: Any, homes: Sequence[Path]) -> Item:
+def item_of(value: Any, homes: list[Path]) -> Item:
     """Return a cell of a table as an item; paths are looked for in `homes` in turn."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
         value = value.get("bytes") or value.get("path")
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return None
@@ -255,18 +241,24 @@ def item_of(value: Any, homes: Sequence[Path]) -> Item:
         return _from_text(value, homes)
     if isinstance(value, Path):
         return find_path(str(value), homes)
-    if hasattr(value, "convert") and hasattr(value, "getbands"):  # An image of Pillow.
-        value = np.asarray(value.convert("RGB") if value.mode in ("P", "CMYK", "YCbCr") else value)
     try:
+        if hasattr(value, "getbands"):  # An image of Pillow.
+            if value.getexif().get(274, 1) != 1:
+                return "its EXIF data turn the picture; apply PIL.ImageOps.exif_transpose first"
+            plain = value.mode in ("L", "RGB", "RGBA", "F") or value.mode[0] == "I"
+            value = np.asarray(value if plain else value.convert("RGB"))
         if hasattr(value, "__array__") or isinstance(value, list | tuple):
             return gray(np.array(value.tolist() if hasattr(value, "tolist") else value))
+    except OSError as error:
+        return f"the image is truncated or corrupt ({error})"
     except (TypeError, ValueError):
         pass
     return f"a {type(value).__name__} is no image, expected bytes, pixels or a path"
 
 
-def _from_text(text: str, homes: Sequence[Path]) -> Item:
+def _from_text(text: str, homes: list[Path]) -> Item:
     """Read what CSV makes of bytes and arrays; other text is a path."""
+    text = re.sub(r"^data:image/\w+;base64,", "", text)
     try:
         if text.startswith(("b'", 'b"')):
             return np.frombuffer(ast.literal_eval(text), np.uint8)
@@ -279,12 +271,14 @@ def _from_text(text: str, homes: Sequence[Path]) -> Item:
     return find_path(text, homes)
 
 
-def find_path(name: str, homes: Sequence[Path]) -> Path | str:
-    """Return the file of that name in one of the folders, or say that there is none."""
-    path = Path(name.replace("\\", "/"))
+def find_path(name: str, homes: list[Path]) -> Path | str:
+    """Return the file of that name in one of `homes`, or say that there is none."""
+    # All files of a table are where the first is, lest two data sets be mixed.
+    path = Path(name.strip().replace("\\", "/"))
     for home in homes:
         try:
             if (home / path).is_file():
+                homes[:] = homes if path.is_absolute() else [home]
                 return home / path
         except (OSError, ValueError):  # Too long a name, or a null in it.
             break
@@ -292,15 +286,13 @@ def find_path(name: str, homes: Sequence[Path]) -> Path | str:
     return f"{ONLY_PATHS}, and {name[:200]!r} is no file in {where}"
 
 
-def items_of(column: pa.Array, homes: Sequence[Path]) -> list[Item]:
+def items_of(column: pa.Array, homes: list[Path]) -> list[Item]:
     """Return the items of an Arrow column: bytes, structs of bytes and path, text or pixels."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     kind = _plain(column.type)
     if kind in _BYTES:
         return list(column_views(column))
-    if kind in _TEXT:
-        return [None if path is None else find_path(path, homes) for path in column.to_pylist()]
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         return [item_of(value, homes) for value in column.to_pylist()]
     fields = dict(zip([field.name for field in kind], column.flatten(), strict=True))

@@ -32,24 +32,15 @@ def problems(folder: str | os.PathLike[str] = ".") -> Iterator[str]:
 
 
 def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
-    """Say which slices a run will use, and why if they are phantoms.
+    """Say which slices a run will use, and why if they are phantoms; `folder` as for `find_data`.
 
-    Parameters
-    ----------
-    folder : path, optional
-        As for `find_data`.
-
-    Raises
-    ------
-    DataError
-        If a given folder holds no slices, or files are present but unusable.
+    DataError if a given folder holds no slices, or files are present but unusable.
     """
     if found := find_data(folder):
         return describe(found, Slices(found).select(("train", "test")))
     path = Path("data")
-    here = sorted(p.name for p in path.iterdir() if p.is_file()) if path.is_dir() else []
-    here = [name for name in here if name != "README.md" and not name.startswith(".")]
-    what = "no such folder" if not path.is_dir() else "no slices there"
+    what = "no slices there" if path.is_dir() else "no such folder"
+    here = sorted(p.name for p in path.glob("[!.]*") if p.is_file() and p.name != "README.md")
     if here:
         what = f"no train and test part among {here[:5]}"
     return f"{path}: {what}, so synthetic phantoms are used, and every title says so. {REMEDY}"

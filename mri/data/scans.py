@@ -18,6 +18,7 @@ import pandas as pd
 from mri._arguments import require
 from mri.data.decode import DataError, check_size, declared_pixels, decode_into, first_shape
 from mri.data.formats import Columns
+from mri.data.glance import Glance
 from mri.data.labels import Names, places_of, remedy
 from mri.data.parquet import check_room
 from mri.data.parts import Rows, load
@@ -34,21 +35,11 @@ New = Callable[[tuple[int, ...]], np.ndarray]
 class Scans:
     """Decoded slices with their labels, and the rows that were left out.
 
-    Attributes
-    ----------
-    images : ndarray of uint8, shape (n, h, w)
-        Gray values 0 to 255.
-    labels : ndarray of int64, shape (n,)
-        Index into `class_names`.
-    class_names : tuple of str
-        Names in label order.
-    rejected : DataFrame
-        One row per rejected record: `file`, `row` (from 0 in that file), `cause`.
-    synthetic : bool
-        Whether the files are marked as phantoms rather than real slices.
-    splits : ndarray of str, shape (n,), optional
-        Which part each slice belongs to by its source: 'train', 'test', 'validation', or '' where
-        the source does not tell. None if the slices were not read from a source.
+    `images`, uint8 (n, h, w), are gray values 0 to 255; `labels`, int64 (n,), indices into
+    `class_names`, a tuple of str. `rejected`, a DataFrame, has one row a rejected record: `file`,
+    `row` (from 0 in that file), `cause`. `synthetic` says whether the files are marked as phantoms
+    rather than real slices. `splits`, str (n,), say where slices belong by their source: 'train',
+    'test', 'validation', or '' where it does not tell; None without a source.
     """
 
     images: np.ndarray
@@ -198,20 +189,18 @@ def read_scans(
     Returns
     -------
     Scans
-        Slices in the order of the source: files by name, rows as they stand. Peak memory is the
-        array and a few pages of a file.
+        In the order of the source: files by name, rows as they stand.
 
     Raises
     ------
     DataError
-        If a path is missing or holds no slices. If a table has the wrong columns. If sizes are
-        mixed without `size`. If the meaning of the labels cannot be told. If no row is usable or,
-        with ``on_error="raise"``, one is bad.
+        If there are no slices, columns or sizes are wrong, the meaning of the labels cannot be
+        told, no row is usable or, with ``on_error="raise"``, one is bad.
 
     Warns
     -----
     UserWarning
-        If class names had to be assumed, labels count from 1, or rows were rejected.
+        If something had to be assumed, rows were rejected, or slices show next to nothing.
 
     Examples
     --------
@@ -221,23 +210,18 @@ def read_scans(
     ...     read_scans(write_phantom(folder, subjects=8, slices=5), split="train")
     Scans(32 synthetic phantom slices of 128 × 128, 0 rows rejected)
     """
-    reading = _Reading(
-        source,
-        split,
-        Columns.named(image, label),
-        class_names=class_names,
-        size=size,
-        on_error=on_error,
-        threads=threads,
-    )
+    columns = Columns(image or "image", label or "label")
+    reading = _Reading(source, split, columns, class_names, size, on_error, threads)
     if cache is None:
         scans = reading.whole(_in_memory)
     else:
         from mri.data.cache import cached
 
         scans = cached(Path(cache), reading.stamp(), reading.whole)
-    if len(scans.rejected):
-        warnings.warn(reading.told(len(scans.rejected)), UserWarning, stacklevel=2)
+    if not reading.glance.slices:  # All of them came from the cache.
+        reading.glance.look(scans.images, "slice {}".format)
+    for said in reading.told(len(scans.rejected)):
+        warnings.warn(said, UserWarning, stacklevel=2)
     return scans
 
 
@@ -264,8 +248,7 @@ def iter_batches(
 
     Yields
     ------
-    images : ndarray of uint8, shape (m, h, w)
-    labels : ndarray of int64, shape (m,)
+    images, labels : ndarray of uint8 (m, h, w), and of int64 (m,)
 
     Examples
     --------
@@ -277,15 +260,8 @@ def iter_batches(
     [8, 15, 15, 2]
     """
     require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
-    reading = _Reading(
-        source,
-        split,
-        Columns.named(image, label),
-        class_names=class_names,
-        size=size,
-        on_error=on_error,
-        threads=threads,
-    )
+    columns = Columns(image or "image", label or "label")
+    reading = _Reading(source, split, columns, class_names, size, on_error, threads)
     return _stream(reading, batch_size)
 
 
@@ -295,8 +271,8 @@ def _stream(reading: _Reading, batch_size: int) -> Iterator[tuple[np.ndarray, np
         rejected += len(batch.rejected)
         if len(batch.labels):
             yield batch.images, batch.labels
-    if rejected:
-        warnings.warn(reading.told(rejected), UserWarning, stacklevel=2)
+    for said in reading.told(rejected):
+        warnings.warn(said, UserWarning, stacklevel=2)
 
 
 class _Batch(NamedTuple):
@@ -312,42 +288,45 @@ def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
     return np.empty(shape, np.uint8)
 
 
+@dataclass(eq=False)
 class _Reading:
-    """An opened source, and how to decode it."""
+    """An opened source, and how to decode it; the fields are the arguments of `read_scans`."""
 
-    def __init__(
-        self,
-        source: Source,
-        split: Split,
-        columns: Columns,
-        *,
-        class_names: Names | None,
-        size: tuple[int, int] | None,
-        on_error: str,
-        threads: int | None,
-    ) -> None:
-        check_size(size)
-        require(
-            on_error in ("raise", "skip"), "on_error must be 'raise' or 'skip'.", on_error=on_error
-        )
+    source: Source
+    split: Split
+    columns: Columns
+    class_names: Names | None
+    size: tuple[int, int] | None
+    on_error: str
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        check_size(self.size)
+        known, threads = self.on_error in ("raise", "skip"), self.threads
+        require(known, "on_error must be 'raise' or 'skip'.", on_error=self.on_error)
         require(threads is None or threads >= 1, "threads must be at least 1.", threads=threads)
-        self.size, self.skip = size, on_error == "skip"
-        self.threads = threads or os.cpu_count() or 1
-        told = data_folder()[0] if source is None else source
-        self.slices = Slices(told, columns, class_names=class_names)
-        self.parts = self.slices.select(split)
+        self.workers, self.glance = threads or os.cpu_count() or 1, Glance()
+        self.lost: set[int] = set()
+        self.left: set[int] = set()
+        told = data_folder()[0] if self.source is None else self.source
+        self.slices = Slices(told, self.columns, class_names=self.class_names)
+        self.parts = self.slices.select(self.split)
         self.total = sum(map(len, self.parts))
-        if source is None:
+        if self.source is None:
             print(describe(self.slices.place, self.parts))
-        self.slices.warn(self.parts, stacklevel=3)
+        self.slices.warn(self.parts, stacklevel=4)
 
     def stamp(self) -> str:
         """Return a text that changes with the data and with how they are read."""
-        return f"{self.slices.stamp(self.parts)} {self.size} {self.skip}"
+        return f"{self.slices.stamp(self.parts)} {self.size} {self.on_error}"
 
-    def told(self, rejected: int) -> str:
-        """Say how many rows were left out."""
-        return f"{rejected} of {self.total} rows rejected"
+    def told(self, rejected: int) -> Iterator[str]:
+        """Yield how many rows were left out, if any, and what is doubtful about the others."""
+        if rejected:
+            names = [self.slices.class_names[label] for label in sorted(self.lost - self.left)]
+            gone = f", no slice is left of {', '.join(names)}" if names else ""
+            yield f"{rejected} of {self.total} rows rejected{gone}"
+        yield from self.glance.told()
 
     def whole(self, new: New) -> Scans:
         """Decode all rows into one array that `new` makes."""
@@ -373,8 +352,8 @@ class _Reading:
         """
         shape, whole, kept, asked, bad = self.size, None, 0, 0, []
         stored = sum(part.size for part in self.parts)
-        batches = self._rows(batch_size or _AT_A_TIME * self.threads)
-        with ThreadPoolExecutor(self.threads) as pool, ThreadPoolExecutor(1) as reader:
+        batches = self._rows(batch_size or _AT_A_TIME * self.workers)
+        with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(next, batches, None)
             while (batch := ahead.result()) is not None:
                 ahead = reader.submit(next, batches, None)  # Reads on while the others decode.
@@ -393,14 +372,19 @@ class _Reading:
                     out = whole[kept : kept + n]
                 else:
                     out = _in_memory((n, *(shape or (0, 0))))
-                causes |= decode_into(out, views, self.size, pool, self.threads)
+                failed = decode_into(out, views, self.size, pool, self.workers)
+                self.lost |= {int(values[i]) for i in failed.keys() - causes.keys()}
+                causes |= failed
                 self._refuse(rows, causes)
                 keep = [i for i in range(n) if i not in causes]
                 if causes:
                     out[: len(keep)] = out[keep]
+                held = rows.take(np.array(keep, np.int64))
+                self.left.update(values[keep].tolist())
+                self.glance.look(out[: len(keep)], held.told, [views[i] for i in keep])
                 kept += len(keep)
                 bad = [(*rows.place(i), causes[i]) for i in sorted(causes)]
-                yield _Batch(out[: len(keep)], values[keep], rows.splits[keep], bad)
+                yield _Batch(out[: len(keep)], values[keep], held.splits, bad)
         if not kept:
             cause = f"the last: {bad[-1][2]}" if self.total else "the files are empty"
             raise DataError(f"{self.parts[-1].place}: no usable row among {self.total}; {cause}")
@@ -408,7 +392,7 @@ class _Reading:
     def _refuse(self, rows: Rows, causes: dict[int, str]) -> None:
         """Raise DataError for the first bad row, if bad rows are not to be left out."""
         mixed = [i for i, cause in causes.items() if cause.startswith("size")]
-        for i in mixed or ([] if self.skip else sorted(causes)):
+        for i in mixed or ([] if self.on_error == "skip" else sorted(causes)):
             what = "pass size=(h, w)" if mixed else remedy(causes[i])
             raise DataError(f"{rows.told(i)}: {causes[i]}; {what}")
 

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mri._arguments import require
 from mri.data.decode import DataError
 from mri.data.folders import NoSlicesError, from_file, from_path
 from mri.data.formats import Columns, from_dataset, from_frame, from_splits, from_table
-from mri.data.labels import Meaning, Names, places_of, settle
+from mri.data.labels import Meaning, Names, name_key, places_of, settle
 from mri.data.parquet import REMEDY
 from mri.data.parts import Part, Rows, digest, load, split_of
 
@@ -30,17 +31,10 @@ Split = str | Sequence[str] | None
 
 
 class Slices:
-    """All parts of one source, and what their labels mean.
+    """All `parts` of one source, and what their labels mean.
 
-    The arguments are those of `read_scans`. DataError if the source holds nothing usable.
-
-    Attributes
-    ----------
-    place : str
-        For messages.
-    parts : list of Part
-    class_names : tuple of str
-        In label order, for all parts alike.
+    The arguments are those of `read_scans`. `place` is for messages; `class_names`, in label order,
+    are those of all parts alike. DataError if the source holds nothing usable.
     """
 
     def __init__(
@@ -71,12 +65,8 @@ class Slices:
     def select(self, split: Split) -> list[Part]:
         """Return the parts of a split or of several in turn; of None all, as they stand.
 
-        Raises
-        ------
-        DataError
-            If there is no such part, or their classes or origins differ.
-        ValueError
-            If none is named, or one twice.
+        DataError if there is no such part, or their classes or origins differ; ValueError if none
+        is named, or one twice.
         """
         wanted = [split] if isinstance(split, str) else list(split or ())
         some = split is None or len(set(wanted)) == len(wanted) > 0
@@ -118,10 +108,28 @@ class Slices:
         return Meaning(self.class_names, values, own.said)
 
     def warn(self, parts: Sequence[Part], stacklevel: int) -> None:
-        """Warn once of what had to be assumed about the labels of some parts."""
-        for said in dict.fromkeys(self._meanings[part.names].said for part in parts):
+        """Warn once of what is doubtful about the labels of some parts."""
+        said_of = [self._meanings[part.names].said for part in parts]
+        for said in dict.fromkeys([*said_of, self._unseen(parts)]):
             if said:
                 warnings.warn(said, UserWarning, stacklevel=stacklevel + 1)
+
+    def _unseen(self, parts: Sequence[Part]) -> str:
+        """Name the classes of the test part that no train part has, '' if there are none."""
+        held: dict[str, set[int]] = {"train": set(), "test": set()}
+        for part in parts:
+            # Numbers have one spelling.
+            for split in part.split_names & held.keys() if part.names is None else ():
+                of = part.labels.filter(pa.array(part.splits == split))
+                labels, causes = self.meaning(part).check(pc.unique(of))
+                held[split].update(np.delete(labels, [*causes]).tolist())
+        names = [self.class_names[label] for label in sorted(held["test"] - held["train"])]
+        if not held["train"] or not names:
+            return ""
+        return (
+            f"{self.place}: the test part has {', '.join(names)}, of which the train part has no "
+            "slice; is it another spelling?"
+        )
 
     def stamp(self, parts: Sequence[Part]) -> str:
         """Return a text that changes with some parts and with the meaning of their labels."""
@@ -144,10 +152,12 @@ def _open(source: Source, columns: Columns) -> list[Part]:
         opened = from_frame(source, columns)
     elif isinstance(source, pa.Table):
         opened = from_table("the table", source, columns, lambda: digest(*source.to_pylist()))
-    elif isinstance(source, Mapping) and set(columns) <= source.keys():
-        table = {name: pd.Series(list(column)) for name, column in source.items()}
+    elif isinstance(source, Mapping) and _is_table(source, columns):
+        table = {name: list(column) for name, column in source.items()}
         opened = from_frame(pd.DataFrame(table), columns)
     elif isinstance(source, Mapping) and source:
+        if any(hasattr(of, "dtype") for of in source.values()):
+            columns.among("the mapping", [*source])
         return from_splits(source, partial(_open, columns=columns))
     elif hasattr(source, "with_format"):
         opened = from_dataset(source, columns)
@@ -168,8 +178,20 @@ def _open(source: Source, columns: Columns) -> list[Part]:
     return opened
 
 
+def _is_table(source: Mapping[Any, Any], columns: Columns) -> bool:
+    """Whether a mapping has the columns of slices and labels, however they are spelt."""
+    lists = {name_key(str(key)) for key, of in source.items() if hasattr(of, "__len__")}
+    return lists >= set(map(name_key, columns))
+
+
 def _refuse_copies(parts: Sequence[Part]) -> None:
     """Raise DataError where one split stands there twice, or lacks one of its files."""
+    loose = [part for part in parts if "" in part.split_names]
+    if 0 < len(loose) < len(parts):
+        raise DataError(
+            f"{loose[0].place}: is of no part, but others beside it are of train, test or "
+            "validation; name it after its part, or move it away"
+        )
     for split in sorted(set().union(*(part.split_names for part in parts)) - {""}):
         of = [part for part in parts if split in part.split_names]
         names = " ".join(Path(part.place).name for part in of)
@@ -232,13 +254,8 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
     Returns
     -------
     Path or None
-        None only where neither `folder` nor the variable is given and ``data`` holds no slices.
-
-    Raises
-    ------
-    DataError
-        If a given folder holds no slices, or only one of the two parts. Phantoms never take the
-        place of what was given. If files are present but unusable.
+        None only where neither is given and ``data`` holds no slices. A given folder without both
+        parts, and files that cannot be used, are a DataError: phantoms never take their place.
 
     Examples
     --------
@@ -259,18 +276,20 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
     if not missing:
         return path
     names = ", ".join(Path(part.place).name for part in slices.parts[:4])
-    if len(missing) == 1 and path.is_file():
-        raise DataError(
-            f"{path}: only the {slices.splits[0]} part; give the folder that holds the "
-            f"{missing[0]} part too, such as {path.parent}"
+    if len(missing) == 2:
+        told = (
+            f"slices are there ({names}), but not divided into a train and a test part; name the "
+            "files or folders train and test, or add a column split. python -m mri audit takes "
+            "them undivided"
         )
-    if len(missing) == 1:
-        raise DataError(f"{path}: {names} is there, but no {missing[0]} file beside it. {REMEDY}")
-    raise DataError(
-        f"{path}: slices are there ({names}), but not divided into a train and a test part; "
-        "name the files or folders train and test, or add a column split. "
-        "python -m mri audit takes them undivided"
-    )
+    elif path.is_file():
+        told = (
+            f"only the {slices.splits[0]} part; give the folder that holds the {missing[0]} part "
+        )
+        told += f"too, such as {path.parent}"
+    else:
+        told = f"{names} is there, but no {missing[0]} file beside it. {REMEDY}"
+    raise DataError(f"{path}: {told}")
 
 
 def describe(place: object, parts: Sequence[Part]) -> str:
@@ -293,10 +312,7 @@ def data_folder(folder: str | os.PathLike[str] | None = None) -> tuple[Path, boo
 def first_record(source: Source, *, split: str | None = None) -> dict[str, Any]:
     """Return the first row of a source as it is stored; `source` and `split` as in `read_scans`.
 
-    Returns
-    -------
-    dict
-        `image` with `bytes` (or `pixels`, where no bytes are stored) and `path`, and `label`.
+    It has `image` with `bytes` (or `pixels`, where no bytes are stored) and `path`, and `label`.
 
     Examples
     --------

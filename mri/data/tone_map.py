@@ -50,22 +50,10 @@ def blur_taps() -> np.ndarray:
 
 
 def tone_map(images: np.ndarray) -> np.ndarray:
-    """Return how much of the tissue around each place has the tone of gray matter.
+    """Return how much of the tissue around each place has the tone of gray matter, 0 to 1.
 
-    Parameters
-    ----------
-    images : ndarray of float, shape (32, h, w)
-        A person as `mri.subjects.person.prepare_person` returns it.
-
-    Returns
-    -------
-    ndarray of float32, shape (8, ceil(h / 4), ceil(w / 4))
-        From 0 to 1: slabs from below upwards, every fourth pixel from the first.
-
-    Raises
-    ------
-    ValueError
-        If `images` are not finite numbers (32, h, w).
+    Of a person's `images`, float (32, h, w), as `mri.subjects.person.prepare_person` returns them.
+    Returns float32 (8, h / 4, w / 4), rounded up: slabs from below upwards, every fourth pixel.
 
     Examples
     --------

@@ -25,13 +25,12 @@ _STYLE = (
 
 def audit_html(found: Audit, train: Scans, test: Scans | None) -> str:
     """Return a page of HTML of an audit of `train` and `test`: verdict, figures, twins."""
-    tables = [table.to_html(float_format="{:.3f}".format, na_rep="–")
-              for table in (found.table, found.within) if len(table)]  # fmt: skip
     page = (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Leakage report</title>"
         f"<style>{_STYLE}</style><h1>Leakage report</h1>"
-        f"<p class='verdict {found.status}'>{escape(found.verdict)}</p>{''.join(tables)}"
+        f"<p class='verdict {found.status}'>{escape(found.verdict)}</p>"
     )
+    page += "".join(found.shown("to_html"))
     if test is not None:
         page += "<h2>Test slices and their twins in the train part</h2>"
         order = np.argsort(-np.nan_to_num(found.correlations, nan=-1), kind="stable")

@@ -113,6 +113,12 @@ def unequal(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(which, return_index=True)[1], which
 
 
+def doubted(numbers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return which of n slices have a number that stands there with another label too, bool."""
+    pairs = np.unique(np.stack([numbers, labels]), axis=1)[0]
+    return np.isin(numbers, pairs[1:][np.diff(pairs) == 0])
+
+
 def room_for(n: int, posed: bool) -> Halves:
     """Return empty halves of n slices; half as exact where they would not fit."""
     wide = np.count_nonzero(_compared(posed))

@@ -12,11 +12,11 @@ import pandas as pd
 
 from mri._arguments import integers, require, row_numbers
 from mri.data.scans import Scans
-from mri.subjects.identity import unequal
+from mri.subjects.identity import doubted, unequal
 from mri.subjects.likeness import Likeness, Progress, View, nearest, turned_copies
-from mri.subjects.linking import UnclearSubjectsError
 from mri.subjects.probes import (
     APART,
+    DISPUTED,
     DUPLICATE,
     IDENTICAL,
     NEAR,
@@ -35,21 +35,13 @@ from mri.subjects.splits import PARTS, Split, folds_of_people
 class Audit:
     """What `audit` found.
 
-    Attributes
-    ----------
-    subjects : Subjects or None
-        Of train and test together, train first; None where they could not be told.
-    table : DataFrame
-        One row a figure, columns `as published` and `subjects kept apart` (NaN where unknown).
-    within : DataFrame
-        Duplicates inside each part, columns `train` and `test`, or `all`.
-    twins : ndarray of int64, shape (m,)
-        For each test slice, the slice of the train part whose pixels correlate most with its own.
-    correlations, strangers : ndarray of float64, shape (m,)
-        Pixel correlation of each test slice with its twin, and with the most similar train slice
-        of another subject.
-    reasons : tuple of str
-        Why it cannot be said that there is no leak; empty where nothing speaks against it.
+    `subjects` are those of train and test together, train first; None where they could not be told.
+    `table` has one row a figure, columns `as published` and `subjects kept apart` (NaN where
+    unknown). `within` has the duplicates inside each part, columns `train` and `test`, or `all`.
+    For each test slice, `twins`, int64 (m,), name the slice of the train part whose pixels
+    correlate most with its own; `correlations` and `strangers`, float64 (m,), are its correlations
+    with that, and with the most similar train slice of another subject. `reasons` say why it cannot
+    be said that there is no leak; empty where nothing speaks against it.
     """
 
     subjects: Subjects | None
@@ -72,8 +64,11 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """One sentence for a reader in a hurry."""
-        return self._judged()[1]
+        """One sentence for a reader in a hurry, and one more if labels contradict each other."""
+        said, wrong = self._judged()[1], int(self.within.loc[DISPUTED].sum())
+        if wrong:
+            said += f" {wrong} slices stand there with another label too; correct the labels."
+        return said
 
     def _judged(self) -> tuple[str, str]:
         why = "; ".join(self.reasons)
@@ -106,30 +101,27 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return verdict, status, reasons and figures, ready for JSON (None for NaN)."""
-        correlations = pd.Series(self.correlations, dtype=float).to_json(
-            orient="values", double_precision=6
-        )
-        figures, within = (
-            json.loads(of.to_json(double_precision=15)) for of in (self.table, self.within)
-        )
         return {
             "verdict": self.verdict,
             "status": self.status,
             "leaky": self.leaky,
             "reasons": list(self.reasons),
-            "figures": figures,
-            "within": within,
+            "figures": json.loads(self.table.to_json(double_precision=15)),
+            "within": json.loads(self.within.to_json(double_precision=15)),
             "twins": self.twins.tolist(),
-            "correlations": json.loads(correlations),
+            "correlations": [
+                None if np.isnan(r) else round(r, 6) for r in self.correlations.tolist()
+            ],
         }
 
     def __repr__(self) -> str:
-        return "\n\n".join([*self._shown("to_string"), self.verdict])
+        return "\n\n".join([*self.shown("to_string"), self.verdict])
 
     def _repr_html_(self) -> str:
-        return "".join([*self._shown("to_html"), f"<p><b>{self.verdict}</b></p>"])
+        return "".join([*self.shown("to_html"), f"<p><b>{self.verdict}</b></p>"])
 
-    def _shown(self, how: str) -> list[str]:
+    def shown(self, how: str) -> list[str]:
+        """Return the tables as a method of pandas writes them."""
         tables = [table for table in (self.table, self.within) if len(table)]
         return [getattr(of, how)(float_format=_count_or_share, na_rep="–") for of in tables]
 
@@ -171,10 +163,7 @@ def audit(
     progress : callable, optional
         Is told what is being done, and which share of it is done, 0 to 1.
 
-    Raises
-    ------
-    ValueError
-        If a part is empty, the two do not go together, or the subjects are not of their slices.
+    ValueError if a part is empty, the two do not go together, or the subjects are of other slices.
 
     Examples
     --------
@@ -195,6 +184,7 @@ def audit(
     groups = None if subjects is None else subjects.groups
     told("preparing slices", 0.0)
     like, keys = Likeness(scans.images), unequal(scans.images)[1]
+    wrong = doubted(keys, scans.labels)
     first, second = np.split(np.arange(len(scans)), [len(train)])
     apart = [] if groups is None or test is None else _folds(scans.labels, groups, folds, seed)
     sides = {"all": first} if test is None else {"train": first, "test": second}
@@ -203,7 +193,10 @@ def audit(
         views |= _across(first, second, apart, groups, len(scans))
     found = nearest(like, views, told)
     within = pd.DataFrame(
-        {side: _within(keys[of], found[f"within {side}"][1][of]) for side, of in sides.items()}
+        {
+            side: _within(keys[of], found[f"within {side}"][1][of], wrong[of])
+            for side, of in sides.items()
+        }
     )
     if test is None:
         none, empty = np.empty(0), pd.DataFrame(columns=[PUBLISHED, APART])
@@ -224,8 +217,12 @@ def audit(
 def _people(scans: Scans) -> tuple[Subjects | None, tuple[str, ...]]:
     """Return who is who, or None, and what is doubtful about it."""
     try:
-        found = recover_subjects(scans.images, scans.labels)
-    except UnclearSubjectsError as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*of equal pixels carry")  # The verdict says so.
+            found = recover_subjects(scans.images, scans.labels)
+    except ValueError as error:  # Unclear, too few, or some are of one gray value.
+        if np.ptp(scans.images) == 0:
+            raise
         return None, (str(error),)
     return found, found.warnings
 
@@ -258,11 +255,12 @@ def _across(
     return views
 
 
-def _within(keys: np.ndarray, similar: np.ndarray) -> dict[str, float]:
+def _within(keys: np.ndarray, similar: np.ndarray, wrong: np.ndarray) -> dict[str, float]:
     known = similar[np.isfinite(similar)]
     return {
         "slices": float(len(keys)),
         "pixel-identical to an earlier one": float(len(keys) - len(np.unique(keys))),
+        DISPUTED: float(wrong.sum()),
         f"with a near duplicate (r ≥ {DUPLICATE})": float((similar >= DUPLICATE).mean()),
         "highest correlation": float(known.max()) if len(known) else np.nan,
     }
@@ -302,6 +300,8 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray | None) -> pd.DataF
     turned = int(turned_copies(like, test, rest, DUPLICATE).sum())
     told = f"{copies} identical, {near} with r ≥ {DUPLICATE}"
     told += f", {turned} mirrored, turned or inverted" if turned else ""
+    wrong = int(doubted(keys, scans.labels).sum())
+    told += f"; {wrong} stand there with another label too" if wrong else ""
     size = "/".join(str(len(part)) for part in parts) + " slices"
     people = few = "people unknown"
     kept_apart = enough = None

@@ -26,6 +26,7 @@ PUBLISHED, APART = "as published", "subjects kept apart"
 SHARED = "test slices whose subject stands in train"
 IDENTICAL = "pixel-identical slices across"
 NEAR = f"test slices with a near duplicate in train (r ≥ {DUPLICATE})"
+DISPUTED = "pixel-identical to one with another label"
 TURNED = f"test slices that are a mirrored, turned or inverted copy (r ≥ {DUPLICATE})"
 
 # By how much the nearest neighbour may do better as published before people are doubted.

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from mri._arguments import integers, require
 from mri.subjects.heights import LOW, low_detail
-from mri.subjects.identity import Patterns, folding_patterns, in_threads, room_for, unequal
+from mri.subjects.identity import Patterns, doubted, folding_patterns, in_threads, room_for, unequal
 from mri.subjects.linking import people
 from mri.subjects.pose import SIDE, Pose, resized
 
@@ -22,20 +22,11 @@ _LEARNT = 2000  # Slices that mean heads are learnt from, about.
 class Subjects:
     """Subjects found in a set of slices.
 
-    Attributes
-    ----------
-    groups : ndarray of int64, shape (n,)
-        Subject of each slice, numbered by first appearance.
-    threshold : float
-        Correlation above which two slices are linked: the middle of the gap.
-    same : ndarray of float64
-        Correlations of the links that join slices of one subject, ascending.
-    different : ndarray of float64
-        Strongest correlations between subjects, ascending.
-    contradictory : tuple of int
-        Groups whose slices carry more than one label (empty where no labels were given).
-    warnings : tuple of str
-        What is doubtful, with the groups concerned.
+    `groups`, int64 (n,), are the subjects, numbered by first appearance. Two slices are linked by a
+    correlation above `threshold`, the middle of the gap. `same` and `different`, float64, are the
+    correlations of the links that join slices of one subject, and the strongest between subjects,
+    both ascending. `contradictory` are the groups whose slices carry more than one label (empty
+    where no labels were given). `warnings` say what is doubtful, with the groups concerned.
     """
 
     groups: np.ndarray
@@ -77,9 +68,8 @@ def recover_subjects(
     3. Copies, and sums of two slices, are set aside until the end.
     4. Nearest neighbours are searched in the components that follow, then correlated exactly.
     5. A spanning tree joins them, and is cut at the widest gap between its correlations.
-    6. The heights of the slices, learnt from within the groups, check these: a group with unlike
-       slices of one height is two people, groups that share no heights may be one. What can be
-       neither mended nor warned of by name is refused.
+    6. The heights of the slices, learnt from within the groups, check these. What can be neither
+       mended nor warned of by name is refused.
 
     Parameters
     ----------
@@ -95,17 +85,14 @@ def recover_subjects(
     Raises
     ------
     ValueError
-        If `images` is not (n, h, w) with n ≥ 3, a pixel is not finite, a slice is constant, there
-        are not as many labels, or `min_margin` is not between 0 and 2.
+        If an argument is not of this kind, a pixel is not finite, or a slice is constant.
     UnclearSubjectsError
-        If a condition fails: which, what was found and what was wanted. Pass known subject ids to
-        the splits instead.
+        If a condition fails: which, what was found and what was wanted.
 
     Warns
     -----
     UserWarning
-        Names the groups that may be parts of one person, that were joined over missing slices, or
-        that are linked by mixtures of two people.
+        Names the groups that are doubtful. Counts slices of equal pixels and different labels.
 
     Examples
     --------
@@ -129,6 +116,13 @@ def recover_subjects(
     # On a busy machine the libraries' own threads wait for each other; blocks have threads here.
     with threadpool_limits(1):
         first, which = unequal(images)
+        twice = [] if labels is None else np.flatnonzero(doubted(which, labels)).tolist()
+        if twice:
+            warnings.warn(
+                f"{len(twice)} slices of equal pixels carry different labels, such as those at "
+                f"{twice[:4]}; correct the labels or leave them out",
+                stacklevel=2,
+            )
         patterns, low = _described(images, first)
         _refuse_flat(~np.any([half.any(axis=1) for half in patterns.halves], axis=0)[which])
 
@@ -151,10 +145,7 @@ def recover_subjects(
         named = np.unique(groups[first[concerned]]).tolist()
         told.append(f"{text}: group{'s' * (len(named) > 1)} {', '.join(map(str, named))}")
         warnings.warn(told[-1], stacklevel=2)
-    mixed: list[int] = []
-    if labels is not None:
-        pairs = np.unique(np.stack([groups, labels]), axis=1)[0]
-        mixed = np.flatnonzero(np.bincount(pairs) > 1).tolist()
+    mixed = [] if labels is None else np.unique(groups[doubted(groups, labels)]).tolist()
     threshold = float(edges[cut : cut + 2].mean())
     same, different = edges[cut + 1 :], edges[: cut + 1]
     return Subjects(groups, threshold, same, different, tuple(mixed), tuple(told))
@@ -199,14 +190,7 @@ def order_slices(images: np.ndarray) -> np.ndarray:
     puts them in line (spectral seriation; Atkins et al. 1998, doi:10.1137/S0097539795285771). Which
     end is below is told by the size of the brain, which shrinks towards the crown.
 
-    Parameters
-    ----------
-    images : ndarray of uint8 or float, shape (n, h, w)
-        Slices of one subject in any order.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
+    Of one subject's slices, uint8 or float (n, h, w), in any order. Returns int64 (n,).
     """
     images = np.asarray(images)
     if images.ndim != 3:

@@ -269,7 +269,11 @@ def test_a_folder_of_one_series_is_a_volume(tmp_path, head):
     assert re.search(r"plane \d+ of 12", read_slice(folder).place)
     data.SeriesInstanceUID = "1.2.4"
     data.save_as(folder / "other")
-    with pytest.raises(DataError, match=r"13 files of 2 series and 1 sizes, expected one series"):
+    with pytest.raises(DataError, match=r"13 files of 2 series and 1 sizes at 12 heights, exp"):
+        read_slice(folder)
+    data.SeriesInstanceUID = "1.2.3"  # Of another echo or time.
+    data.save_as(folder / "other")
+    with pytest.raises(DataError, match=r"13 files of 1 series and 1 sizes at 12 heights, exp"):
         read_slice(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="a folder without DICOM files"):
@@ -284,6 +288,14 @@ def test_more_frames_than_one_say_what_to_do(tmp_path, head):
     data.save_as(tmp_path / "a.dcm")
     told = r"30 frames of .*; convert it with dcm2niix and give the NIfTI file"
     with pytest.raises(DataError, match=told):
+        read_slice(tmp_path / "a.dcm")
+
+
+def test_numbers_of_colours_are_no_gray_values(tmp_path, head):
+    pytest.importorskip("pydicom")
+    plane = np.rint(head[::-1, :, 31].T[::-1])
+    write_dicom(tmp_path / "a.dcm", plane, DICOMS["as usual"][1], "PALETTE COLOR")
+    with pytest.raises(DataError, match=r"16 bits \(PALETTE COLOR\), expected a gray slice"):
         read_slice(tmp_path / "a.dcm")
 
 

@@ -1,6 +1,7 @@
 """The audit against explicit loops, and the leak that the phantoms have on purpose."""
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from mri.data.scans import Scans, read_scans
 from mri.subjects.leakage import audit, checklist
 from mri.subjects.likeness import Likeness, View, nearest, turn
 from mri.subjects.probes import TURNED, disagreement, shuffle_diagnoses
-from mri.subjects.recovery import recover_subjects
+from mri.subjects.recovery import Subjects, recover_subjects
 from mri.subjects.splits import Split, image_split, subject_split
 
 
@@ -366,6 +367,40 @@ def test_one_source_without_parts_is_searched_within(parts):
     assert "with a near duplicate" in repr(found)
 
 
+def test_slices_of_equal_pixels_and_different_labels_are_told():
+    phantom, rows = make_phantoms(8, 5, size=64, seed=4), np.arange(40)
+    images, labels = phantom.images.copy(), phantom.labels.copy()
+    images[7], images[9], labels[9] = images[3], images[3], (labels[3] + 1) % 4
+    labels[7] = labels[3]
+    known = Subjects(phantom.subjects, 0.5, np.ones(1), np.zeros(1))
+    told = " 3 slices stand there with another label too; correct the labels."
+    whole, parts = scans_of(images, labels), (rows % 4 > 0, rows % 4 == 0)
+    sides = [scans_of(images[of], labels[of]) for of in parts]
+    order = np.concatenate([rows[of] for of in parts])
+    divided = audit(*sides, subjects=replace(known, groups=phantom.subjects[order]))
+    for found in (divided, audit(whole, subjects=known)):
+        assert found.verdict.endswith(told) and found.to_dict()["verdict"].endswith(told)
+        assert found.within.loc["pixel-identical to one with another label"].sum() == 3
+        assert told.strip() in found._repr_html_()
+    split = Split("image", rows[:20], rows[20:30], rows[30:])
+    table = checklist(whole, split, None).set_index("leakage")["found"]
+    assert "; 3 stand there with another label too" in table["L1.4 no duplicates across"]
+    whole = scans_of(phantom.images, phantom.labels)
+    assert "another label" not in audit(whole, subjects=known).verdict
+
+
+@pytest.mark.parametrize("n", [2, 40])
+def test_where_recovery_cannot_be_tried_the_audit_says_why(n):
+    """A black slice, or too few: copies are told all the same."""
+    images = np.random.default_rng(1).integers(0, 256, (n, 24, 24), dtype=np.uint8)
+    images[0] = 0
+    labels = np.arange(n) % 2
+    sides = (slice(None, n // 2), slice(n // 2, None))
+    found = audit(*(scans_of(images[of], labels[of]) for of in sides))
+    why = "n of at least 3" if n == 2 else "1 slices are constant, the first at index 0"
+    assert found.status == "undecided" and why in found.verdict
+
+
 # The command --------------------------------------------------------------------------------------
 
 
@@ -420,3 +455,25 @@ def test_the_command_ends_with_3_where_nothing_is_decided(tmp_path, capsys):
                               "test": scans_of(noise[40:], labels[40:])})  # fmt: skip
     assert main(["audit", str(root), "--quiet"]) == 3
     assert capsys.readouterr().out.startswith("Undecided: ")
+
+
+def test_the_command_takes_the_validation_part_for_a_part_of_train(tmp_path, capsys):
+    """The test part repeats it, which a comparison with train alone does not see."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 24, 24), dtype=np.uint8)
+    labels = np.arange(60) % 3
+    sides = {"train": slice(0, 40), "val": slice(40, 60), "test": slice(40, 60)}
+    made = {side: scans_of(noise[of], labels[of]) for side, of in sides.items()}
+    made["test"] = scans_of(noise[40:, ::-1], labels[40:])
+    root = folders(tmp_path / "set", made)
+    assert main(["audit", str(root), "--quiet", "--json", str(tmp_path / "a.json")]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("Leaky: 100.0% of the test slices are copies")
+    assert "Compared: test with train and validation." in out
+    assert len(json.loads((tmp_path / "a.json").read_text())["twins"]) == 20
+    shutil.rmtree(root / "test")
+    assert main(["audit", str(root), "--quiet"]) == 3
+    assert "Compared: validation with train." in capsys.readouterr().out
+    shutil.rmtree(root / "train")
+    (root / "val").rename(root / "test")
+    assert main(["audit", str(root), "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("Not divided: ")

@@ -189,6 +189,16 @@ def test_contradictory_labels_are_reported(phantoms, shuffled):
     assert f"{len(found.contradictory)} with contradictory labels" in repr(found)
 
 
+def test_equal_pixels_with_different_labels_are_told(phantoms, shuffled):
+    images, labels = phantoms.images[shuffled].copy(), phantoms.labels[shuffled].copy()
+    images[5], labels[5] = images[2], (labels[2] + 1) % 4
+    images[8], labels[8] = images[4], labels[4]
+    with pytest.warns(UserWarning, match=r"^2 slices of equal pixels .* such as those at \[2, 5\]"):
+        found = recover_subjects(images, labels)
+    assert found.groups[2] == found.groups[5] and found.warnings == ()
+    assert found.groups[2] in found.contradictory
+
+
 def test_repr_says_the_sizes_and_the_gap(recovered):
     assert repr(recovered) == (
         f"Subjects({SUBJECTS} subjects of {SLICES} to {SLICES} slices, same ≥ "

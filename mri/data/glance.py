@@ -1,0 +1,83 @@
+"""What decoded slices look like at a glance, so that what is not meant as it stands is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import cv2
+import numpy as np
+
+_NOTHING = 16  # Range of gray values of a slice: 12 bits of 16 leave it 15, and 0 to 1 leaves one.
+_DIM = 128  # Whole sets reach 255 or nearly so.
+_SMALL = 256  # Pixels of a picture that is too small to tell.
+_CLOSELY, _FEW = 4, 16  # Slices looked at closely, and fewer gray values than scans have.
+_SCALE = "scale the values to 0 to 255 first if they were of 10 or 12 bits, or from 0 to 1"
+
+
+class Glance:
+    """Looks at slices batch by batch: one line of a slice tells that it shows something.
+
+    Only the others, and a few of the first batch, are looked at as a whole.
+    """
+
+    def __init__(self) -> None:
+        self.slices = self.brightest = self.faint = 0
+        self.first = self.depth = self.odd = ""
+        self.values = 256
+
+    def look(
+        self, images: np.ndarray, name: Callable[[int], str], views: Sequence[object] = ()
+    ) -> None:
+        """Look at slices uint8 (m, h, w), whose names `name` gives, and at the bytes of some."""
+        if not len(images) or images[0].size < _SMALL:
+            return
+        if not self.slices:
+            self._closely(images, name, views)
+        line = images[:, images.shape[1] // 2]
+        low, high = line.min(1), line.max(1)
+        self.brightest = max(self.brightest, int(high.max()))
+        if self.brightest < _DIM:
+            self.brightest = max(self.brightest, int(images.max()))
+        for i in np.flatnonzero(high - low < _NOTHING).tolist():
+            if np.ptp(images[i]) < _NOTHING:
+                self.first = self.first or name(i)
+                self.faint += 1
+        self.slices += len(images)
+
+    def _closely(
+        self, images: np.ndarray, name: Callable[[int], str], views: Sequence[object]
+    ) -> None:
+        step = len(images) // _CLOSELY + 1
+        self.values = int(np.count_nonzero(np.bincount(images[::step].ravel())))
+        for i, blob in list(enumerate(views))[::step]:
+            if isinstance(blob, np.ndarray) and blob.ndim == 1:
+                whole = cv2.imdecode(blob, cv2.IMREAD_UNCHANGED)
+                if whole.dtype == np.uint16:
+                    self.depth = "; a PNG of 16 bits, of which the upper 8 are read"
+                if whole.ndim == 3 and not self.odd:
+                    self._colours(whole / np.iinfo(whole.dtype).max, name(i))
+
+    def _colours(self, whole: np.ndarray, name: str) -> None:
+        # Gray pictures stored in three channels differ by the rounding of JPEG.
+        if (np.ptp(whole[..., :3], axis=2) > 0.16).mean() > 0.01:
+            self.odd = f"{name} is in colours; only its brightness was read, which is not the gray"
+            self.odd += " of the scan if they are false colours"
+        elif whole[..., 3:].min(initial=1) < 1:
+            self.odd = f"{name} is transparent in part; the gray that is stored there was read"
+
+    def told(self) -> Iterator[str]:
+        """Yield what to warn of."""
+        if self.faint:
+            yield (
+                f"{self.faint} of {self.slices} slices show next to nothing: all gray values of "
+                f"{self.first} are within {_NOTHING} of 256{self.depth}; {_SCALE}"
+            )
+        elif self.slices and self.brightest < _DIM:
+            yield (
+                f"the brightest pixel of all {self.slices} slices is {self.brightest} of "
+                f"255{self.depth}; {_SCALE}"
+            )
+        elif self.values < _FEW:
+            yield f"the first slices have {self.values} gray values in all; masks? Give the scans"
+        if self.odd:
+            yield self.odd

@@ -12,7 +12,7 @@ from scipy.special import softmax
 from mri._text import for_line, for_terminal
 from mri.data.decode import DataError
 from mri.data.labels import places_of
-from mri.data.one_slice import SIZE, OneSlice, check_slice, read_slice
+from mri.data.one_slice import PHANTOM, SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
 from mri.evaluation.logits import RANDOM, differs
 from mri.evaluation.persons import Answer, PersonModel, takes_person
@@ -36,7 +36,7 @@ _SURE = 0.9999
 _DEVICE = "Not a diagnostic device: 200 people of one study, for teaching and comparison only."
 _MAP = (
     "The heatmap says where the network looked, not why, and only as far as its checks pass: no "
-    "network that comes with the repository passes them all (README, May a heatmap be believed?)."
+    "network that comes with the repository passes them all (models/heatmaps.md)."
 )
 _EXACT = (
     "The map is exact: what its places add sums to the severity. "
@@ -100,13 +100,14 @@ class Prediction(NamedTuple):
         names = list(self.probabilities)
         said = f"predicted: {for_line(self.answer.replace('_', ' '), 40)}"
         at = None if self.truth is None else places_of(names, [self.truth])
+        about = ", synthetic phantom" if PHANTOM in self.slice.notes else ""
         return heatmap_grid(
             self.slice.image[None],
             self.explanation,
             None if at is None else np.array(at),
             np.array([list(self.probabilities.values())]),
             names,
-            title=f"{for_line(self.model, 60)}, {METHOD}\n{said}; not a diagnostic device",
+            title=f"{for_line(self.model, 60)}, {METHOD}{about}\n{said}; not a diagnostic device",
         )
 
     def _by_share(self) -> list[tuple[str, float]]:

@@ -25,7 +25,8 @@ body { font: 16px/1.5 sans-serif; color: #222; max-width: 52rem; margin: 0 auto;
 img { max-width: 100%; height: auto; background: white }
 pre { overflow-x: auto; background: #f5f5f5; padding: .5rem; font-size: .8rem; line-height: 1.35 }
 table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .85rem }
-td, th { padding: .2rem .5rem; text-align: right; border-bottom: 1px solid #ddd }
+td, th { padding: .2rem .5rem; text-align: left; border-bottom: 1px solid #ddd }
+.dataframe td, .dataframe th { text-align: right }
 summary { cursor: pointer; color: #555; font-size: .85rem }
 figure { margin: 1rem 0 } figcaption { font-size: .85rem; color: #555 }
 p, li, code, h1, h2, h3 { overflow-wrap: anywhere }
@@ -33,6 +34,7 @@ pre code { overflow-wrap: normal }
 .prompt, .anchor-link { display: none }
 @media (max-width: 40rem) {
   .output_png { overflow-x: auto }
+  .output_png::before { content: "← swipe where a picture is cut off"; font-size: .75rem }
   .output_png img { max-width: none }
 }
 .formula { height: 1.25em; vertical-align: -.3em }
@@ -76,7 +78,7 @@ def write_report(
     paths = [path for home in models for path in sorted(Path(home).glob("[!.]*.json"))]
     behind = {"models": _book("# Model cards", *filter(None, map(_card, paths)))}
     for path in sorted(Path(models[0]).glob("[!R]*.md")) if models else []:
-        behind[path.stem] = _book(path.read_text(encoding="utf-8"))
+        behind[path.stem] = _book(_with_pictures(path))
     links = [f"- [{for_markdown(_title(of))}](<{quote(name)}.html>)" for name, of in behind.items()]
     head = [
         "# Report",
@@ -99,15 +101,27 @@ def write_report(
 
 def _key_figure(folder: Path) -> str:
     """Return the picture of the main result, or nothing where it was not made."""
-    path = folder / "two_splits.png"
+    said = "Every network on known and on unknown people"
+    if not (picture := _picture(folder / "two_splits.png", said)):
+        return ""
+    told = f"{said}; from the cards and logits of <code>models/zoo</code>."
+    return f"<figure>{picture}<figcaption>{told}</figcaption></figure>"
+
+
+def _picture(path: Path, said: str) -> str:
+    """Return a PNG file as HTML, its bytes inside, or nothing where there is no such file."""
     if not path.is_file():
         return ""
-    said = "Every network on known and on unknown people"
     data = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f'<figure><img alt="{said}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{said}; from the cards and logits of <code>models/zoo</code>.</figcaption>"
-        "</figure>"
+    return f'<img alt="{for_html(said)}" src="data:image/png;base64,{data}">'
+
+
+def _with_pictures(path: Path) -> str:
+    """Return a page of Markdown with the pictures that lie beside it inside."""
+    return re.sub(
+        r"!\[([^]]*)\]\(([\w-]+\.png)\)",
+        lambda of: f'<div class="output_png">{_picture(path.with_name(of[2]), of[1])}</div>',
+        path.read_text(encoding="utf-8"),
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from mri.__main__ import main
 from mri.data.decode import DataError
+from mri.data.one_slice import PHANTOM
 from mri.data.phantom import make_phantoms, write_phantom
 from mri.models.builders import build_model
 from mri.models.files import ModelFileError, load_model, save_model
@@ -122,6 +123,7 @@ def test_the_command_line(tmp_path, capsys):
     assert abs(sum(printed) - 1) < 0.003
     assert lines[5].startswith("The file itself says: ")
     assert lines[6].startswith("Not a diagnostic device")
+    assert any(line.startswith("The slice is a synthetic phantom") for line in lines)
     picture = Path(lines[-1].removeprefix("Picture: "))
     assert picture.parent == tmp_path / "new/out"
     drawn = cv2.imread(str(picture))
@@ -185,6 +187,9 @@ def test_the_drawing_says_what_is_known(image):
     assert "true:" not in text(found)
     known = found._replace(slice=found.slice._replace(label=2))
     assert "true: Non Demented" in text(known)
+    assert "phantom" not in text(known)
+    drawn = found._replace(slice=found.slice._replace(notes=(PHANTOM,)))
+    assert "synthetic phantom" in text(drawn)
 
 
 @pytest.fixture(scope="module")

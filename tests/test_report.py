@@ -109,6 +109,13 @@ def test_every_card_is_there_and_the_index_leads_to_all_pages(pages):
     assert "Not a diagnostic device" in pages["index"]
 
 
+def test_a_page_behind_has_the_pictures_that_its_text_speaks_of(pages):
+    picture = base64.b64encode((ROOT / "models/gradcam.png").read_bytes()).decode()
+    before, after = pages["heatmaps"].split(picture)
+    assert 'alt="Slices, Grad-CAM heatmaps and overlays' in before
+    assert "These maps look plausible" in after
+
+
 def test_the_executed_notebooks_go_before_the_committed_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("main", "models_compare"):

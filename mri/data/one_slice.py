@@ -56,6 +56,9 @@ _EXTRAS = {
 }
 
 
+PHANTOM = "The slice is a synthetic phantom: nobody's head, drawn by this package."
+
+
 class OneSlice(NamedTuple):
     """Pixels uint8 (128, 128), the label the file gives them (or None), and where they stood.
 
@@ -222,6 +225,7 @@ def _from_table(path: Path, row: int, check: bool) -> OneSlice:
     # Pixels without a file are encoded, so that they are resized as the others are.
     blob = content if content.ndim == 1 else cv2.imencode(".png", content)[1]
     image, notes = _image(place, blob.tobytes(), check)
+    notes += (PHANTOM,) if rows.part.synthetic else ()
     return OneSlice(image, label, place, truth, notes)
 
 

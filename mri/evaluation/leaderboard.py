@@ -63,12 +63,15 @@ class Comparison:
 
         Where any figure was verified, those that are only claimed do not lead.
         """
-        p = self.p_values.get(protocol)
-        if p is None:
+        if not (among := self._ranked(protocol)):
             return []
-        verified = [name for name in p.index if self.claims.get(name) == "verified"]
-        among = verified or list(p.index)
-        return [name for name in leading_group(p, among[0]) if name in among]
+        group = leading_group(self.p_values[protocol], among[0])
+        return [name for name in group if name in among]
+
+    def _ranked(self, protocol: str) -> list[str]:
+        """Return the models that compete: the verified ones, or all where nothing is verified."""
+        names = list(self.p_values.get(protocol, ()))
+        return [name for name in names if self.claims.get(name) == "verified"] or names
 
     def leaderboard(self) -> pd.DataFrame:
         """Return one row per network, with its figures under both protocols side by side.
@@ -143,9 +146,9 @@ class Comparison:
         """Return the conclusion that the figures support, as one paragraph."""
         metric, told = metric_label(self.by).lower(), []
         for protocol, who in (("subject", "On people never seen"), ("image", "Image-level")):
-            if protocol not in self.p_values:
+            if not (names := self._ranked(protocol)):
                 continue
-            names, leading = list(self.p_values[protocol]), self.leading(protocol)
+            leading = self.leading(protocol)
             estimate = self.evaluations[names[0]].metrics[self.unit][self.by]
             told.append(
                 f"{who}, {names[0]} is first of {len(names)} with a {metric} of {estimate}."
@@ -162,6 +165,8 @@ class Comparison:
             else:
                 told.append("None of the others is statistically distinguishable from it.")
             told += [f"{of} worse (p < 0.05 after Holm's correction)."] if worse else []
+            if claimed := len(self.p_values[protocol]) - len(names):
+                told.append(f"Not counted: {claimed} whose figures are claimed, not verified.")
         board = self.leaderboard()[["subject", "image"]].dropna()
         if len(board) > 2:
             gap = (board["image"] - board["subject"]).median()

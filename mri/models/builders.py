@@ -263,11 +263,11 @@ def efficientnet_b3(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
 
 @register
 def compact(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
-    """Three normalised convolutions on a strided stem: 0.6 million weights, a seventh of the work.
+    """Three convolutions with batch normalisation, then a dense layer: 0.6 million weights.
 
-    The stem halves the grid at once, since a 128-pixel slice holds little detail finer than two
-    pixels; the flattened 8 × 8 grid keeps where in the head something is, which a global average
-    would lose, and slices are aligned well enough for that to mean something.
+    The first convolution takes every second pixel, because a slice of 128 pixels holds little finer
+    detail. `_places` reads the flattened grid of 8 × 8 cells. So it knows where in the head a
+    feature is, which a global average would lose. The slices are aligned well enough for that.
     """
     x = layers.MaxPooling2D()(_block(x, 32, kernel=5, strides=2))
     x = layers.MaxPooling2D()(_block(x, 64))

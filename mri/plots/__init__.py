@@ -12,9 +12,9 @@ __getattr__, __dir__, __all__ = _face(
     {
         "explorer": "Explorer explore",
         "figures": "anatomy bootstrap class_counts confusion metric_intervals reliability roc "
-        "sample_grid separation similarity_histogram slice_pairs training_curves within_person",
+        "sample_grid separation similarity_histogram training_curves within_person",
         "glass_box": "plot_person plot_weights slab_means",
-        "maps": "heatmap_grid mean_maps overlay overlay_columns overlay_scale",
+        "maps": "heatmap_grid overlay overlay_columns overlay_scale",
         "ranking": "cost leaderboard p_values side_by_side",
         "style": "COLOURS STYLE",
     },

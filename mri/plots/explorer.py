@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 PREDICTED = "predicted class"
 MARKED = "last convolution"
+_CHECKED = {
+    "passes": "such maps pass their checks",
+    "fails": "such maps fail their checks",
+    "not decidable": "checks of such maps: not decidable",
+    "": "such maps were not checked",
+}
 
 
 class Explorer:
@@ -104,7 +110,7 @@ class Explorer:
         temperature = self.runs[network].card["temperature"]
         shares = softmax(found.logits / temperature, axis=1)
         count = len(self.people[person])
-        title = f"person {person}, slice {position + 1} of {count}, {network}, {method}\n"
+        title = f"person {person}, slice {position + 1} of {count}; network {network}, {method}\n"
         title += f"probabilities calibrated on validation slices (temperature {temperature:.2f})"
         notes = (self.known(network, row), self.checked(network, method, layer))
         slices = self.scans.images[[row]], found, self.scans.labels[[row]], shares, names
@@ -141,7 +147,7 @@ class Explorer:
     def checked(self, network: str, method: str, layer: str = MARKED) -> str:
         """Return the verdict on maps of this kind."""
         check = self.checks.get((network, method)) if layer == MARKED else None
-        return f"checks of such maps: {check.verdict}" if check else "such maps were not checked"
+        return _CHECKED[check.verdict if check else ""]
 
 
 def explore(
@@ -190,7 +196,9 @@ def explore(
     except ImportError:
         return explorer.draw(first, middle)
     chosen = _controls(explorer, first, middle)
-    picture = ipywidgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
+    # Never larger than it is drawn: enlarged, its pixels and letters would blur.
+    layout = {"max_width": "100%", "object_fit": "contain", "align_self": "flex-start"}
+    picture = ipywidgets.Image(format="png", layout=layout)
 
     class Controls(ipywidgets.VBox):
         def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:

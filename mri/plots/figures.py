@@ -41,10 +41,10 @@ _PARTS = [
     (np.array(at) / 128, np.array(place) / 128, name)
     for at, place, name in (
         ((64, 26), (134, 18), "fissure between the hemispheres"),
-        ((64, 52), (134, 46), "corpus callosum: white matter\nthat joins them"),
+        ((64, 52), (134, 46), "corpus callosum: white matter\nthat joins the hemispheres"),
         ((70, 66), (134, 76), "thalamus: gray matter"),
         ((66, 84), (134, 106), "lateral ventricle, front horn: fluid"),
-        ((47, 48), (-6, 32), "lateral ventricle, back horn: fluid"),
+        ((47, 48), (-6, 32), "lateral ventricle,\nback part (atrium): fluid"),
         ((24, 66), (-6, 68), "sulci, the grooves between\nturns of the cortex: fluid"),
         ((36, 97), (-6, 104), "cortex, the gray rim, on\nwhite matter"),
     )
@@ -170,8 +170,9 @@ def confusion(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None = 
     ax.set_yticks(range(len(order)), ticks)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+    absent = np.isnan(shares).any()
     ax.set(
-        xlabel="predicted class",
+        xlabel="predicted class" + f"\n–: no {unit}s of the true class" * int(absent),
         ylabel="true class (shares and colours by row)",
         title=figure_title(evaluation, unit),
     )
@@ -204,11 +205,8 @@ def reliability(evaluation: Evaluation, *, unit: str = "slice", ax: Axes | None 
     ax.plot((0, 1), (0, 1), color="black", linestyle=":", linewidth=1)
     ax.vlines(x, x, y, color="#56B4E9", linewidth=0.6 + 2.4 * n / n.max())
     ax.scatter(x, y, s=6 + 120 * n / n.max(), color=BLUE, zorder=3)
-    options: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center"}
-    for confidence, accuracy, count in zip(x, y, n, strict=True):
-        away = 11 if accuracy > confidence else -11
-        ax.annotate(f"{count}", (confidence, accuracy), (0, away), fontsize=7, **options)
-    notes = f"ECE {evaluation.metrics[unit]['ece']}; numbers and areas: {unit}s per bin"
+    notes = f"calibration error (ECE) {evaluation.metrics[unit]['ece']}"
+    notes += f"\narea of a dot: {unit}s in its bin, at most {n.max()}"
     ax.set(xlabel=f"confidence (probability of the predicted class)\n{notes}", ylabel="accuracy")
     ax.set(xlim=(0, 1.05), ylim=(0, 1.05), aspect="equal", title=figure_title(evaluation, unit))
     return ax
@@ -242,36 +240,12 @@ def metric_intervals(
 
 
 @mpl.rc_context(STYLE)
-def slice_pairs(
-    left: np.ndarray,
-    right: np.ndarray,
-    captions: Sequence[str],
-    *,
-    names: tuple[str, str] = ("test slice", "nearest in training"),
-    title: str = "",
-) -> Figure:
-    """Draw uint8 slices (n, h, w) beside their partners, three pairs per row, with captions."""
-    columns = min(3, len(left))
-    rows = -(-len(left) // columns)
-    fig = plt.figure(figsize=(3.1 * columns, 1.9 * rows + 0.3))
-    cells = fig.subfigures(rows, columns, squeeze=False).flat
-    trios = zip(left, right, captions, strict=True)
-    for cell, (*pair, caption) in zip(cells, trios, strict=False):
-        axes = cell.subplots(1, 2)
-        for ax, image, name in zip(axes, pair, names, strict=True):
-            show_image(ax, image)
-            ax.set_title(name, loc="center", fontsize=8)
-        axes[0].set_xlabel(caption, x=1.03, fontsize=8)
-    fig.suptitle(title)
-    return fig
-
-
-@mpl.rc_context(STYLE)
 def similarity_histogram(
     same: np.ndarray,
     different: np.ndarray,
     threshold: float | None = None,
     *,
+    names: tuple[str, str] = ("pairs within one subject", "pairs from two subjects"),
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
@@ -280,8 +254,8 @@ def similarity_histogram(
     same, different = (np.asarray(x)[np.isfinite(x)] for x in (same, different))
     found = np.concatenate([same, different, [1]])  # rounding may exceed 1
     bins = np.linspace(found.min(), found.max(), 81).tolist()
-    for values, who, colour in ((different, "two subjects", PINK), (same, "one subject", GREEN)):
-        label = f"slices of {who} (n = {len(values)})"
+    for values, name, colour in ((different, names[1], PINK), (same, names[0], GREEN)):
+        label = f"{name} (n = {len(values)})"
         ax.hist(values, bins, color=colour, alpha=0.75, label=label)
     if threshold is not None:
         mark_epoch(ax, threshold, f"threshold {threshold:.3f}")
@@ -310,7 +284,7 @@ def separation(
             apart = 0.3 * np.sin(np.arange(len(own)) * 2.4)
             ax.plot(own, group + apart, "o", color=colour, markersize=4, alpha=0.55)
         ax.set_yticks((0, 1), names)
-        ax.set(ylim=(-0.5, 1.5), xlabel="score", title=name)
+        ax.set(ylim=(-0.5, 1.5), xlabel="log odds of dementia", title=name)
         ax.tick_params(axis="y", length=0)
     fig.suptitle(title)
     return fig
@@ -328,7 +302,9 @@ def within_person(
         ax.plot(places, values, "o-", color=colour, markersize=3, linewidth=1, label=label)
         ax.axhline(values.mean(), color=colour, linestyle="--", linewidth=1.2)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(axis="y")
     ax.set(xlabel="slice, from the lowest", ylabel="log odds of dementia", title=title)
+    ax.set_xlim(left=0.5)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
@@ -347,6 +323,6 @@ def bootstrap(
         for end in (low, high):
             ax.axvline(end, color=colour, linestyle="--", linewidth=1.2)
     ax.axvline(value, color="black", linewidth=1, label=f"measured: {value:.3f}")
-    ax.set(xlabel="value of a draw", ylabel="number of draws", title=title)
+    ax.set(xlabel="value in one draw", ylabel="number of draws", title=title)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="dashed: 95% interval")
     return ax

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.ticker import MaxNLocator
 
 from mri._arguments import require
 from mri.data.parquet import CLASS_NAMES
@@ -20,6 +21,7 @@ from mri.evaluation.persons import Answer, PersonModel
 from mri.models.files import ModelFile, load_model
 from mri.models.inputs import SLICE
 from mri.plots.maps import overlay, overlay_scale
+from mri.plots.style import mark_ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 SLABS = HEIGHTS // SLAB
 
 _COLOURS = "RdBu_r"  # Blue against, red for: told apart by the colour-blind too.
+_TITLE = "Where gray matter speaks for or against dementia"
 _OUTSIDE = 12  # Mean gray value below which hardly anyone has brain or fluid.
 _FAINT = 0.35  # Of the opacity, where the sign is not certain.
 
@@ -47,7 +50,7 @@ def plot_weights(
     brain: np.ndarray,
     *,
     people: int,
-    title: str = "What gray matter counts where",
+    title: str = _TITLE,
 ) -> Figure:
     """Draw the weights on the mean brain, slab by slab.
 
@@ -59,7 +62,7 @@ def plot_weights(
     weights, low, high = (np.asarray(x, float) for x in (weights, low, high))
     certain = (low > 0) | (high < 0)
     notes = f"{people} people; outlined: 95% bootstrap interval over people excludes 0"
-    label = "weight of gray matter's tone: blue, speaks against dementia here; red, for it"
+    label = "weight of gray matter: blue, it speaks against dementia here; red, for it"
     slabs = slab_means(brain)
     figure = _figure(weights, slabs)
     _draw(weights, slabs, certain, f"{title}\n{notes}", label, figure=figure)
@@ -81,12 +84,12 @@ def plot_person(
     parts = np.asarray(answer.contributions, float)
     notes = (
         f"average person {answer.intercept:.2f}, this head {parts.sum():+.2f}, "
-        f"severity {answer.severity:.2f} (0 not demented, 1 very mild, 2 mild)"
+        f"severity {answer.severity:.2f} (0 non-demented, 1 very mild, 2 mild)"
     )
     slabs = slab_means(answer.person.images)
     label = "adds to severity: blue, speaks against dementia in this head; red, for it"
     sure, heading = np.ones(parts.shape, bool), f"{title}\n{notes}"
-    figure = _figure(parts, slabs, 8 if beside is None else 16.5)
+    figure = _figure(parts, slabs, 6 if beside is None else 12.2)
     if beside is None:
         _draw(parts, slabs, sure, heading, label, figure=figure)
         return figure
@@ -97,7 +100,7 @@ def plot_person(
     pairs = zip(*map(slab_means, stacks), strict=True)
     for number, (ax, (slab, heat)) in enumerate(zip(axes.flat, pairs, strict=True)):
         ax.imshow(overlay(slab, heat))
-        ax.set_title(_slices_of(number), fontsize=10)
+        _name(ax, number)
         ax.axis("off")
     lower.suptitle(name)
     label = "heatmap, mean of four slices, each relative to its own largest value"
@@ -127,7 +130,7 @@ def glass_box_pictures(
     severity = severity_of(fitted.labels, scans.class_names)
     about = f", {scans.origin}" if scans.synthetic else ""
     weights, low, high = bootstrap_weights(fitted.maps, severity)
-    title, brain = f"What gray matter counts where{about}", fitted.template.mean
+    title, brain = f"{_TITLE}{about}", fitted.template.mean
     everybody = plot_weights(weights, low, high, brain, people=len(severity), title=title)
     model = PersonModel(ModelFile(path))
     who, answer = _middle_person(model, scans, groups)
@@ -140,7 +143,7 @@ def glass_box_pictures(
     found = []
     for name, figure in (("glass_box", everybody), ("glass_box_person", person)):
         found.append(Path(folder, f"{name}.png"))
-        figure.savefig(found[-1], dpi=80)
+        figure.savefig(found[-1], dpi=108)
         plt.close(figure)
     return found
 
@@ -166,17 +169,20 @@ def _heatmaps(network: str, slices: np.ndarray) -> tuple[str, np.ndarray, np.nda
     return title, slices, found.maps
 
 
-def _slices_of(number: int) -> str:
-    first = number * SLAB + 1
-    return f"slices {first} to {first + SLAB - 1}"
+def _name(ax: Axes, number: int) -> None:
+    """Write over a slab which slices it has, and into the first where back and front are."""
+    first, ends = number * SLAB + 1, {0: ", the lowest", SLABS - 1: ", the highest"}
+    ax.set_title(f"slices {first} to {first + SLAB - 1}{ends.get(number, '')}", fontsize=10)
+    if number == 0:
+        mark_ends(ax)
 
 
-def _figure(values: np.ndarray, brain: np.ndarray, height: float = 8) -> Figure:
+def _figure(values: np.ndarray, brain: np.ndarray, height: float = 6) -> Figure:
     """Return an empty figure for maps that fit the brain."""
     fits = values.ndim == 3 and len(values) == len(brain)
     fits = fits and brain.shape[1:] == (STEP * values.shape[1], STEP * values.shape[2])
     require(fits, "A slab needs a map of a quarter of its size.", maps=values.shape)
-    return plt.figure(figsize=(13.5, height), layout="constrained")
+    return plt.figure(figsize=(10, height), layout="constrained")
 
 
 def _draw(
@@ -195,10 +201,11 @@ def _draw(
     slabs = zip(axes.flat, values, brain, certain, strict=True)
     for number, (ax, value, slab, sure) in enumerate(slabs):
         _slab(ax, value, slab, sure, norm)
-        ax.set_title(_slices_of(number), fontsize=10)
+        _name(ax, number)
     figure.suptitle(title)
     scale = ScalarMappable(norm, _COLOURS)
-    figure.colorbar(scale, ax=axes, location="bottom", shrink=0.5, aspect=40, label=label)
+    bar: dict[str, Any] = {"location": "bottom", "shrink": 0.5, "aspect": 40}
+    figure.colorbar(scale, ax=axes, label=label, ticks=MaxNLocator(4), **bar)
 
 
 def _slab(

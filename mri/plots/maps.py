@@ -1,4 +1,4 @@
-"""Figures of several heatmaps: by method or model, and their mean by class."""
+"""Figures of heatmaps: one a slice with its probabilities, or several by method or model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from mri._arguments import require
 from mri.plots.style import (
     STYLE,
-    bare,
     class_colour,
     mark_ends,
     readable,
@@ -163,44 +162,5 @@ def overlay_columns(
             ax.set_axis_off()
     plain = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), "magma")
     _scale_below(fig, axes, plain if bare else overlay_scale(), _EVIDENCE)
-    fig.suptitle(title)
-    return fig
-
-
-@mpl.rc_context(STYLE)
-def mean_maps(
-    explanation: Explanation,
-    labels: np.ndarray,
-    class_names: Sequence[str],
-    background: np.ndarray,
-    *,
-    title: str = "",
-) -> Figure:
-    """Draw the mean heatmap of each true class over the mean slice, one column a class.
-
-    The upper row has the correct answers, the lower the wrong ones. `explanation` and `labels` (n,)
-    belong to the same aligned slices, and `background` is their mean as uint8 (h, w). A panel
-    without slices stays empty.
-    """
-    order = [c for c in severity_order(class_names) if (labels == c).any()]
-    right = explanation.logits.argmax(1) == labels
-    means = {}
-    for i, chosen in enumerate((right, ~right)):
-        for j, c in enumerate(order):
-            rows = chosen & (labels == c)
-            means[i, j] = rows.sum(), explanation.maps[rows].mean(0) if rows.any() else None
-    peak = max(float(mean.max()) for _, mean in means.values() if mean is not None) or 1.0
-    size = (3.6 * len(order) + 0.6, 8.6)
-    fig, axes = plt.subplots(2, len(order), figsize=size, squeeze=False, layout="compressed")
-    for (i, j), (n, mean) in means.items():
-        ax = axes[i, j]
-        bare(ax)
-        if mean is not None:
-            show_image(ax, overlay(background, mean / peak, alpha=1.0))
-            mark_ends(ax)
-        ax.set_title(f"{readable(class_names[order[j]])}\nn = {n}", loc="center", fontsize=9)
-    for row, name in zip(axes, ("correct", "wrong"), strict=True):
-        row[0].set_ylabel(name)
-    _scale_below(fig, axes, overlay_scale(peak, alpha=1.0), "mean share of each map's maximum")
     fig.suptitle(title)
     return fig

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _MARKS = {"subject": ("D", GREEN, -0.16), "image": ("o", PINK, 0.16), "unknown": ("x", GREY, 0)}
-_NAMES = {"subject": "subject-wise", "image": "image-level (inflated)", "unknown": "no card"}
+_NAMES = {"subject": "subject-wise", "image": "image-level (inflated)", "unknown": "all slices"}
 _LONGEST = 36  # Characters of a name that leave room for the figure.
 _COSTS = {
     "parameters": "number of weights",
@@ -101,7 +101,7 @@ def p_values(matrix: pd.DataFrame, *, ax: Axes | None = None, title: str = "") -
     for i, j in np.argwhere(drawn):
         p = matrix.iloc[rows[i], columns[j]]
         text = "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
-        ax.text(j, i, text, ha="center", va="center", fontsize=7, color="white")
+        ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white")
     ticks = [names[j] for j in columns]
     ax.set_xticks(range(len(columns)), ticks, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(rows)), [names[i] for i in rows])

@@ -121,7 +121,7 @@ def mark_ends(ax: Axes) -> None:
     """Write on a slice where the back and the front of the head are; see ``data/README.md``."""
     for text, y, side in (("back", 0.99, "top"), ("front", 0.01, "bottom")):
         options: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": side}
-        ax.text(0.5, y, text, color="white", fontsize=7.5, **options)
+        ax.text(0.5, y, text, color="white", fontsize=8, **options)
 
 
 def title_of(figure: Figure) -> str:

@@ -441,6 +441,17 @@ def test_the_conclusion_is_made_of_the_figures(made_up):
     assert "Over" not in alike.conclusion()
 
 
+def test_what_is_only_claimed_is_not_called_worse(made_up):
+    """Its figure may be as good as the best, or better; it does not compete."""
+    found = made_up()
+    names = list(found.p_values["subject"])
+    claims = dict.fromkeys(names, "verified") | {names[1]: "claimed: its model file is absent"}
+    text = replace(found, claims=claims).conclusion()
+    assert f"{names[0]} is first of 3 " in text
+    assert "All others are worse" in text.partition("Image-level")[0]
+    assert "Not counted: 1 whose figures are claimed, not verified." in text
+
+
 def test_kept_logits_are_judged_by_the_people_that_one_passes(case, tmp_path):
     """Two slices a person instead of four: more people, other intervals, and a new model beside."""
     folder, scans, subjects, _ = case

@@ -130,7 +130,7 @@ def test_the_picture_says_what_the_network_knows_and_whether_its_maps_were_check
     assert explorer.known("person known", person[4]).endswith("this very slice")
     assert explorer.known("no card", person[0]) == "may have been trained on this slice"
     assert explorer.known("others", person[0]) == "trained on other slices than these"
-    assert explorer.checked("unseen", "hirescam") == "checks of such maps: fails"
+    assert explorer.checked("unseen", "hirescam") == "such maps fail their checks"
     for network, method, layer in (
         ("unseen", "grad-cam", MARKED),
         ("no card", "hirescam", MARKED),
@@ -140,7 +140,7 @@ def test_the_picture_says_what_the_network_knows_and_whether_its_maps_were_check
     (name,) = [of for of in explorer.people if of.startswith("2:")]
     drawn = explorer.draw(name, 0, network="unseen")
     told = [text.get_text() for text in drawn.axes[1].texts]
-    assert {"person not used in training", "checks of such maps: fails"} <= set(told)
+    assert {"person not used in training", "such maps fail their checks"} <= set(told)
     assert "temperature 1.00" in drawn.get_suptitle()
 
 

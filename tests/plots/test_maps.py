@@ -65,23 +65,3 @@ def test_the_bar_has_the_colours_of_the_maps(bare, rng, images):
     pixels = cell.cmap(cell.norm(cell.get_array()))[..., :3] if bare else cell.get_array() / 255
     # 256 colours a bar.
     np.testing.assert_allclose(shown, pixels, atol=0.02)
-
-
-def test_mean_maps_by_class_correct_above_wrong(rng):
-    labels, answers = np.array([0, 0, 0, 2, 2, 3]), np.array([0, 0, 2, 2, 2, 0])
-    found = explanation(rng, answers)
-    ground = rng.integers(0, 256, (12, 10), dtype=np.uint8)
-    fig = plots.mean_maps(found, labels, CLASS_NAMES, ground, title="t")
-    cells = np.array(fig.axes[:6]).reshape(2, 3)
-    titles = [[ax.get_title() for ax in row] for row in cells]
-    assert titles == [
-        ["Non Demented\nn = 2", "Very Mild Demented\nn = 0", "Mild Demented\nn = 2"],
-        ["Non Demented\nn = 0", "Very Mild Demented\nn = 1", "Mild Demented\nn = 1"],
-    ]
-    drawn = [[len(ax.get_images()) for ax in row] for row in cells]
-    assert drawn == [[1, 0, 1], [0, 1, 1]]
-    means = [(found.maps[0] + found.maps[1]) / 2, (found.maps[3] + found.maps[4]) / 2]
-    peak = max(mean.max() for mean in [*means, found.maps[2], found.maps[5]])
-    expected = plots.overlay(ground, means[0] / peak, alpha=1.0)
-    np.testing.assert_array_equal(cells[0, 2].get_images()[0].get_array(), expected)
-    assert [row[0].get_ylabel() for row in cells] == ["correct", "wrong"]

@@ -308,8 +308,8 @@ def test_weights_are_drawn_slab_by_slab(closed, rng):
     brain = np.full((32, 64, 64), 100, np.uint8)
     figure = plot_weights(weights, weights - 0.5, weights + 0.5, brain, people=12)
     titles = [ax.get_title() for ax in figure.axes[:8]]
-    assert titles[0] == "slices 1 to 4"
-    assert titles[7] == "slices 29 to 32"
+    assert titles[0] == "slices 1 to 4, the lowest"
+    assert titles[7] == "slices 29 to 32, the highest"
     assert "12 people" in figure.get_suptitle()
     assert "blue" in figure.axes[8].get_xlabel()
 

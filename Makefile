@@ -34,7 +34,7 @@ test-all: .venv/ready  ## run every test, those on the real slices too (half an 
 stress: .venv/ready  ## kill processes fifty times, read 100,000 slices (an hour)
 	$(BIN)/python -m pytest -m stress
 
-coverage: .venv/ready  ## branches of mri/ that the tests go through; subprocesses do not count
+coverage: .venv/ready  ## branches of mri/ that the tests go through
 	$(TESTS) -m "not stress" --cov --cov-report=term-missing
 
 mutants: .venv/ready  ## change lines one at a time: which changes do the tests notice (an hour)

@@ -23,10 +23,7 @@ def file_sha256(path: Path) -> str:
 def read_regular(path: Path, limit: int) -> bytes:
     """Return the bytes of a regular file of at most `limit` bytes, read once.
 
-    Raises
-    ------
-    OSError
-        If it is absent, a folder, a pipe, a device or longer; its text says which, without `path`.
+    OSError if it is absent, a folder, a pipe, a device or longer; the text does not name `path`.
     """
     # A pipe that nobody writes to would be waited for; Windows has neither.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
@@ -71,18 +68,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def alone(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`; remove what killed processes left half-written.
 
-    A second process waits until the first has finished. If the first dies, the operating system
-    frees the lock.
-
-    Raises
-    ------
-    OSError
-        If the folder cannot be created or written.
-
-    Warns
-    -----
-    RuntimeWarning
-        If this process has to wait for another one.
+    A second process waits until the first has finished, with a RuntimeWarning. If the first dies,
+    the operating system frees the lock. OSError if the folder cannot be created or written.
     """
     with _locked(path, path.stem, r"\.\w+"):
         yield

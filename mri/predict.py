@@ -14,7 +14,7 @@ from mri.data.decode import DataError
 from mri.data.labels import places_of
 from mri.data.one_slice import PHANTOM, SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
-from mri.evaluation.logits import RANDOM, differs
+from mri.evaluation.logits import RANDOM, differs, fitting_scorer
 from mri.evaluation.persons import Answer, PersonModel, takes_person
 from mri.models.child import CHILD, Arrays, Facts, run_here
 from mri.models.files import ModelFile, ModelFileError, find_model, load_handed
@@ -75,8 +75,8 @@ class Prediction(NamedTuple):
     def __str__(self) -> str:
         """Return what the command line prints."""
         lines = [for_line(f"{self.slice.place}, by {self.model}:")]
-        shares = [(for_line(name.replace("_", " "), 80), p) for name, p in self._by_share()]
-        lines += [f"  {name:20s} {p:.3f}" for name, p in shares]
+        for name, share in sorted(self.probabilities.items(), key=lambda item: -item[1]):
+            lines.append(f"  {for_line(name.replace('_', ' '), 80):20s} {share:.3f}")
         if self.person is not None:
             lines.append(_severity(self.person))
         if self.truth is not None:
@@ -109,9 +109,6 @@ class Prediction(NamedTuple):
             names,
             title=f"{for_line(self.model, 60)}, {METHOD}{about}\n{said}; not a diagnostic device",
         )
-
-    def _by_share(self) -> list[tuple[str, float]]:
-        return sorted(self.probabilities.items(), key=lambda item: -item[1])
 
 
 def predict_slice(
@@ -175,9 +172,9 @@ def predict_slice(
         )
     else:
         with file.handed((SIZE, SIZE), names) as handed:
-            facts, arrays = {"handed": handed, "classes": len(names)}, {"image": slices[0].image}
+            facts = {"handed": handed, "class_names": list(names)}
             run = run_here if is_own(file) else CHILD.run
-            told, values = run(answers, file.path, facts, arrays)
+            told, values = run(answers, file.path, facts, {"image": slices[0].image})
         logits, said = values.pop("logits")[0], told["said"]
         explanation = Explanation(logits=logits[None], **values) if values else None
     shares = softmax(logits.astype(np.float64) / card.get("temperature", 1.0))
@@ -198,7 +195,6 @@ def _slices(
     plane: int | None,
     check: bool,
 ) -> Iterator[OneSlice]:
-    """Yield the slices that are given, in their order."""
     if not isinstance(source, np.ndarray):
         paths: Sequence[Any] = source if isinstance(source, list | tuple) else [source]
         if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
@@ -221,7 +217,6 @@ def _slices(
 
 
 def _asked_person(file: ModelFile, slices: list[OneSlice]) -> tuple[Answer, list[str]]:
-    """Return the answer of a model of people, and what to say of it."""
     try:
         found = PersonModel(file).ask(np.stack([of.image for of in slices]))
     except DataError:
@@ -244,22 +239,10 @@ def _severity(of: Answer) -> str:
 def answers(told: Facts, arrays: Arrays) -> Iterator[tuple[Facts, Arrays]]:
     """Yield nothing, and then what a model file says of one slice; see `Answers`."""
     from mri.gradcam.cam import GradCAM
-    from mri.models.scores import Scorer
 
     image, path = arrays["image"], told["handed"]["shown"]
     network = load_handed(**told["handed"])
-    try:
-        scorer = Scorer(network, like=(1, *image.shape, 1))
-    except ValueError as error:
-        raise ModelFileError(f"{path}: {error}") from error
-    takes, expected = scorer.input.shape, (None, SIZE, SIZE, 1)
-    fits = all(of in (None, side) for of, side in zip(takes[1:], expected[1:], strict=True))
-    if not fits or scorer.classes != told["classes"]:
-        raise ModelFileError(
-            f"{path}: goes from {takes} to {scorer.gives}, expected {expected} to "
-            f"{(None, told['classes'])}; choose another --model, or say what it expects: "
-            f"python -m mri card {path} --help"
-        )
+    scorer = fitting_scorer(path, network, (1, *image.shape), told["class_names"])
     yield {}, {}
     try:
         cam = GradCAM(network, method=METHOD)

@@ -140,7 +140,10 @@ WRONG = {
         (lambda c: mri.compare(folder=c.folder / "none"), "none: no .keras file"),
     ],
     "cross_validate": [
-        (lambda c: mri.cross_validate("nobody", c.scans, c.groups), r"Received: \['nobody'\]"),
+        (
+            lambda c: mri.cross_validate("nobody", c.scans, c.groups),
+            r"Received: names=\['nobody'\]",
+        ),
         (lambda c: mri.cross_validate("tissue", c.scans, c.groups, seeds=[]), r"seeds=\[\]"),
         (lambda c: mri.cross_validate("tissue", c.scans, c.groups[1:]), r"shape=\(15,\)"),
         (lambda c: mri.cross_validate("tissue", c.scans, c.groups, folds=1), "Received: folds=1"),

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mri.__main__ import main
+from mri._files import file_sha256
+from mri._keras import keras
 from mri.data.decode import DataError
 from mri.data.one_slice import PHANTOM
 from mri.data.phantom import make_phantoms, write_phantom
@@ -101,7 +103,7 @@ def test_a_card_without_figures_or_with_fields_beside_a_training(tmp_path, image
 def test_a_model_of_another_size_is_named(tmp_path, image):
     save_model(build_model("tissue", input_shape=(64, 64, 1)), tmp_path / "small.keras", {})
     (tmp_path / "small.json").unlink()
-    with pytest.raises(ModelFileError, match=r"goes from \(None, 64, 64, 1\) to \(None, 4\)"):
+    with pytest.raises(ModelFileError, match=r"small.keras: takes \(None, 64, 64, 1\)"):
         predict_slice(image, model=tmp_path / "small.keras")
 
 
@@ -228,3 +230,54 @@ def test_the_command_line_takes_the_slices_of_a_person(tmp_path, head, capsys):
     assert Path(out.splitlines()[-1].removeprefix("Picture: ")).is_file()
     assert main(["predict", *files[:2], "--model", "tissue"]) == 1
     assert "takes one slice. Received: 2" in capsys.readouterr().err
+
+
+def test_nothing_given_and_nobody_to_be_made_of_it_are_refused(head):
+    with pytest.raises(DataError, match="no slice is given"):
+        predict_slice([], model="tissue-subject")
+    with pytest.raises(DataError, match=r"^slice 0: no person can be made of it \(Slices must not"):
+        predict_slice(np.zeros_like(head[:2]), model="glass_box", check=False)
+
+
+K = keras.layers
+
+
+def flat(bias, activation="linear"):
+    """A network without a grid, of given scores for whatever slice."""
+    network = keras.Sequential([keras.Input((128, 128, 1)), K.Flatten(), K.Dense(4, activation)])
+    network.layers[-1].set_weights([np.zeros((128**2, 4)), np.array(bias, float)])
+    return network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "card", "said"),
+    [
+        (lambda: flat([0, 2, 0, 0]), None, ["classes are guessed", "No heatmap: `layer` must"]),
+        (lambda: flat([0, 99, 0, 0]), None, ["all too sure: does it expect other values"]),
+        (lambda: flat([0, 2, 0, 0], "softmax"), None, ["The network ends in softmax: read by"]),
+        (lambda: flat([0, 2, 0, 0]), {"temperature": 2.0, "seed": 0}, ["what it was trained on"]),
+        (lambda: flat([0, 2, 0, 0]), {"channels": 1}, ["what it expects, no more: not calib"]),
+        (lambda: flat([0, np.nan, 0, 0]), None, "gives logits that are not finite"),
+    ],
+)
+def test_what_a_network_is_is_said_or_refused(network, card, said, tmp_path, image, monkeypatch):
+    """As in the process for models of strangers, but in this one."""
+    monkeypatch.setattr("mri.predict.is_own", lambda file: True)
+    path, made = tmp_path / "m.keras", network()
+    keras.saving.save_model(made, path)
+    if card is not None:
+        path.with_suffix(".json").write_text(json.dumps({"sha256": file_sha256(path)} | card))
+    if isinstance(said, str):
+        with pytest.raises(ModelFileError, match=rf"^{path}: .*({said})"):
+            predict_slice(image, model=path)
+        return
+    found = predict_slice(image, model=path)
+    for text in said:
+        assert text in str(found)
+    shares = np.exp(np.array([0, 2, 0, 0]) / (card or {}).get("temperature", 1))
+    if "sure" not in said[0]:
+        np.testing.assert_allclose([*found.probabilities.values()], shares / shares.sum(), 1e-5)
+    assert found.answer == "Moderate_Demented" and found.explanation is None
+    drawn = " ".join(t.get_text() for t in found.draw().findobj(plt.Text))
+    assert "predicted: Moderate Demented, no heatmap" in drawn and "not a diagnostic" in drawn

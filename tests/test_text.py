@@ -185,6 +185,8 @@ CLEANED = {
     "an_element_with_its_content": ("a<script>b</script>c<iframe src=x>d</iframe>e", "ace"),
     "an_open_script": ("a<script>b", "a"),
     "an_element_left_open": ("a<object>b<p>c</p>", "a"),
+    "an_end_without_a_beginning": ("a</object>b", "ab"),
+    "entities_of_a_dropped_element": ("a<object>&lt;&#60;b</object>c", "ac"),
     "a_picture_from_afar": ("<img src=http://a/b.png>c", "c"),
     "a_picture_of_ones_own": ('<img src="data:image/png;base64,AA">', None),
     "a_document_as_a_picture": ('<img src="data:text/html,x">', ""),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from mri._arguments import require
 from mri._files import alone, replacing
 from mri.data.decode import DataError
 from mri.data.scans import New, Scans
@@ -27,12 +29,11 @@ def cached(path: Path, stamp: str, read: Callable[[New], Scans]) -> Scans:
     if path.exists() and not about.exists():
         raise DataError(f"{path}: is there, but no cache of slices; choose another cache=")
     with alone(about):
-        if (found := _kept(path, about, stamp)) is None:
-            _write(path, about, stamp, read)
-            found = _kept(path, about, stamp)
-    if found is None:
-        raise DataError(f"{path}: the cache changed while it was read; run again")
-    return found
+        # Where it is absent, damaged, or of other data.
+        with suppress(OSError, LookupError, TypeError, ValueError):
+            return _kept(path, about, stamp)
+        _write(path, about, stamp, read)
+        return _kept(path, about, stamp)
 
 
 def _write(path: Path, about: Path, stamp: str, read: Callable[[New], Scans]) -> None:
@@ -52,18 +53,15 @@ def _write(path: Path, about: Path, stamp: str, read: Callable[[New], Scans]) ->
         temporary.write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _kept(path: Path, about: Path, stamp: str) -> Scans | None:
-    try:
-        facts = json.loads(about.read_text(encoding="utf-8"))
-        if (facts["version"], facts["stamp"]) != (_VERSION, stamp):
-            return None
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-        labels = np.array(facts["rows"]["label"], np.int64)
-        splits = np.array(facts["rows"]["split"], str)
-        rejected = pd.DataFrame(facts["rejected"]).astype({"row": np.int64})
-        names = tuple(facts["class_names"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if images.dtype != np.uint8 or images.ndim != 3 or len(images) < len(labels):
-        return None
+def _kept(path: Path, about: Path, stamp: str) -> Scans:
+    facts = json.loads(about.read_text(encoding="utf-8"))
+    same = (facts["version"], facts["stamp"]) == (_VERSION, stamp)
+    require(same, "The cache must be of these slices.", cache=str(path))
+    images = np.load(path, mmap_mode="r", allow_pickle=False)
+    labels = np.array(facts["rows"]["label"], np.int64)
+    splits = np.array(facts["rows"]["split"], str)
+    rejected = pd.DataFrame(facts["rejected"]).astype({"row": np.int64})
+    fits = images.dtype == np.uint8 and images.ndim == 3 and len(images) >= len(labels)
+    require(fits, "The cache must hold uint8 (n, h, w).", cache=str(path))
+    names = tuple(facts["class_names"])
     return Scans(images[: len(labels)], labels, names, rejected, facts["synthetic"], splits)

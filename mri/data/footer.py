@@ -196,7 +196,6 @@ class _Page(NamedTuple):
 
 
 def _longest(file: pa.NativeFile, page: _Page, codec: int) -> int:
-    """Return the length of the longest value of a dictionary page."""
     file.seek(page.start)
     data = file.read_buffer(page.packed)
     if codec:

@@ -320,7 +320,6 @@ def _from_dicom(path: Path, content: bytes, check: bool) -> OneSlice:
 
 
 def _from_series(folder: Path, plane: int | None, check: bool) -> OneSlice:
-    """Read a folder of one DICOM series."""
     files = sorted(of for of in folder.iterdir() if of.is_file() and of.name[0] != ".")
     found: list[tuple[float, np.ndarray]] = []
     series: dict[str, Path] = {}

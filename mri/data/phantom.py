@@ -202,7 +202,6 @@ def write_phantom(
 
 
 def _read_stamp(path: Path) -> dict[str, int] | None:
-    """Return the parameters of a phantom file, or None if there is no file."""
     try:
         return json.loads(pq.read_schema(path).metadata[b"mri_phantom"]) if path.exists() else None
     except (pa.ArrowInvalid, KeyError, TypeError):
@@ -213,7 +212,6 @@ def _read_stamp(path: Path) -> dict[str, int] | None:
 def _draw(
     subjects: int, slices: int, size: int, seed: int, shortcut: bool
 ) -> tuple[Phantoms, list[bytes]]:
-    """Return the phantoms, and their slices as JPEG."""
     ranges = ("subjects", subjects, 4, 10**5), ("slices", slices, 1, 32), ("size", size, 64, 512)
     for name, value, low, high in (*ranges, ("seed", seed, 0, 2**63)):
         valid = isinstance(value, int | np.integer) and low <= value <= high

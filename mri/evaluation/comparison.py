@@ -305,7 +305,6 @@ def _refused(file: ModelFile, error: Exception, name: str) -> dict[str, Any]:
 
 
 def _protocol(file: ModelFile, about: Mapping[str, Any], claim: str) -> tuple[str, str]:
-    """Return (protocol, note)."""
     read = [READ_AS[about.get("output", "logits")], *about.get("doubts", [])]
     if file.trained_here:
         protocol = (file.card or {})["split"]["protocol"]

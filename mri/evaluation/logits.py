@@ -271,9 +271,9 @@ def answers(
     from mri.models.files import load_handed
     from mri.models.scores import rescalings
 
-    images, path = arrays["images"], Path(told["handed"]["shown"])
+    images, path = arrays["images"], told["handed"]["shown"]
     model = load_handed(**told["handed"])
-    scorer = _scorer(path, model, images.shape, told["class_names"])
+    scorer = fitting_scorer(path, model, images.shape, told["class_names"])
     few = min(64, 1 + len(images) // 2)
     first = scorer(images[:few])
     yield {}, {}
@@ -343,12 +343,14 @@ def _expected(file: ModelFile) -> dict[str, Any] | None:
     return file.expects.declared() if file.expects else None
 
 
-def _scorer(path: Path, model: keras.Model, shape: tuple[int, ...], names: Sequence[str]) -> Scorer:
-    """Return the model as a function of slices; say what it lacks where it does not fit them."""
+def fitting_scorer(
+    path: str, model: keras.Model, shape: tuple[int, ...], names: Sequence[str]
+) -> Scorer:
+    """Return the model as a function of slices (n, h, w); say what it lacks if it does not fit."""
     from mri.models.scores import Scorer
 
     try:
-        scorer = Scorer(model)
+        scorer = Scorer(model, like=(*shape, 1))
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from error
     expected, takes = (None, *shape[1:], 1), scorer.input.shape

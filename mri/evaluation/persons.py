@@ -97,12 +97,9 @@ class PersonModel:
         return model
 
     def ask(self, slices: np.ndarray) -> Answer:
-        """Ask about a person: any number of slices; of few the answer's warnings say so.
+        """Ask about a person: any number of slices (n, h, w); of few the answer's warnings say so.
 
-        Parameters
-        ----------
-        slices : ndarray of uint8 or float, shape (n, h, w)
-            Of one person, in any order.
+        They are in any order. Raises ValueError as `prepare_person` does.
         """
         from mri._keras import keras
 

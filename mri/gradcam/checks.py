@@ -176,11 +176,8 @@ Rows = dict[str, dict[str, Any]]
 class _Case:
     """What all checks share.
 
-    Attributes
-    ----------
-    brain : bool (n, h, w)
-    plain : Explanation of the predicted classes
-    kinds : the maps to check under 'found', then those of each control
+    `plain` explains the predicted classes; `kinds` are the maps to check under 'found', then those
+    of each control.
     """
 
     cam: GradCAM

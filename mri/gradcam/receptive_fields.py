@@ -112,14 +112,12 @@ def stretch(maps: tf.Tensor, axes: Axes, height: int, width: int) -> tf.Tensor:
 
 
 def _weights(axis: Axis, pixels: int, cells: int) -> tf.Tensor:
-    """Weights (pixels, cells) of linear interpolation between the centres."""
     at = (tf.range(tf.cast(pixels, tf.float32)) - axis.centre) / axis.step
     at = tf.clip_by_value(at, 0.0, tf.cast(cells - 1, tf.float32))
     return tf.nn.relu(1.0 - tf.abs(at[:, None] - tf.range(tf.cast(cells, tf.float32))))
 
 
 def _after(op: tf.Operation, known: Known) -> Grid | None:
-    """Return the grid behind an operation; None where there is none."""
     sources = [(x.shape, known[x.ref()]) for x in op.inputs if x.ref() in known]
     if not sources:
         return None
@@ -200,7 +198,6 @@ def _sides(op: tf.Operation) -> tuple[int, ...]:
 
 
 def _behind_windows(op: tf.Operation, at: tuple[int, ...], axes: Axes) -> Axes | None:
-    """Receptive fields behind a convolution or a pooling."""
     if op.type in _CONVOLUTIONS:
         kernel, dilations = op.inputs[1].shape, op.get_attr("dilations")
         windows = [(kernel[_sides(op).index(a)] - 1) * dilations[a] + 1 for a in at]

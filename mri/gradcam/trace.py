@@ -53,14 +53,10 @@ def record_calls(model: keras.Model, images: tf.Tensor, to: ImageInput) -> tuple
 
 
 class Target(NamedTuple):
-    """What is explained.
+    """What is explained: a 4-D tensor of the trace, the result of `layer` or of what follows it.
 
-    Attributes
-    ----------
-    layer : the layer whose result it is, or the last one before it
-    tensor : 4-D, of the trace
-    gradients : of its form; those behind a max pooling, where only their mean is wanted
-    grid : where its rows and columns are, None where nothing is known of them
+    `gradients` are of its form, or those behind a max pooling, where only their mean is wanted.
+    `grid` says where its rows and columns are, None where nothing is known of them.
     """
 
     layer: keras.Operation
@@ -157,15 +153,11 @@ def choose(
     *,
     only_mean: bool = False,
 ) -> Target:
-    """Choose what to explain.
+    """Choose what to explain of a trace: of its images and calls; ValueError without such a layer.
 
-    Parameters
-    ----------
-    images : tensor of a trace
-    scores : the logits of that trace, and what is explained, made of them
-    calls : of that trace
-    wanted : layer, its name, or None for `MARKED`, else the last map that all paths go through
-    only_mean : whether only the mean of the gradients over the grid is wanted
+    `scores` are the logits, and what is explained, made of them. `wanted` is a layer, its name, or
+    None for `MARKED`, else the last map that all paths go through. `only_mean` says whether only
+    the mean of the gradients over the grid is wanted.
     """
     logits, explained = scores
     paths = Paths(images, logits)

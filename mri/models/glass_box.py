@@ -26,21 +26,13 @@ def glass_box(
 ) -> keras.Model:
     """Build the model and write its numbers in: Keras' own layers only, none to be trained.
 
-    Parameters
-    ----------
-    weights, centre : ndarray of float, shape (8, r, c)
-        What each place of the tone map counts, and what is taken from it before.
-    intercept : float
-        Severity of a person who is as `centre` everywhere.
-    slopes, offsets : ndarray of float, shape (k,)
-        Of the logits: ``slopes * severity + offsets``.
+    `weights` and `centre` (8, r, c) are what each place of the tone map counts, and what is taken
+    from it before; `intercept` is the severity of a person who is as `centre` everywhere. The
+    logits are ``slopes * severity + offsets``, all (k,).
 
-    Returns
-    -------
-    keras.Model
-        From ``"slices"``, float32 (n, 4 r, 4 c, 32), gray values of prepared people, to
-        ``"logits"`` (n, k). The layer ``"severity"`` gives the score, (n, 1), ``"last_conv"`` the
-        tone map less its centre, (n, r, c, 8).
+    The model goes from ``"slices"``, float32 (n, 4 r, 4 c, 32), gray values of prepared people, to
+    ``"logits"`` (n, k). The layer ``"severity"`` gives the score, (n, 1), ``"last_conv"`` the tone
+    map less its centre, (n, r, c, 8).
 
     Examples
     --------
@@ -48,14 +40,10 @@ def glass_box(
     >>> glass_box(places, places, 0.5, slopes=np.ones(4), offsets=np.zeros(4)).output_shape
     (None, 4)
     """
-    weights, centre = _alike({"weights": weights, "centre": centre})
-    slabs = HEIGHTS // SLAB
-    fits = weights.ndim == 3 and len(weights) == slabs
-    require(fits, f"weights and centre must be ({slabs}, r, c).", weights=weights.shape)
-    slopes, offsets = _alike({"slopes": slopes, "offsets": offsets})
-    fits = slopes.ndim == 1 and len(slopes) >= 2
-    require(fits, "slopes and offsets must be (k,), k at least 2.", slopes=slopes.shape)
-    rows, columns = weights.shape[1:]
+    shapes, slabs = {"weights": np.shape(weights), "centre": np.shape(centre)}, HEIGHTS // SLAB
+    fits = len({*shapes.values()}) == 1 and np.ndim(centre) == 3 and len(centre) == slabs
+    require(fits, f"weights and centre must be ({slabs}, r, c).", **shapes)
+    rows, columns = shapes["weights"][1:]
     # Exact in any policy: what is explained are these numbers, not their halves.
     exact = {"dtype": "float32"}
     inputs = keras.Input((STEP * rows, STEP * columns, HEIGHTS), name="slices", dtype="float32")
@@ -74,14 +62,6 @@ def glass_box(
     logits.set_weights([slopes[None], offsets])
     model.trainable = False
     return model
-
-
-def _alike(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
-    values = [np.asarray(of, np.float32) for of in arrays.values()]
-    shapes = {name: of.shape for name, of in zip(arrays, values, strict=True)}
-    fits = len(set(shapes.values())) == 1 and bool(np.isfinite(values).all())
-    require(fits, f"{' and '.join(arrays)} must be finite and of one shape.", **shapes)
-    return values
 
 
 def _tone_map(x: keras.KerasTensor, exact: dict[str, str]) -> keras.KerasTensor:

@@ -210,17 +210,20 @@ def explore(
         values = {name: of.value for name, of in chosen.items()}
         # The slider counts from 1, like the title.
         values["position"] -= 1
-        picture.value = _png(explorer.draw(**values))
+        figure, drawn = explorer.draw(**values), io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=100)
+        plt.close(figure)
+        picture.value = drawn.getvalue()
 
-    drawn = [control for name, control in chosen.items() if name not in ("network", "person")]
+    others = [control for name, control in chosen.items() if name not in ("network", "person")]
 
     def renew(change: Mapping[str, Any]) -> None:
         """Adapt the slider to the person and the layers to the network, then draw once."""
-        for control in drawn:
+        for control in others:
             control.unobserve(update, "value")
         chosen["position"].max = len(explorer.people[chosen["person"].value])
         chosen["layer"].options = explorer.layers(chosen["network"].value)
-        for control in drawn:
+        for control in others:
             control.observe(update, "value")
         update()
 
@@ -232,7 +235,6 @@ def explore(
 
 
 def _controls(explorer: Explorer, person: str, middle: int) -> dict[str, Any]:
-    """Return the controls by the parameter of `Explorer.draw` that each gives."""
     import ipywidgets
 
     from mri.gradcam.cam import METHODS
@@ -250,10 +252,3 @@ def _controls(explorer: Explorer, person: str, middle: int) -> dict[str, Any]:
         "layer": dropdown("layer", explorer.layers(networks[0])),
         "opacity": ipywidgets.FloatSlider(0.6, min=0, max=1, step=0.1, description="opacity"),
     }
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    plt.close(figure)
-    return buffer.getvalue()

@@ -21,7 +21,6 @@ from mri.plots.style import (
     PINK,
     STYLE,
     bare,
-    beside,
     class_colour,
     figure_title,
     mark_ends,
@@ -229,8 +228,9 @@ def metric_intervals(
                 ax.hlines(i + shift, low, high, color=colour, linewidth=1.8)
                 ax.plot(value, i + shift, marker, color=colour, markersize=5)
                 text = "–" if np.isnan(value) else str(estimate)
-                place = {"xycoords": ("axes fraction", "data"), "fontsize": 8}
-                beside(ax, f"{text} per {unit}", (1, i + shift), color=colour, **place)
+                said: dict[str, Any] = {"fontsize": 8, "va": "center", "color": colour}
+                said |= {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+                ax.annotate(f"{text} per {unit}", (1, i + shift), (6, 0), **said)
     ax.set_yticks(range(len(evaluations)), evaluations)
     ax.set_ylim(len(evaluations) - 0.5, -0.5)
     ax.grid(axis="x")

@@ -33,6 +33,7 @@ _COLOURS = "RdBu_r"  # Blue against, red for: told apart by the colour-blind too
 _TITLE = "Where gray matter speaks for or against dementia"
 _OUTSIDE = 12  # Mean gray value below which hardly anyone has brain or fluid.
 _FAINT = 0.35  # Of the opacity, where the sign is not certain.
+_NETWORK = "compact-subject"  # Of slices; its heatmaps fail their checks.
 
 
 def slab_means(images: np.ndarray) -> np.ndarray:
@@ -113,8 +114,6 @@ def glass_box_pictures(
     scans: Scans,
     groups: np.ndarray,
     folder: str | os.PathLike[str],
-    *,
-    network: str = "compact-subject",
 ) -> list[Path]:
     """Write ``glass_box.png``, weights fitted to everybody, and ``glass_box_person.png``.
 
@@ -122,7 +121,7 @@ def glass_box_pictures(
     the middle severity. Beside the glass box's map is the heatmap of a network.
 
     `path` is a glass box with a test part that `mri.training.save_glass_box` has made of `scans`
-    and `groups`. `network` names a model of slices of 128 × 128, whose heatmaps fail their checks.
+    and `groups`.
     """
     from mri.training import bootstrap_weights, severity_of, train_people
 
@@ -138,7 +137,7 @@ def glass_box_pictures(
     person = plot_person(
         answer,
         title=f"Glass box: a person of the test part with mild dementia{about}",
-        beside=_heatmaps(network, slices) if slices.shape[1:] == SLICE else None,
+        beside=_heatmaps(slices) if slices.shape[1:] == SLICE else None,
     )
     found = []
     for name, figure in (("glass_box", everybody), ("glass_box_person", person)):
@@ -157,13 +156,13 @@ def _middle_person(model: PersonModel, scans: Scans, groups: np.ndarray) -> tupl
     return sorted(asked, key=lambda pair: pair[1].severity)[len(asked) // 2]
 
 
-def _heatmaps(network: str, slices: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
+def _heatmaps(slices: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
     from mri.gradcam.cam import GradCAM
 
-    found = GradCAM(load_model(network), method="hirescam")(slices)
+    found = GradCAM(load_model(_NETWORK), method="hirescam")(slices)
     said = CLASS_NAMES[found.logits.mean(0).argmax()].replace("_", " ").lower()
     title = (
-        f"{network}, HiResCAM of its own answer for each slice; answer for the person: {said}\n"
+        f"{_NETWORK}, HiResCAM of its own answer for each slice; answer for the person: {said}\n"
         "this map fails its checks, so it is no evidence"
     )
     return title, slices, found.maps
@@ -211,7 +210,6 @@ def _draw(
 def _slab(
     ax: Axes, value: np.ndarray, brain: np.ndarray, certain: np.ndarray, norm: Normalize
 ) -> None:
-    """Draw one slab: the brain in gray, the map over it, certain places outlined."""
     rows, columns = brain.shape
     # The blur reaches out of the head, where a weight means nothing to the eye.
     inside = brain[::STEP, ::STEP] > _OUTSIDE

@@ -40,12 +40,12 @@ def overlay(
     return np.rint((1 - opacity) * grey[..., None] + opacity * colours).astype(np.uint8)
 
 
-def overlay_scale(peak: float = 1.0, *, alpha: float = 0.6) -> mpl.cm.ScalarMappable:
-    """Return what a colour bar needs: the colours of `overlay`, 0 to `peak`, on middle gray."""
+def overlay_scale(*, alpha: float = 0.6) -> mpl.cm.ScalarMappable:
+    """Return what a colour bar needs: the colours of `overlay`, 0 to 1, on middle gray."""
     strengths = np.linspace(0, 1, 256)[None]
     over_gray = overlay(np.full(strengths.shape, 128, np.uint8), strengths, alpha=alpha)
     colours = mpl.colors.ListedColormap(over_gray[0] / 255)
-    return mpl.cm.ScalarMappable(mpl.colors.Normalize(0, peak), colours)
+    return mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours)
 
 
 @mpl.rc_context(STYLE)
@@ -81,15 +81,13 @@ def heatmap_grid(
         right.set_xlabel("probability" if i == n - 1 else "")
     for ax, name in zip(axes[0], ("slice", "heatmap over it"), strict=False):
         ax.set_title(name, loc="center")
-    _scale_below(fig, axes[:, :2], overlay_scale(alpha=opacity), _EVIDENCE)
+    _scale_below(fig, axes[:, :2], opacity)
     fig.suptitle(title)
     return fig
 
 
-_EVIDENCE = "evidence, share of the map's maximum"
-
-
-def _scale_below(fig: Figure, axes: np.ndarray, scale: mpl.cm.ScalarMappable, label: str) -> None:
+def _scale_below(fig: Figure, axes: np.ndarray, opacity: float = 0.6) -> None:
+    scale, label = overlay_scale(alpha=opacity), "evidence, share of the map's maximum"
     fig.colorbar(scale, ax=axes, location="bottom", aspect=40, pad=0.01, shrink=0.5, label=label)
 
 
@@ -130,13 +128,11 @@ def overlay_columns(
     labels: np.ndarray,
     class_names: Sequence[str],
     *,
-    bare: bool = False,
     title: str = "",
 ) -> Figure:
     """Draw per slice: the slice, then map and prediction of each method or model, three a row.
 
     `images` are uint8 (n, h, w), `labels` (n,); the explanations, by name, are of these images.
-    Maps lie over the slice. Use `bare` to draw them alone if the marked pixels are very bright.
     """
     n, k = len(images), len(explanations)
     wide, deep = min(k + 1, 3), -(-(k + 1) // 3)
@@ -149,10 +145,7 @@ def overlay_columns(
         cells[0].set_xlabel(f"true: {readable(class_names[labels[i]])}", fontsize=9)
         for ax, (name, explanation) in zip(cells[1:], explanations.items(), strict=False):
             ax.set_title(name, loc="center", fontsize=9.5)
-            if bare:
-                show_image(ax, explanation.maps[i], cmap="magma", vmax=1)
-            else:
-                _show_map(ax, image, explanation, i)
+            _show_map(ax, image, explanation, i)
             said, asked = explanation.logits[i].argmax(), explanation.classes[i]
             text = f"{'✓' if said == labels[i] else '✗'} {readable(class_names[said])}"
             if asked != said:
@@ -160,7 +153,6 @@ def overlay_columns(
             ax.set_xlabel(text, fontsize=9)
         for ax in cells[k + 1 :]:
             ax.set_axis_off()
-    plain = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), "magma")
-    _scale_below(fig, axes, plain if bare else overlay_scale(), _EVIDENCE)
+    _scale_below(fig, axes)
     fig.suptitle(title)
     return fig

@@ -137,25 +137,18 @@ _PLACES: tuple[Any, ...] = ("left", "center", "right")
 def _name_pictures() -> None:
     """Have a notebook keep the title of each figure as the alternative text of its picture."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if shell is None:
+    formatter = shell and shell.display_formatter.formatters["image/png"]
+    if not formatter or not (draw := formatter.type_printers.get(Figure)):
         return
-    formatter = shell.display_formatter.formatters["image/png"]
-    draw = formatter.type_printers.get(Figure)
 
     def described(figure: Figure) -> Any:
-        picture = draw(figure) if draw else None
+        picture = draw(figure)
         return picture and (picture, {"alt": title_of(figure)})
 
-    if draw is not None:
-        formatter.for_type(Figure, described)
+    formatter.for_type(Figure, described)
 
 
 _name_pictures()
-
-
-def beside(ax: Axes, text: str, place: tuple[float, float], **options: Any) -> None:
-    """Write a text to the right of a point."""
-    ax.annotate(text, place, (6, 0), textcoords="offset points", va="center", **options)
 
 
 def mark_epoch(ax: Axes, x: float, text: str) -> None:

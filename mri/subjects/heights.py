@@ -8,7 +8,7 @@ from scipy.sparse.csgraph import dijkstra
 from threadpoolctl import threadpool_limits
 
 from mri.subjects.neighbours import Tree
-from mri.subjects.pose import SIDE
+from mri.subjects.pose import SIDE, unit
 
 LOW = 128
 """Numbers that low detail has."""
@@ -25,9 +25,7 @@ def low_detail(canonical: np.ndarray) -> np.ndarray:
     """
     pool = np.repeat(np.eye(_SIDE, dtype=np.float32), SIDE // _SIDE, axis=0)
     low = pool.T @ (canonical @ (pool + pool[::-1])[:, : _SIDE // 2])
-    low = low.reshape(len(low), -1)
-    low -= low.mean(1, keepdims=True)
-    return low / np.maximum(np.linalg.norm(low, axis=1, keepdims=True), 1e-6)
+    return unit(low)
 
 
 def lengths(similarity: np.ndarray) -> np.ndarray:
@@ -83,7 +81,6 @@ def heights(
 
 
 def _means(x: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return for each row of x (n, d) the mean of its group."""
     sums = np.stack([np.bincount(groups, column) for column in x.T], 1)
     return (sums / np.maximum(np.bincount(groups), 1)[:, None])[groups]
 

@@ -215,7 +215,6 @@ def audit(
 
 
 def _people(scans: Scans) -> tuple[Subjects | None, tuple[str, ...]]:
-    """Return who is who, or None, and what is doubtful about it."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*of equal pixels carry")  # The verdict says so.

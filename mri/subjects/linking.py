@@ -100,8 +100,6 @@ def people(
             raise UnclearSubjectsError(text)
         tree = spanning_tree(near.columns, near.similarity, pure)
         edges = tree.similarity
-        if len(edges) < 2:
-            raise UnclearSubjectsError(f"{n} distinct slices have too few links")
         cut = widest_gap(edges)
         threshold = float(edges[cut : cut + 2].mean())
         inside = tree.take(edges > threshold)

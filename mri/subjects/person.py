@@ -20,6 +20,7 @@ from scipy.stats import norm
 
 from mri._arguments import integers, require
 from mri.data.tone_map import ANCHORS, HEIGHTS
+from mri.subjects.pose import unit
 from mri.subjects.recovery import order_slices
 from mri.subjects.template import Template, move, slice_flows
 
@@ -232,7 +233,8 @@ def _place(images: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray
     Which end is below is told by `order_slices` from the brain's size, which a few slices may not
     show: the template decides.
     """
-    images, mean = _standardised(images), _standardised(mean)
+    # Every third pixel of each row and column tells heights apart as well, in a ninth of the time.
+    images, mean = (unit(of[:, ::3, ::3].astype(np.float32)) for of in (images, mean))
     upwards = np.arange(len(images))
     found = []
     for order in (upwards, upwards[::-1]):
@@ -240,14 +242,6 @@ def _place(images: np.ndarray, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray
         alike = np.vecdot(images[order], mean[heights]).mean()
         found.append((order, heights, float(alike)))
     return max(found, key=lambda way: way[2])
-
-
-def _standardised(images: np.ndarray) -> np.ndarray:
-    """Return slices, float32 (n, m), of which a dot product is a correlation."""
-    # Every third pixel of each row and column tells heights apart as well, in a ninth of the time.
-    flat = images[:, ::3, ::3].reshape(len(images), -1).astype(np.float32)
-    flat -= flat.mean(1, keepdims=True)
-    return flat / (np.linalg.norm(flat, axis=1, keepdims=True) + np.float32(1e-6))
 
 
 def _rising(likeness: np.ndarray) -> np.ndarray:

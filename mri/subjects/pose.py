@@ -181,7 +181,7 @@ def _mean_heads(thumbs: np.ndarray) -> Heads:
 
     An inverse (1024, 6) maps a thumbnail to contrast, brightness, shift, zoom and turn.
     """
-    flat = _unit(thumbs + thumbs[:, :, ::-1])
+    flat = unit(thumbs + thumbs[:, :, ::-1])
     kinds = min(_KINDS, max(1, len(flat) // 40))
     with threadpool_limits(1):
         heads = KMeans(kinds, n_init=1, max_iter=20, random_state=0).fit(flat).cluster_centers_
@@ -193,8 +193,9 @@ def _mean_heads(thumbs: np.ndarray) -> Heads:
     return heads, np.linalg.pinv(design.reshape(kinds, 6, -1)).astype(np.float32)
 
 
-def _unit(thumbs: np.ndarray) -> np.ndarray:
-    flat = thumbs.reshape(len(thumbs), -1)
+def unit(images: np.ndarray) -> np.ndarray:
+    """Return images in rows of mean 0 and length 1, of which a dot product is a correlation."""
+    flat = images.reshape(len(images), -1)
     flat = flat - flat.mean(1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
@@ -206,10 +207,10 @@ def _settled(thumbs: np.ndarray, poses: np.ndarray, found: Heads) -> np.ndarray:
     doi:10.1023/B:VISI.0000011205.11775.fd) for angle, size and shift at once.
     """
     heads, inverses = found
-    kind = (_unit(thumbs + thumbs[:, :, ::-1]) @ heads.T - (heads**2).sum(1) / 2).argmax(1)
-    unit, fits = _unit(thumbs), np.empty((len(thumbs), 6))
+    kind = (unit(thumbs + thumbs[:, :, ::-1]) @ heads.T - (heads**2).sum(1) / 2).argmax(1)
+    flat, fits = unit(thumbs), np.empty((len(thumbs), 6))
     for number in np.unique(kind):
-        fits[kind == number] = unit[kind == number] @ inverses[number]
+        fits[kind == number] = flat[kind == number] @ inverses[number]
     steps = fits[:, 2:] / np.maximum(fits[:, :1], 0.3)
     dx, dy, zoom, turn = steps.clip(-_MOST, _MOST).T
     x, y, radius, angle, sign = poses.T

@@ -193,8 +193,7 @@ def order_slices(images: np.ndarray) -> np.ndarray:
     Of one subject's slices, uint8 or float (n, h, w), in any order. Returns int64 (n,).
     """
     images = np.asarray(images)
-    if images.ndim != 3:
-        raise ValueError(f"images must be (n, h, w). Received: shape {images.shape}")
+    require(images.ndim == 3, "images must be (n, h, w).", shape=images.shape)
     if len(images) < 3:
         likeness = np.ones((len(images),) * 2)
     else:

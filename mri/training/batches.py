@@ -56,17 +56,9 @@ class HardExamples(keras.losses.CategoricalCrossentropy):
 class Batches(keras.utils.PyDataset):
     """Batches whose order depends only on (seed, epoch), so that a resumed run repeats it.
 
-    Parameters
-    ----------
-    images, labels : ndarray of uint8, shape (n, h, w), and of int, shape (n,)
-        Read batch by batch, so that a memory-mapped array stays on the disk.
-    rows : ndarray of int, shape (m,), optional
-        Rows to draw from; by default all.
-    classes, batch_size, seed : int
-    balanced : bool
-        Whether to draw every class equally often, with replacement.
-    epoch : int
-        Number of the first epoch.
+    `images` (n, h, w) are read batch by batch, so that a memory-mapped array stays on the disk.
+    `rows` (m,) are those to draw from; if `balanced`, every class equally often, with replacement.
+    `epoch` is the number of the first.
     """
 
     def __init__(

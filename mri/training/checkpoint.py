@@ -51,12 +51,6 @@ class Checkpoint(keras.callbacks.Callback):
         self._stopping = {**meta["stopping"], "best_weights": best}
         self.stopped = self._stopping["wait"] >= self.stopper.patience
 
-    @property
-    def kept_epoch(self) -> int:
-        """Number of the epoch whose weights the network has at the end, counted from 0."""
-        best = self.stopper.restore_best_weights
-        return int(self.stopper.best_epoch) if best else self.epochs_done - 1
-
     def kept(self) -> str:
         """Say what an interrupted run leaves behind."""
         if not self.epochs_done:

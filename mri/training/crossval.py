@@ -264,12 +264,10 @@ def read_crossval(*paths: str | os.PathLike[str]) -> CrossValidation:
 
 def _read(path: str | os.PathLike[str]) -> LogitsTable:
     table = LogitsTable.read(path)
-    lacking = {"model", "fold", "seed", "part"} - set(table.frame)
+    lacking = {"model", "division", "fold", "seed", "part"} - set(table.frame)
     lacking |= {"origin"} - set(table.about)
     if lacking:
         raise DataError(f"{path}: no logits of a cross-validation; it lacks {sorted(lacking)}")
-    if "division" not in table.frame:  # As in files of earlier versions.
-        table.frame.insert(1, "division", 0)
     return table
 
 

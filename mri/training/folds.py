@@ -29,7 +29,7 @@ from mri.subjects.probes import shuffle_diagnoses
 from mri.subjects.splits import Split
 from mri.training.crossval import SHUFFLED, CrossValidation, answers, folds_of, held_out
 from mri.training.loop import Run, Trained, is_trained, train
-from mri.training.recipe import Recipe, chosen_entries, entries
+from mri.training.recipe import Recipe, chosen_entries
 
 
 def cross_validate(
@@ -87,13 +87,9 @@ def cross_validate(
     32
     """
     builders = np.atleast_1d(builders).tolist()
-    zoo = entries()
-    unknown = sorted(set(builders) - set(zoo))
-    if unknown or not builders or not len(seeds):
-        raise ValueError(
-            f"builders must be some of {sorted(zoo)}, and seeds must not be empty. "
-            f"Received: {builders}, seeds={list(seeds)}"
-        )
+    some = bool(builders) and len(seeds) > 0
+    require(some, "builders and seeds must not be empty.", builders=builders, seeds=[*seeds])
+    zoo = chosen_entries(builders)
     groups = integers("groups", groups, len(scans))
     require(folds >= 2, "folds must be at least 2.", folds=folds)
     require(jobs is None or jobs >= 1, "jobs must be None or at least 1.", jobs=jobs)

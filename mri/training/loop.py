@@ -78,11 +78,6 @@ class Run:
         """SHA-256 of the identity: equal where the results are."""
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
-        return max(1, len(self.split.train) // self.recipe.batch_size)
-
 
 @dataclass(frozen=True, eq=False)
 class Trained:
@@ -276,14 +271,13 @@ def _finished(file: ModelFile, run: Run) -> Trained | None:
 
 
 def _trained(path: Path, run: Run, *, resume: bool, **options: Any) -> Trained:
-    """Train the epochs that are missing, save the network and return it."""
     state = path.with_name(f".{path.stem}.state.npz")
     if not resume:
         state.unlink(missing_ok=True)
     checkpoint = Checkpoint(state, _stopper(run.recipe), run.signature)
     # `run.model` may hold weights that were read from a file.
     model = run.build()
-    steps = run.recipe.epochs * run.steps
+    steps = run.recipe.epochs * max(1, len(run.split.train) // run.recipe.batch_size)
     _compile(model, run.recipe, classes=len(run.scans.class_names), steps=steps)
     checkpoint.restore(model)
     if options["verbose"]:
@@ -352,9 +346,9 @@ def _fit(
 
 
 def _card(model: keras.Model, run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return everything that is known about a finished run, JSON-ready."""
     rows = run.split.validation
     logits, labels = predict_logits(model, run.scans.images[rows]), run.scans.labels[rows]
+    last = run.recipe.monitor == "last"
     return {
         **run.identity,
         "signature": run.signature,
@@ -364,7 +358,7 @@ def _card(model: keras.Model, run: Run, checkpoint: Checkpoint) -> dict[str, Any
         "parameters": model.count_params(),
         "validation": right_shares(labels, logits),
         "temperature": fit_temperature(labels, logits),
-        "best_epoch": checkpoint.kept_epoch,
+        "best_epoch": checkpoint.epochs_done - 1 if last else int(checkpoint.stopper.best_epoch),
         "seconds": round(checkpoint.seconds, 1),
         "history": {key: [e[key] for e in checkpoint.record] for key in checkpoint.record[0]},
         "test_rows": run.split.test.tolist(),

@@ -49,13 +49,8 @@ class Ordinal:
     explained too. Mild and moderate dementia share the logit of severity 2 in the proportion of the
     people fitted.
 
-    Attributes
-    ----------
-    cuts : ndarray of float64, shape (2,)
-        Scores at which severity 1 and 2 begin, ascending.
-    steepness : float
-    shares : ndarray of float64, shape (k,)
-        Part of its severity's people that each class has, in the order of `class_names`.
+    `cuts` (2,) are the scores at which severity 1 and 2 begin, `shares` (k,) the part of its
+    severity's people that each class has.
     """
 
     cuts: np.ndarray
@@ -83,11 +78,7 @@ def fit_ordinal(scores: np.ndarray, labels: np.ndarray, class_names: tuple[str, 
     """Cut scores half-way between the means of neighbouring severities; fit the steepness.
 
     `scores` (n,) of people whose `labels` (n,) the score was fitted to must be out-of-fold.
-
-    Raises
-    ------
-    ValueError
-        If a severity has nobody, or the scores are not finite or all alike.
+    ValueError if a severity has nobody, or the scores are not finite or all alike.
     """
     scores, severity = np.asarray(scores, float), severity_of(labels, class_names)
     require(scores.shape == severity.shape, "scores must be one a label.", shape=scores.shape)

@@ -34,6 +34,9 @@ DIVIDED = {
 }
 """Readable names of the figures over divisions; see `figures_of`."""
 
+COMPARED = {"demented_auc": "AUC", "balanced_accuracy_3": "balanced accuracy, 3 classes"}
+"""Figures in which a model is compared with a single number."""
+
 BEGIN, END = "<!-- python -m mri folds --table -->", "<!-- end of the table -->"
 """Between these lines of a Markdown file stands the ranking."""
 
@@ -60,7 +63,6 @@ def figures_of(
 
 
 def _per_division(found: CrossValidation, model: str) -> pd.DataFrame:
-    """Return `figures_of` a model, a row a division."""
     samples = [found.sample(model, division) for division in found.divisions(model)]
     return pd.DataFrame([figures_of(*x[:2], found.class_names) for x in samples])
 
@@ -81,22 +83,19 @@ def over_divisions(found: CrossValidation) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def best_number(found: CrossValidation, by: str = "demented_auc") -> str:
+def best_number(found: CrossValidation, metric: str = "demented_auc") -> str:
     """Return the single number with the best figure, as a mean over divisions."""
     known = [name for name in NUMBERS if name in found.models]
     require(len(known) > 0, f"There must be rows of {NUMBERS}.", models=found.models)
-    return max(known, key=lambda name: _per_division(found, name)[by].mean())
+    return max(known, key=lambda name: _per_division(found, name)[metric].mean())
 
 
-def against_one_number(
-    found: CrossValidation, by: str = "balanced_accuracy_3", *, seed: int = 0
-) -> pd.DataFrame:
+def against_one_number(found: CrossValidation) -> pd.DataFrame:
     """Return how much better each model is than the best single number, on the same people.
 
-    For each figure the rival is the number that is best in it. It is chosen on these very people,
-    so the bar is a little too high. Figures are means over the divisions that both models have.
-
-    `by` is 'accuracy', 'balanced_accuracy' or 'balanced_accuracy_3'; the AUC stands beside it.
+    The figures are the AUC and the balanced accuracy of three classes. For each the rival is the
+    number that is best in it. It is chosen on these very people, so the bar is a little too high.
+    Figures are means over the divisions that both models have. ValueError if there is no number.
 
     Returns
     -------
@@ -104,17 +103,12 @@ def against_one_number(
         By model: for both figures ``<figure>``, ``<figure>_low``, ``<figure>_high`` (95%, by
         bootstrap over people) and ``<figure>_p``, with Holm's correction over the models.
         ``<figure>_rival`` names the number; its own row has NaN.
-
-    Raises
-    ------
-    ValueError
-        If there are no rows of a single number.
     """
     rows: dict[str, dict[str, object]] = {name: {} for name in found.ranked()}
-    for metric in dict.fromkeys(["demented_auc", by]):
+    for metric in COMPARED:
         rival = best_number(found, metric)
         others = [name for name in rows if name != rival]
-        tests = [_difference(found, (name, rival), metric, seed) for name in others]
+        tests = [_difference(found, (name, rival), metric) for name in others]
         corrected = holm(np.array([test[3] for test in tests]))
         for name, (value, low, high, _), p in zip(others, tests, corrected, strict=True):
             rows[name] |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
@@ -123,7 +117,7 @@ def against_one_number(
 
 
 def _difference(
-    found: CrossValidation, models: tuple[str, str], metric: str, seed: int
+    found: CrossValidation, models: tuple[str, str], metric: str
 ) -> tuple[float, float, float, float]:
     """Return first less second: the difference, its 95% interval and the p-value."""
     names = found.class_names
@@ -132,12 +126,12 @@ def _difference(
     labels = samples[0][0].labels
     if metric == "demented_auc":
         first, second = (np.stack([demented_odds(s.logits, names) for s in of]) for of in samples)
-        return auc_difference(first, second, labels != names.index("Non_Demented"), seed=seed)
+        return auc_difference(first, second, labels != names.index("Non_Demented"))
     first, second = (np.mean([shares_of(s, metric, names) for s in of], axis=0) for of in samples)
-    return share_difference(first - second, labels, seed=seed)
+    return share_difference(first - second, labels)
 
 
-def by_ventricles(found: CrossValidation, *, seed: int = 0) -> dict[str, dict[str, Evaluation]]:
+def by_ventricles(found: CrossValidation) -> dict[str, dict[str, Evaluation]]:
     """Evaluate each ranked model on people of small and of large ventricles.
 
     Large ventricles are the commonest sign of atrophy. A model that knows more tells the demented
@@ -149,13 +143,13 @@ def by_ventricles(found: CrossValidation, *, seed: int = 0) -> dict[str, dict[st
     halves: dict[str, dict[str, Evaluation]] = {}
     for name, half in (("small ventricles", ~large), ("large ventricles", large)):
         people = {model: found.people(model)[half] for model in found.ranked()}
-        halves[name] = {m: found.measured(of, f"{m}, {name}", seed) for m, of in people.items()}
+        halves[name] = {m: found.measured(of, f"{m}, {name}") for m, of in people.items()}
     return halves
 
 
-def ranking_table(found: CrossValidation, *, seed: int = 0) -> str:
+def ranking_table(found: CrossValidation) -> str:
     """Return the ranking of all people as Markdown, the best first; stars mark the leaders."""
-    comparison = found.ranking(seed=seed)
+    comparison = found.ranking()
     leading, cells = comparison.leading(), {}
     for name, of in comparison.evaluations.items():
         figures = of.metrics["subject"]
@@ -169,13 +163,12 @@ def _name(model: str) -> str:
     return model if " " in model else for_code(model, 80)
 
 
-def _differences_table(found: CrossValidation, seed: int) -> str:
+def _differences_table(found: CrossValidation) -> str:
     cells: dict[str, dict[str, str]] = {}
-    names = {"demented_auc": "AUC", "balanced_accuracy_3": "balanced accuracy, 3 classes"}
-    table = against_one_number(found, seed=seed)
+    table = against_one_number(found)
     for model, row in table.iterrows():
         of = cells.setdefault(_name(str(model)), {})
-        for key, name in names.items():
+        for key, name in COMPARED.items():
             value, low, high, p = (row[f"{key}{end}"] for end in ("", "_low", "_high", "_p"))
             text = "–" if pd.isna(p) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.3f}"
             of[f"{name}, less {table[f'{key}_rival'].dropna().iloc[0]}"] = text
@@ -192,9 +185,9 @@ def _divisions_table(found: CrossValidation) -> str:
     return _markdown(cells)
 
 
-def _ventricles_table(found: CrossValidation, seed: int) -> str:
+def _ventricles_table(found: CrossValidation) -> str:
     cells: dict[str, dict[str, str]] = {}
-    for name, models in by_ventricles(found, seed=seed).items():
+    for name, models in by_ventricles(found).items():
         for model, of in models.items():
             labels, healthy = of.sample("subject").labels, found.class_names.index("Non_Demented")
             who = f"{name} (n = {len(labels)}, {np.sum(labels != healthy)} demented)"
@@ -252,34 +245,32 @@ the ventricles alone still tell within each half.
 """
 
 
-def people_page(found: CrossValidation, *, seed: int = 0) -> str:
+def people_page(found: CrossValidation) -> str:
     """Return all tables as one page of Markdown, with the sentences that a reader needs."""
     return _PAGE.format(
         people=found.frame["subject"].nunique(),
         origin=found.origin,
-        ranking=ranking_table(found, seed=seed),
-        differences=_differences_table(found, seed),
+        ranking=ranking_table(found),
+        differences=_differences_table(found),
         divisions=_divisions_table(found),
-        ventricles=_ventricles_table(found, seed),
+        ventricles=_ventricles_table(found),
     )
 
 
-def write_tables(
-    found: CrossValidation, folder: str | os.PathLike[str] = "models", *, seed: int = 0
-) -> list[Path]:
+def write_tables(found: CrossValidation, folder: str | os.PathLike[str] = "models") -> list[Path]:
     """Write ``people.md``, and the ranking into a ``README.md`` with a place for it.
 
     Returns the files written. Raises DataError if the README has `BEGIN`, the line before the
     table, without `END`.
     """
-    pages = {Path(folder, "people.md"): people_page(found, seed=seed)}
+    pages = {Path(folder, "people.md"): people_page(found)}
     readme = Path(folder, "README.md")
     if readme.is_file() and BEGIN in (text := readme.read_text(encoding="utf-8")):
         before, _, rest = text.partition(BEGIN)
         if END not in rest:
             raise DataError(f"{readme}: expected {END!r} after {BEGIN!r}; put it after the table")
         after = rest.partition(END)[2]
-        pages[readme] = f"{before}{BEGIN}\n\n{ranking_table(found, seed=seed)}\n\n{END}{after}"
+        pages[readme] = f"{before}{BEGIN}\n\n{ranking_table(found)}\n\n{END}{after}"
     for path, text in pages.items():
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -415,6 +415,28 @@ def a_deflated_slice_that_unpacks(path):
     dicom(path, syntax="1.2.840.10008.1.2.1.99", PixelData=bytes(200_000_000))
 
 
+@kind(".dcm", "or is cut")
+def a_deflated_slice_cut_short(path):
+    dicom(path, syntax="1.2.840.10008.1.2.1.99", PixelData=bytes(range(64)))
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@kind(".dcm", "it is deflated, but its first .* bytes do not say so")
+def a_slice_deflated_by_its_pixels_alone(path):
+    dicom(path, b"1.2.840.10008.1.2.1.99".ljust(64))
+
+
+@kind(".dcm", r"its picture declares \(60000, 50000\), its header 8")
+def a_jpeg_ls_larger_than_its_slice(path):
+    blob = b"\xff\xd8\xff\xf7" + struct.pack(">HBHHB", 11, 8, 60000, 50000, 1) + bytes(99)
+    encapsulated(path, blob, "1.2.840.10008.1.2.4.80")
+
+
+@kind(".dcm", "its rescale slope or intercept is no finite number")
+def a_slope_beyond_all_numbers(path):
+    dicom(path, bytes(range(64)), RescaleSlope="1e38", RescaleIntercept="0")
+
+
 @kind(".dcm", "the limit is 4096")
 def a_slice_too_large(path):
     dicom(path, Rows=65535, Columns=65535)

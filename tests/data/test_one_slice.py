@@ -174,6 +174,27 @@ def test_a_volume_is_turned_by_its_header_whatever_its_storage(tmp_path, head, c
     assert np.corrcoef(found.image.ravel(), expected.ravel())[0, 1] > 0.9
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "notes"),
+    [
+        ("Nifti2Image", "a.nii", 0),
+        ("Nifti1Pair", "a.hdr", 0),
+        ("MGHImage", "a.mgz", 0),
+        ("Spm99AnalyzeImage", "a.img", 1),
+    ],
+)
+def test_a_volume_is_the_same_in_every_format(tmp_path, head, kind, name, notes):
+    nibabel = pytest.importorskip("nibabel")
+    whole = np.rint(head).astype(np.int16)
+    affine = np.array([[0.0, -1, 0, 60], [1, 0, 0, -70], [0, 0, 1, -30], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(whole, affine), tmp_path / "usual.nii")
+    expected = read_slice(tmp_path / "usual.nii", plane=31, check=False)
+    nibabel.save(getattr(nibabel, kind)(whole, affine), tmp_path / name)
+    found = read_slice(tmp_path / name, plane=31, check=False)
+    np.testing.assert_array_equal(found.image, expected.image)
+    assert [of.startswith("This format does not say") for of in found.notes] == [True] * notes
+
+
 def test_a_volume_without_a_plane_gives_the_one_most_like_the_data_set(tmp_path, head):
     nibabel = pytest.importorskip("nibabel")
     nibabel.save(nibabel.Nifti1Image(head, np.eye(4)), tmp_path / "head.nii")
@@ -202,12 +223,24 @@ def test_volumes_that_hold_no_head(tmp_path, array, problem):
         read_slice(tmp_path / "a.nii")
 
 
-def write_dicom(path, pixels, orientation, photometric="MONOCHROME2"):
+def test_a_picture_of_two_axes_is_a_slice_and_one_too_long_is_not_read(tmp_path, head):
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(head[:, :, 31], np.eye(4)), tmp_path / "a.nii")
+    nibabel.save(nibabel.Nifti1Image(head[:, :, 31:32], np.eye(4)), tmp_path / "b.nii")
+    one, other = (read_slice(tmp_path / f"{name}.nii", check=False).image for name in "ab")
+    np.testing.assert_array_equal(one, other)
+    with (tmp_path / "c.png").open("wb") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(DataError, match=r"c\.png: cannot be read \(it has 67108865 bytes"):
+        read_slice(tmp_path / "c.png")
+
+
+def write_dicom(path, pixels, orientation, photometric="MONOCHROME2", syntax="1.2.1"):
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+    from pydicom.uid import UID, MRImageStorage, generate_uid
 
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = UID(f"1.2.840.10008.{syntax}")
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
     data = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
     data.Rows, data.Columns = pixels.shape
@@ -378,6 +411,10 @@ def test_dicom_negative_and_views_from_the_side(tmp_path, head):
     difference = read_slice(tmp_path / "a.dcm").image.astype(int)
     difference -= read_slice(tmp_path / "b.dcm").image
     assert np.abs(difference).max() <= 1
+    write_dicom(tmp_path / "z.dcm", plane, DICOMS["as usual"][1], syntax="1.2.1.99")
+    assert (tmp_path / "z.dcm").stat().st_size < (tmp_path / "a.dcm").stat().st_size / 2
+    deflated = read_slice(tmp_path / "z.dcm").image
+    np.testing.assert_array_equal(deflated, read_slice(tmp_path / "a.dcm").image)
     write_dicom(tmp_path / "c.dcm", plane, [0, 1, 0, 0, 0, -1])
     with pytest.raises(DataError, match=r"c\.dcm: expected one axial slice"):
         read_slice(tmp_path / "c.dcm")

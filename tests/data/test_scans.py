@@ -20,6 +20,7 @@ import pytest
 
 from mri.data.decode import DataError, column_views, dict_to_image
 from mri.data.parquet import CLASS_NAMES, PHANTOM_KEY, SCHEMA
+from mri.data.phantom import write_phantom
 from mri.data.scans import Scans, iter_batches, read_scans
 from mri.data.sources import Slices, find_data
 
@@ -909,3 +910,21 @@ def test_peak_memory_is_file_and_array_and_a_fifth(real_data):
     growth = peak_growth(f"scans = read_scans({source!r}, split='train', threads=2)")
     array = sum(COUNTS["train"]) * 128 * 128
     assert array < growth < 1.2 * (size + array)
+
+
+def test_slices_mapped_from_a_file_are_joined_without_memory(tmp_path):
+    folder = write_phantom(tmp_path / "data", subjects=8, slices=3)
+    whole = read_scans(folder, split=("train", "test"), cache=tmp_path / "slices.npy")
+    train, test = whole.part("train"), whole.part("test")
+    again, turned = train + test, test + train
+    in_memory = dataclasses.replace(train, images=np.array(train.images))
+    for found, parts in (
+        (again, (train, test)),
+        (turned, (test, train)),
+        (test + in_memory, (test, in_memory)),
+    ):
+        assert isinstance(found.images, np.memmap) and not found.images.flags.writeable
+        np.testing.assert_array_equal(found.images, np.concatenate([of.images for of in parts]))
+        np.testing.assert_array_equal(found.labels, np.concatenate([of.labels for of in parts]))
+    assert np.shares_memory(again.images, whole.images), "they stand one behind the other"
+    assert not np.shares_memory(turned.images, whole.images)

@@ -210,3 +210,63 @@ def test_a_turned_grid_is_turned_back(size, rng):
     plain, back = (GradCAM(model)(images, 0) for model in models)
     np.testing.assert_allclose(back.maps, plain.maps, atol=1e-5)
     np.testing.assert_allclose(back.raw, plain.raw, rtol=1e-5)
+
+
+def grid_behind(make, shape=(None, 8, 8, 3), *others):
+    """The grid of what a function of images makes, as a trace shows it."""
+    specs = [tf.TensorSpec(shape), *others]
+    trace = tf.function(make, autograph=False).get_concrete_function(*specs)
+    return grids(trace.inputs[0]).get(trace.outputs[0].ref())
+
+
+KERNEL = np.zeros((3, 3, 3, 3), np.float32)
+UNEVEN = [[0, 0], [1, 2], [0, 0], [0, 0]]
+# Functions of images, and where their rows and columns are; what the cells see cannot be told.
+UNTOLD = {
+    "a padding that depends on the images": (
+        lambda x: tf.pad(x, tf.shape(x)[0] * tf.constant(UNEVEN)), (1, 2)),
+    "same padding of images of any size": (
+        lambda x: tf.nn.conv2d(x, KERNEL, 2, "SAME"), (1, 2), (None, None, None, 3)),
+    "images of any size made larger": (
+        lambda x: tf.image.resize(x, (32, 32)), (1, 2), (None, None, None, 3)),
+    "made larger from corner to corner": (
+        lambda x: tf.raw_ops.ResizeBilinear(images=x, size=[16, 16]), (1, 2)),
+    "one axis cut into blocks": (lambda x: tf.space_to_batch(x, [2], [[0, 0]]), (1, 2)),
+    "paths of two steps that meet": (
+        lambda x: tf.nn.conv2d(x, KERNEL, 2, "SAME") + tf.nn.avg_pool2d(x, 5, 1, "VALID"), (1, 2)),
+}  # fmt: skip
+# Functions behind which there is no grid.
+LOST = {
+    "channels taken for rows": lambda x: tf.nn.conv2d(
+        tf.transpose(x, (0, 3, 1, 2)), np.zeros((1, 1, 8, 2), np.float32), 1, "VALID"
+    ),
+    "a picture and its transpose": lambda x: x + tf.transpose(x, (0, 2, 1, 3)),
+    "rows and columns apart": lambda x: tf.reshape(tf.transpose(x, (0, 1, 3, 2)), (-1, 24, 8)),
+    "columns and channels in one": lambda x: tf.reshape(x, (-1, 8, 24)),
+}
+
+
+@pytest.mark.parametrize("case", UNTOLD.values(), ids=list(UNTOLD))
+def test_a_grid_whose_cells_see_what_nobody_can_tell_is_kept(case):
+    make, at, *shape = case
+    found = grid_behind(make, *shape)
+    assert found.at == at and found.axes is None
+
+
+@pytest.mark.parametrize("make", LOST.values(), ids=list(LOST))
+def test_what_is_no_picture_any_more_has_no_grid(make):
+    assert grid_behind(make) is None
+
+
+def test_axes_and_shapes_known_only_in_a_run_have_no_grid():
+    numbers = tf.TensorSpec((None,), tf.int32)
+    for make in (tf.transpose, tf.reshape):
+        assert grid_behind(make, (None, 8, 8, 3), numbers) is None
+
+
+def test_an_assertion_about_images_changes_no_grid():
+    def checked(x):
+        tf.debugging.Assert(tf.reduce_all(x >= 0), [x])
+        return tf.nn.relu(x)
+
+    assert grid_behind(checked).axes == (Axis(1.0, 0.0, 0.0), Axis(1.0, 0.0, 0.0))

@@ -19,12 +19,15 @@ from mri._keras import keras
 from mri.data.scans import Scans
 from mri.evaluation.comparison import compare
 from mri.models.child import CHILD, run_here
+from mri.models.child import _receive as receive
+from mri.models.child import _send as send
 from mri.models.files import ModelFileError
 from mri.predict import predict_slice
 
 K = keras.layers
 NAMES = ("Mild_Demented", "Moderate_Demented", "Non_Demented", "Very_Mild_Demented")
 MODEL = Path("m.keras")
+FUNCTIONS, ROOT = Path(functions.__file__).parent, Path(mri.__file__).parents[1]
 IMAGES = {"images": np.arange(6, dtype=np.uint8).reshape(2, 3), "none": np.zeros((0, 2), "f4")}
 HELD_BACK = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
 
@@ -203,3 +206,34 @@ def test_a_card_of_a_later_version_is_refused(scans, tmp_path):
     save(tmp_path / "m.keras", honest)
     (tmp_path / "m.json").write_text(json.dumps({"card_version": 99, "range": [0, 1]}))
     assert "'card_version' is 99" in compare(*scans, tmp_path).table["note"][0]
+
+
+def test_it_leaves_with_status_0_when_its_parent_closes_the_pipe(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mri.models.child", "json"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (FUNCTIONS, ROOT)))},
+    )
+    with process:
+        assert receive(process.stdout) == ({}, {}), "it says when it is ready"
+        asked = {"gib": 1.0, "facts": {"n": 2}}
+        for name, of in IMAGES.items():
+            send(process.stdin, {"function": "child_functions:prints", **asked}, {name: of})
+            receive(process.stdout)
+            told, arrays = receive(process.stdout)
+            assert told["facts"] == {"told": {"n": 2}, "pid": process.pid}
+            np.testing.assert_array_equal(arrays[name], of * 2)
+        for name, said, refused in (
+            ("refuses", "m.keras: is no good", True),
+            ("raises", "KeyError: ", False),
+        ):
+            send(process.stdin, {"function": f"child_functions:{name}", **asked}, {})
+            told, _ = receive(process.stdout)
+            assert told["error"].startswith(said) and told["refused"] is refused
+            assert len(told["error"]) <= 100_000
+        process.stdin.close()
+        assert process.wait(30) == 0
+        assert b"Traceback" not in process.stderr.read()

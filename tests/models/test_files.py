@@ -335,12 +335,19 @@ class TestRefusedUnopened:
 @pytest.mark.usefixtures("keras_must_not_see_it")
 @pytest.mark.parametrize(
     "card",
-    [b"{", b"", b"\xff\x00", b"[1, 2]", b"7", b"[" * 100_000, None, b'{"range": [0, 1],}']
-    + [
+    [
+        b"{",
+        b"",
+        b"\xff\x00",
+        b"[1, 2]",
+        b"7",
+        b"[" * 100000,
+        None,
+        b'{"range": [0, 1],}',
         b'{"range": [0, 1], "range": [0, 255]}',
         b'{"class_names": ["Mild_Demented", "mild demented"]}',
-    ]
-    + [b'{"validation": {"balanced_accuracy": 1' + b"0" * 400 + b"}}"],
+        b'{"validation": {"balanced_accuracy": 1' + b"0" * 400 + b"}}",
+    ],
 )
 def test_an_unreadable_card_is_refused(path, card):
     beside = path.with_suffix(".json")

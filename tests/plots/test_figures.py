@@ -1,6 +1,7 @@
 """What the figures say: their labels, marks, order and colours, read back from the artists."""
 
 import copy
+import sys
 from types import SimpleNamespace
 
 import matplotlib as mpl
@@ -8,13 +9,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
 
 from mri import plots
 from mri.data.parquet import CLASS_NAMES
 from mri.data.phantom import make_phantoms
 from mri.data.scans import read_scans
 from mri.evaluation.metrics import evaluate, reliability_bins
-from mri.plots.style import BLACK, GREY, readable, title_of
+from mri.plots.style import BLACK, GREY, _name_pictures, readable, title_of
 from mri.subjects.recovery import order_slices, recover_subjects
 
 MILD, MODERATE, NON, VERY_MILD = range(4)
@@ -337,6 +339,20 @@ def test_a_figure_is_named_by_its_titles(evaluation):
     fig = plots.side_by_side(plots.confusion, {"one": evaluation, "two": evaluation}, title="both")
     assert title_of(fig) == "both; one; two"
     assert title_of(plots.class_counts(LABELS, CLASS_NAMES, title="a\nb").figure) == "a b"
+
+
+@pytest.mark.parametrize("drawn", [b"png", None])
+def test_a_notebook_keeps_the_titles_as_alternative_text(drawn, monkeypatch):
+    from IPython.core.formatters import PNGFormatter
+
+    formatter = PNGFormatter()
+    formatter.for_type(Figure, lambda figure: drawn)
+    shell = SimpleNamespace(display_formatter=SimpleNamespace(formatters={"image/png": formatter}))
+    notebook = SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    _name_pictures()
+    figure = plots.class_counts(LABELS, CLASS_NAMES, title="who is there").figure
+    assert formatter(figure) == (drawn and (drawn, {"alt": "who is there"}))
 
 
 def test_similarity_histogram(rng):

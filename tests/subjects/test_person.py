@@ -239,6 +239,13 @@ def test_a_damaged_template_is_refused(tmp_path, content):
         read_template(tmp_path / "t.npz")
 
 
+def test_a_template_that_unpacks_to_more_than_one_has_is_refused(template, tmp_path, monkeypatch):
+    template.save(tmp_path / "t.npz")
+    monkeypatch.setattr("mri.subjects.template._MOST", 1000)
+    with pytest.raises(DataError, match=r"t\.npz: no template \(more than 1000 bytes\)"):
+        read_template(tmp_path / "t.npz")
+
+
 def test_a_template_of_another_kind_is_refused(tmp_path):
     wrong = {"mean": np.zeros((5, 8, 8), np.uint8), "typical": np.zeros((5, 8, 8), np.uint8)}
     np.savez(tmp_path / "t.npz", **wrong, registered=True, people=3)

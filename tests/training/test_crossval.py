@@ -205,6 +205,15 @@ def test_phantoms_do_not_replace_real_people(many, found, tmp_path):
         judge_people(many.scans, many.subjects, tmp_path / "people.parquet")
 
 
+def test_answers_about_other_people_are_not_taken_up(found, tmp_path):
+    from mri.training.people import _done
+
+    found.save(tmp_path / "people.parquet")
+    about = {"key": "of other people", "origin": found.origin}
+    assert _done(tmp_path / "people.parquet", about) == {}
+    assert _done(tmp_path / "none.parquet", about) == {}
+
+
 def test_a_fold_does_not_see_whom_it_tests(many):
     """Answers of a fold stay the same when its own people's diagnoses change."""
     from mri.training.people import _judge, _prepared
@@ -237,3 +246,15 @@ def test_tables_of_nothing_are_refused(tmp_path, capsys):
     assert "no logits kept; run: python -m mri people" in capsys.readouterr().err
     assert main(["folds"]) == 1
     assert "Name the networks to train, or give --table" in capsys.readouterr().err
+
+
+def test_files_of_other_classes_origins_or_kinds_are_not_put_together(found, tmp_path):
+    found.save(tmp_path / "a.parquet")
+    replace(found, origin="MRI slices").save(tmp_path / "b.parquet")
+    with pytest.raises(
+        DataError, match=r"b\.parquet: its origin are MRI slices, those of .*a\.par"
+    ):
+        read_crossval(tmp_path / "a.parquet", tmp_path / "b.parquet")
+    replace(found, frame=found.frame.drop(columns="fold")).save(tmp_path / "c")
+    with pytest.raises(DataError, match=r"c: no logits of a cross-validation; it lacks \['fold'\]"):
+        read_crossval(tmp_path / "c")

@@ -124,7 +124,7 @@ def test_another_division_has_other_folds_of_the_same_people(done, case, tmp_pat
 def test_a_recipe_that_has_a_name_is_a_network_of_its_own(case, tmp_path, monkeypatch):
     """As baseline_weighted_sampling is: the builder's network, trained by another recipe."""
     zoo = {"flat": ("flat", RECIPE), "flat_longer": ("flat", replace(RECIPE, epochs=3))}
-    monkeypatch.setattr("mri.training.folds.entries", lambda: zoo)
+    monkeypatch.setattr("mri.training.recipe.entries", lambda: zoo)
     found = sweep(case, tmp_path, ("flat", "flat_longer"), seeds=(0,), recipe=None)
     assert found.models == ["flat", "flat_longer"]
     epochs = {
@@ -252,7 +252,7 @@ def test_another_question_is_another_cell(done, case, fits, change, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"builders": "absent"}, r"some of \[.*'flat'.*\].*Received: \['absent'\]"),
+        ({"builders": "absent"}, r"There are .*flat.*Received: names=\['absent'\]"),
         ({"builders": ()}, "Received: "),
         ({"seeds": ()}, r"seeds=\[\]"),
     ],

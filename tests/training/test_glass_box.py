@@ -179,24 +179,11 @@ def test_what_cannot_be_fitted_is_refused(rng, change, message):
         fit_glass_box(**(given | change))
 
 
-@pytest.mark.parametrize(
-    ("weights", "slopes", "message"),
-    [
-        (np.zeros((7, 4, 4)), np.ones(4), r"weights and centre must be \(8, r, c\)"),
-        (np.zeros((8, 4, 4)), np.ones((1, 4)), r"slopes and offsets must be \(k,\)"),
-    ],
-)
-def test_what_cannot_be_built_is_refused(weights, slopes, message):
-    with pytest.raises(ValueError, match=message):
-        glass_box(weights, weights, 0.0, slopes=slopes, offsets=slopes)
-
-
-def test_what_does_not_belong_together_is_refused():
-    places, four = np.zeros((8, 4, 4)), np.ones(4)
-    with pytest.raises(ValueError, match="weights and centre must be finite and of one shape"):
-        glass_box(places, places[:, :3], 0.0, slopes=four, offsets=four)
-    with pytest.raises(ValueError, match="slopes and offsets must be finite and of one shape"):
-        glass_box(places, places, 0.0, slopes=four, offsets=four * np.nan)
+@pytest.mark.parametrize("shape", [(7, 4, 4), (8, 3, 4), (8, 16)])
+def test_what_cannot_be_built_is_refused(shape):
+    four = np.ones(4)
+    with pytest.raises(ValueError, match=r"weights and centre must be \(8, r, c\)"):
+        glass_box(np.zeros((8, 4, 4)), np.zeros(shape), 0.0, slopes=four, offsets=four)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -977,3 +978,29 @@ def test_another_run_of_that_name_is_not_lost_unasked(tmp_path, capsys):
     assert "another run is replaced, of other: recipe_learning_rate" in capsys.readouterr().out
     assert first.path.read_bytes() != kept
     assert run(tmp_path, recipe=other, replace=False).card["recipe"]["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("gpus", "told", "expected"),
+    [
+        (["a GPU"], (9, 0), "mixed_bfloat16"),
+        (["a GPU"], (7, 5), "float32"),
+        (["a GPU"], None, "float32"),
+        ([], "flags: avx512_bf16", "mixed_bfloat16"),
+        ([], "flags: avx512f", "float32"),
+        ([], OSError("no such file"), "float32"),
+    ],
+)
+def test_the_fastest_arithmetic_is_that_of_the_machine(gpus, told, expected, monkeypatch):
+    def read_text(path, **options):
+        if isinstance(told, OSError):
+            raise told
+        return told
+
+    found = SimpleNamespace(
+        list_physical_devices=lambda kind: gpus,
+        experimental=SimpleNamespace(get_device_details=lambda gpu: {"compute_capability": told}),
+    )
+    monkeypatch.setattr("mri.training.recipe.tf", SimpleNamespace(config=found))
+    monkeypatch.setattr("mri.training.recipe.Path.read_text", read_text)
+    assert native_dtype() == expected

@@ -233,7 +233,7 @@ def test_the_command_line_takes_the_slices_of_a_person(tmp_path, head, capsys):
 
 
 def test_nothing_given_and_nobody_to_be_made_of_it_are_refused(head):
-    with pytest.raises(DataError, match="no slice is given"):
+    with pytest.raises(DataError, match="Received: no slice"):
         predict_slice([], model="tissue-subject")
     with pytest.raises(DataError, match=r"^slice 0: no person can be made of it \(Slices must not"):
         predict_slice(np.zeros_like(head[:2]), model="glass_box", check=False)

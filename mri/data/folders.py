@@ -216,12 +216,11 @@ def _refuse_shared(folder: Path, classes: Sequence[Path]) -> None:
     ]
     for i, names in enumerate(inner):
         for shared in filter(None, (names & others for others in inner[:i])):
-            above = any(map(split_of, shared))
+            hint = ", or put train/ and test/ above the class folders"
             raise DataError(
                 f"{folder}: several data sets, in {', '.join(of.name for of in classes)}: each "
                 f"has {', '.join(sorted(shared)[:4])}; give one of them"
-                + ", or put train/ and test/ above the class folders"
-                * above
+                f"{hint if any(map(split_of, shared)) else ''}"
             )
 
 
@@ -261,13 +260,11 @@ def from_tree(folder: Path, classes: Sequence[Path]) -> Part:
 
 def _pictures(folder: Path, deep: bool = True) -> Iterator[Path]:
     """Yield the pictures in a folder, sorted, and the other files that are meant as slices."""
+    seen = {folder.resolve(), *folder.resolve().parents}  # Links may lead round.
     for home, folders, names in os.walk(folder, followlinks=True):
-        above = Path(home).resolve()  # A link to a folder above would have no end.
-        folders[:] = [
-            of
-            for of in sorted(folders)
-            if deep and _is_visible(of) and not above.is_relative_to(above.joinpath(of).resolve())
-        ]
+        below = {Path(home, of).resolve(): of for of in sorted(folders) if deep and _is_visible(of)}
+        folders[:] = [of for real, of in below.items() if real not in seen]
+        seen |= below.keys()
         for name in sorted(filter(_is_visible, names)):
             file = Path(home, name)
             if name.lower().endswith(PICTURES + _OTHER_PICTURES) or (

@@ -202,10 +202,7 @@ def _table_part(
     stamp: Callable[[], str],
     about: tuple[tuple[str, ...] | None, bool] = (None, False),
 ) -> list[Part]:
-    """Return a table as a part.
-
-    `column` gives one of the `names` of its columns, `cells` the items from one row up to another.
-    """
+    """Return a table as a part: `column` gives one of `names`, `cells` items from row to row."""
     labels = plain_labels(place, column(columns.label))
     refuse_only_paths(place, cells(0, 64))
     splits = _divided(place, len(labels), names, columns, lambda name: column(name).to_pylist())
@@ -274,16 +271,19 @@ def _json(file: Path) -> dict[str, Any]:
 
 def from_splits(of: Mapping[str, Any], opened: Callable[[Any], list[Part]]) -> list[Part]:
     """Read a mapping from split to data set, as `DatasetDict` is one: what it says, is so."""
-    found = []
-    for key in of:
+    names, found = [split_of(key) or str(key) for key in of], []
+    known = [name for name in names if split_of(name)]
+    if len(set(names)) < len(names) or 0 < len(known) < len(names):
+        raise DataError(f"parts {[*of]}, expected one each of train, test and validation, no other")
+    for name, key in zip(names, of, strict=True):
         parts = opened(of[key])
         told = set().union(*(part.split_names for part in parts))
         if len(told) > 1 and "test" in told:
             raise DataError(
-                f"{parts[0].place}: has parts of its own, {sorted(told)}, but was given as "
-                f"{key!r} alone; give it without another, or one part of it"
+                f"{parts[0].place}: has parts of its own, {sorted(told)}, but was given as {key!r} "
+                "alone; give one of them"
             )
-        found += [part.as_split(split_of(key) or str(key)) for part in parts]
+        found += [part.as_split(name) for part in parts]
     return found
 
 

@@ -108,6 +108,15 @@ def test_what_is_divided_itself_is_not_given_as_one_part():
         read_scans({"train": frame(split=SIDES), "test": frame()})
 
 
+def test_a_mapping_of_misspelt_or_doubled_parts_is_refused():
+    for keys in (["tarin", "test"], ["train", "Training"], ["train", "test", "extra"]):
+        with pytest.raises(
+            DataError, match=r"parts \[.*\], expected one each of train, test and val"
+        ):
+            read_scans({key: frame() for key in keys})
+    assert read_scans({"a": frame(), "b": frame()}).splits.tolist() == ["a"] * N + ["b"] * N
+
+
 def test_a_file_of_no_part_beside_train_and_test_is_refused(tmp_path):
     """Its slices would be read a second time."""
     train = np.array(SIDES) == "train"
@@ -347,6 +356,7 @@ def test_a_link_inside_of_a_class_is_followed_and_one_to_above_is_not(tmp_path):
     picture(tmp_path / "other/2.png", 2)
     (tmp_path / "set/a/more").symlink_to(tmp_path / "other")
     (tmp_path / "set/a/round").symlink_to(tmp_path / "set")
+    (tmp_path / "other/back").symlink_to(tmp_path / "set/a")
     assert read_scans(tmp_path / "set").labels.tolist() == [0, 0, 1]
 
 

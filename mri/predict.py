@@ -255,7 +255,7 @@ def answers(told: Facts, arrays: Arrays) -> Iterator[tuple[Facts, Arrays]]:
     # Of one slice alone, logits may lie from 0 to 1, and the others of a batch change nothing.
     many = scorer(np.stack([np.roll(image, shift, 1) for shift in range(8)]))
     kind = scorer.kind if kind == "unclear" else kind
-    if differs(many[:1], values["logits"]):
+    if scorer.kind == kind and differs(many[:1], values["logits"]):
         said.append(f"The network {RANDOM}.")
     said += [f"The network {READ_AS[kind]}."] if READ_AS[kind] else []
     yield {"said": said}, values

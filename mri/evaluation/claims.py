@@ -123,7 +123,9 @@ def _predict_anew(file: ModelFile, kept: LogitsTable, scans: Scans, groups: np.n
     # Which rows is nobody's to foresee; what is shown does not depend on it.
     at = np.random.default_rng().permutation(len(kept.rows))[:_SAMPLE]
     facts, found = run_rows(file, scans, groups, kept.rows[at], CHILD.run)
-    if wrong := [key for key in ("parameters", "output") if facts[key] != kept.about.get(key)]:
+    if wrong := [
+        key for key in ("parameters", "output") if facts[key] != kept.about.get(key, facts[key])
+    ]:
         raise DataError(f"kept {wrong} are not the network's; remove {file.path.stem}.parquet")
     apart = np.abs(softmax(found, axis=1) - softmax(kept.logits[at], axis=1)).max(1)
     if differ := int((~(apart < _MOST_APART)).sum()):

@@ -99,7 +99,10 @@ class PersonModel:
     def ask(self, slices: np.ndarray) -> Answer:
         """Ask about a person: any number of slices (n, h, w); of few the answer's warnings say so.
 
-        They are in any order. Raises ValueError as `prepare_person` does.
+        Parameters
+        ----------
+        slices : ndarray of uint8 or float, shape (n, h, w)
+            Of one person, in any order.
         """
         from mri._keras import keras
 

@@ -181,7 +181,9 @@ def kind_of(kind: str, logits: np.ndarray) -> str:
         return "probabilities"
     single = logits.shape[1] == 2 and bool((logits[:, 0] == -logits[:, 1]).all())
     scores = logits[:, 1:] if single else logits
-    return "unclear" if scores.min() >= 0 and scores.max() <= 1 else kind
+    # No probability is negative, nor what is made of them by factors and sums.
+    high = np.inf if kind == "unclear" else 1
+    return "unclear" if scores.min() >= 0 and scores.max() <= high else "logits"
 
 
 def _made_of_shares(scores: tf.Tensor) -> bool:

@@ -332,23 +332,14 @@ class TestRefusedUnopened:
         self.refused(path, r"has \[\], but no sha256\. Expected what mri\.train writes")
 
 
+TWICE = b'{"range": [0, 1], "range": [0, 255]}'
+ALIKE = b'{"class_names": ["Mild_Demented", "mild demented"]}'
+VAST = b'{"validation": {"balanced_accuracy": 1' + b"0" * 400 + b"}}"
+UNREADABLE = [b"{", b"", b"\xff\x00", b"[1, 2]", b"7", b"[" * 100_000, None, b'{"range": [0, 1],}']
+
+
 @pytest.mark.usefixtures("keras_must_not_see_it")
-@pytest.mark.parametrize(
-    "card",
-    [
-        b"{",
-        b"",
-        b"\xff\x00",
-        b"[1, 2]",
-        b"7",
-        b"[" * 100000,
-        None,
-        b'{"range": [0, 1],}',
-        b'{"range": [0, 1], "range": [0, 255]}',
-        b'{"class_names": ["Mild_Demented", "mild demented"]}',
-        b'{"validation": {"balanced_accuracy": 1' + b"0" * 400 + b"}}",
-    ],
-)
+@pytest.mark.parametrize("card", [*UNREADABLE, TWICE, ALIKE, VAST])
 def test_an_unreadable_card_is_refused(path, card):
     beside = path.with_suffix(".json")
     beside.mkdir() if card is None else beside.write_bytes(card)

@@ -136,6 +136,12 @@ def test_a_softmax_of_each_place_is_not_that_of_the_slice(images):
     assert scorer.kind == "probabilities"
 
 
+def test_logarithms_of_more_than_a_softmax_are_logits(images):
+    scorer = Scorer(model(lambda z: ops.log(ops.softmax(z) + 1e-7)))
+    assert scorer(images).max() < 0.01
+    assert scorer.kind == "logits"
+
+
 @pytest.mark.filterwarnings("ignore:.*You are using a softmax over axis -1")
 def test_a_single_unit_of_softmax_says_nothing(images):
     always = Scorer(model(K.Softmax(), units=1))

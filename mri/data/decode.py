@@ -47,8 +47,12 @@ def dict_to_image(
     Returns
     -------
     ndarray of uint8, shape (h, w)
-        Colour is converted with the weights of BT.601. DataError if it is null, empty, truncated,
-        neither JPEG nor PNG, or has a side over 4096 pixels.
+        Gray values 0 to 255; colour is converted with the weights of BT.601.
+
+    Raises
+    ------
+    DataError
+        If it is null, empty, truncated, neither JPEG nor PNG, or has a side over 4096 pixels.
 
     Examples
     --------

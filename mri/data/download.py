@@ -15,9 +15,22 @@ def download_slices(folder: str | os.PathLike[str] = "data") -> list[Path]:
     """Download the public train and test files at the pinned revision.
 
     A file with the right SHA-256 is not downloaded again. A file that differs is replaced after the
-    new file is verified. An interrupted download resumes. Returns the files in `folder`, each with
-    the SHA-256 that the hub records for that revision. DataError if the hub cannot be reached, or a
-    file does not have it.
+    new file is verified. An interrupted download resumes.
+
+    Parameters
+    ----------
+    folder : path
+        Where to put the files.
+
+    Returns
+    -------
+    list of Path
+        The files. Each has the SHA-256 that the hub records for that revision.
+
+    Raises
+    ------
+    DataError
+        If the hub cannot be reached, or a file does not have the recorded SHA-256.
     """
     try:
         return _download(Path(folder))

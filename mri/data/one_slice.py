@@ -95,6 +95,10 @@ def read_slice(
     check : bool
         Refuse what `check_slice` refuses.
 
+    Returns
+    -------
+    OneSlice
+
     Raises
     ------
     DataError
@@ -137,9 +141,11 @@ def _is_dicom(path: Path, content: bytes) -> bool:
 
 
 def check_slice(image: np.ndarray) -> str | None:
-    """Say why an image, uint8 (128, 128), is no axial T1 slice like those of the data set.
+    """Say why an image is not an axial T1 slice like those of the data set, None where it is.
 
-    None where it is one.
+    Parameters
+    ----------
+    image : ndarray of uint8, shape (128, 128)
 
     Examples
     --------

@@ -98,11 +98,19 @@ _DEPTH = np.arange(32, dtype=np.float32) / 32
 class Phantoms:
     """Synthetic slices with their truth, subject by subject, from the lowest slice upwards.
 
-    `images`, uint8 (n, size, size), are decoded from JPEG. `labels`, int64 (n,), are indices into
-    `mri.data.parquet.CLASS_NAMES`; each subject has one. `subjects`, int64 (n,), are numbers from 0
-    that say nothing about the class. `z`, float32 (n,), is the height, 0 (thalamus) to 1 (top of
-    the lateral ventricles). `masks`, bool (n, size, size), are the pixels that the disease changed
-    by more than 12 gray levels, before noise; none for 'Non_Demented'.
+    Attributes
+    ----------
+    images : ndarray of uint8, shape (n, size, size)
+        Slices as decoded from JPEG.
+    labels : ndarray of int64, shape (n,)
+        Index into `mri.data.parquet.CLASS_NAMES`; each subject has one label.
+    subjects : ndarray of int64, shape (n,)
+        Number of the subject, from 0; it says nothing about the class.
+    z : ndarray of float32, shape (n,)
+        Height, 0 (thalamus) to 1 (top of the lateral ventricles).
+    masks : ndarray of bool, shape (n, size, size)
+        Pixels that the disease changed by more than 12 gray levels, before noise, compared with
+        the same subject without disease. Empty for 'Non_Demented'.
     """
 
     images: np.ndarray
@@ -167,10 +175,16 @@ def write_phantom(
 ) -> Path:
     """Write `train.parquet` and `test.parquet` of synthetic slices and return the folder.
 
-    The rows are shuffled and split 80 : 20 by image, stratified by label: subjects are in both
-    files, which is the data leakage of the public set, on purpose. Metadata ``b"mri_phantom"`` mark
-    the slices as synthetic for all other code. A folder that already has the same phantom does not
-    change. FileExistsError if a file there is not a phantom: real data are never overwritten.
+    The rows are shuffled and split 80 : 20 by image, stratified by label. So subjects are in both
+    files. This is the data leakage of the public set, on purpose. File names do not reveal class or
+    subject. The schema metadata hold the parameters as JSON under ``b"mri_phantom"``; they mark the
+    slices as synthetic for all other code. A folder that already has the same phantom does not
+    change.
+
+    Raises
+    ------
+    FileExistsError
+        If a file with that name is not a phantom. Real data are never overwritten.
 
     Examples
     --------

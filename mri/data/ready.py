@@ -32,9 +32,17 @@ def problems(folder: str | os.PathLike[str] = ".") -> Iterator[str]:
 
 
 def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
-    """Say which slices a run will use, and why if they are phantoms; `folder` as for `find_data`.
+    """Say which slices a run will use, and why if they are phantoms.
 
-    DataError if a given folder holds no slices, or files are present but unusable.
+    Parameters
+    ----------
+    folder : path, optional
+        As for `find_data`.
+
+    Raises
+    ------
+    DataError
+        If a given folder holds no slices, or files are present but unusable.
     """
     if found := find_data(folder):
         return describe(found, Slices(found).select(("train", "test")))

@@ -35,11 +35,21 @@ New = Callable[[tuple[int, ...]], np.ndarray]
 class Scans:
     """Decoded slices with their labels, and the rows that were left out.
 
-    `images`, uint8 (n, h, w), are gray values 0 to 255; `labels`, int64 (n,), indices into
-    `class_names`, a tuple of str. `rejected`, a DataFrame, has one row a rejected record: `file`,
-    `row` (from 0 in that file), `cause`. `synthetic` says whether the files are marked as phantoms
-    rather than real slices. `splits`, str (n,), say where slices belong by their source: 'train',
-    'test', 'validation', or '' where it does not tell; None without a source.
+    Attributes
+    ----------
+    images : ndarray of uint8, shape (n, h, w)
+        Gray values 0 to 255.
+    labels : ndarray of int64, shape (n,)
+        Index into `class_names`.
+    class_names : tuple of str
+        Names in label order.
+    rejected : DataFrame
+        One row per rejected record: `file`, `row` (from 0 in that file), `cause`.
+    synthetic : bool
+        Whether the files are marked as phantoms rather than real slices.
+    splits : ndarray of str, shape (n,), optional
+        Which part each slice belongs to by its source: 'train', 'test', 'validation', or '' where
+        the source does not tell. None if the slices were not read from a source.
     """
 
     images: np.ndarray

@@ -254,8 +254,13 @@ def find_data(folder: str | os.PathLike[str] | None = None) -> Path | None:
     Returns
     -------
     Path or None
-        None only where neither is given and ``data`` holds no slices. A given folder without both
-        parts, and files that cannot be used, are a DataError: phantoms never take their place.
+        None only where neither `folder` nor the variable is given and ``data`` holds no slices.
+
+    Raises
+    ------
+    DataError
+        If a given folder holds no slices, or only one of the two parts. Phantoms never take the
+        place of what was given. If files are present but unusable.
 
     Examples
     --------
@@ -312,7 +317,10 @@ def data_folder(folder: str | os.PathLike[str] | None = None) -> tuple[Path, boo
 def first_record(source: Source, *, split: str | None = None) -> dict[str, Any]:
     """Return the first row of a source as it is stored; `source` and `split` as in `read_scans`.
 
-    It has `image` with `bytes` (or `pixels`, where no bytes are stored) and `path`, and `label`.
+    Returns
+    -------
+    dict
+        `image` with `bytes` (or `pixels`, where no bytes are stored) and `path`, and `label`.
 
     Examples
     --------

@@ -196,8 +196,21 @@ def keep_logits(
 
     `groups` (n,) has the subject of each slice, `fingerprint` is that of `scans` where it is known,
     and `run` says where the model runs: `run_here`, or `CHILD.run` for one of a stranger. The
-    logits are not divided by the temperature. Where the folder cannot be written, a warning says
-    so. ModelFileError if the file is not safe, takes too much or does not fit the slices.
+    logits are not divided by the temperature. `about` has version, sha256 of the file, data
+    (fingerprint), class_names, origin, parameters, bytes, milliseconds per call of batches of 1 and
+    64, what the model ends in (a key of `mri.models.READ_AS`), what its card declares of its
+    inputs, and doubts whether it was understood.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not safe, does not fit the slices, takes more than it may, or nothing is left
+        to measure it on.
+
+    Warns
+    -----
+    UserWarning
+        If the folder cannot be written; the result is whole all the same.
     """
     path = file.path
     file.inspect()
@@ -297,8 +310,12 @@ def find_logits(file: ModelFile, fingerprint: str | None = None) -> LogitsTable 
     """Return the logits kept of this very file and these test rows, None where there are none.
 
     The model file may be absent: then its card says what it was. `fingerprint` is that of the
-    slices at hand; a model without a card is measured anew on others. ModelFileError if the file
-    is not safe or not what its card says.
+    slices at hand; a model without a card is measured anew on others.
+
+    Raises
+    ------
+    ModelFileError
+        If the file is not safe or not what its card says, or the card is damaged.
     """
     card, there = file.card or {}, os.path.lexists(file.path)
     if there:

@@ -246,6 +246,17 @@ def pick_examples(
 
     Labels are int (n,), logits float (n, k). The result is int64, at most (2 k,): indices, class by
     class, the correct one first. Missing kinds are left out.
+
+    Raises
+    ------
+    ValueError
+        If shapes, labels or names disagree, or a logit is not finite.
+
+    Examples
+    --------
+    >>> labels, logits = [0, 0, 1, 1], [[2, 0], [0, 2], [0, 2], [0, 2]]
+    >>> pick_examples(labels, logits, ("ill", "well")).tolist()
+    [0, 1, 3]
     """
     labels, logits = _checked(labels, logits)
     k = logits.shape[1]

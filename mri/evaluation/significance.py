@@ -62,6 +62,24 @@ def pairwise(
     draws, seed : int
         Number and seed of the random sign changes. If at most 12 people differ, all sign changes
         are counted instead.
+
+    Raises
+    ------
+    ValueError
+        If the metric is not additive, an evaluation does not know its subjects, or the evaluations
+        do not have the same labels and subjects in the same order.
+
+    Examples
+    --------
+    >>> from mri.evaluation import evaluate
+    >>> labels, people = np.repeat([0, 1], 20), np.arange(40)
+    >>> right = 2 * np.eye(2)[labels]
+    >>> guesses = np.random.default_rng(0).normal(size=(40, 2))
+    >>> models = {"right": right, "guesses": guesses}
+    >>> names = ("ill", "well")
+    >>> found = {key: evaluate(labels, x, people, class_names=names) for key, x in models.items()}
+    >>> bool(pairwise(found).loc["right", "guesses"] < 0.001)
+    True
     """
     require(metric in ADDITIVE, f"metric must be one of {ADDITIVE}.", metric=metric)
     require(draws >= 1, "draws must be at least 1.", draws=draws)

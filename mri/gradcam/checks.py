@@ -303,6 +303,21 @@ def ground_truth(
     region : rows and columns to find instead of the masks, such as `mri.data.phantom.SHORTCUT`
     classes : class to explain, one for all or int (n,); by default the labels
     seed : of controls and bootstrap
+
+    Raises
+    ------
+    ValueError
+        If no slice has a mask, the classes have a wrong shape or type, the tolerance is negative,
+        the region is outside the slices, or `GradCAM` refuses the model or the classes.
+
+    Examples
+    --------
+    >>> from mri.data import make_phantoms
+    >>> from mri.models import build_model
+    >>> model = build_model("compact", input_shape=(64, 64, 1))
+    >>> table = ground_truth(model, make_phantoms(8, 1, size=64))
+    >>> table.index.get_level_values(0).unique().tolist()
+    ['grad-cam', 'grad-cam++', 'hirescam', 'layercam']
     """
     from mri.gradcam.cam import METHODS, GradCAM
 

@@ -136,6 +136,21 @@ def deletion_insertion(
     images, maps : number (n, h, w)
     classes : int (n,), the class whose evidence is followed
     seed : for the order of equal values
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree or `steps` is below 1.
+
+    Examples
+    --------
+    >>> image, classes = np.zeros((1, 8, 8)), np.array([0])
+    >>> image[0, 2, 2] = 64
+    >>> def predict(x):
+    ...     return np.stack([x[:, 2, 2], 0 * x[:, 2, 2]], 1)
+    >>> curves = deletion_insertion(predict, image, image, classes, steps=2)
+    >>> curves.insertion.round(1).tolist()
+    [[10.2, 64.0, 64.0]]
     """
     images, maps, classes = np.asarray(images, np.float32), np.asarray(maps), np.asarray(classes)
     shapes = images.shape, maps.shape, classes.shape
@@ -161,6 +176,17 @@ def localisation(maps: np.ndarray, masks: np.ndarray, *, tolerance: int = 0) -> 
 
     In the pointing game (Zhang et al. 2016, arXiv:1608.00507) a peak may miss the mask by
     `tolerance` pixels, because a map cannot be more precise than the cells of its layer.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, a mask is empty, or a map or the tolerance is negative.
+
+    Examples
+    --------
+    >>> maps, masks = np.array([[[3, 2, 1, 0]]]), np.array([[[True, False, True, False]]])
+    >>> [figure.round(2).tolist() for figure in localisation(maps, masks)]
+    [[1.0], [0.33], [0.67]]
     """
     maps, masks = np.asarray(maps, np.float64), np.asarray(masks, bool)
     fits = maps.ndim == 3 and maps.shape == masks.shape

@@ -50,6 +50,11 @@ def heatmap_table(
 
     Of each ``.keras`` file of `paths`, some `slices` are drawn from its test part. `groups`, int
     (n,), are the subjects of `scans`.
+
+    Raises
+    ------
+    ModelFileError
+        If a file is not safe, or belongs to other slices.
     """
     headed = False
     for path in paths:

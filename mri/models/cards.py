@@ -215,6 +215,16 @@ def describe(card: Mapping[str, Any]) -> str:
     """Render a card that `mri.train` has written as a model card in Markdown.
 
     The headings are those of Mitchell et al. 2019 (doi:10.1145/3287560.3287596).
+
+    Raises
+    ------
+    ValueError
+        If the card lacks what `mri.train` writes, naming it.
+
+    Examples
+    --------
+    >>> print(describe(read_card("models/zoo/tissue-subject.keras")).splitlines()[0])
+    ### Model card: tissue, subject-wise split
     """
     missing, problem = sorted(_DESCRIBED.difference(card)), problem_of(dict(card))
     fits = not missing and problem is None
@@ -222,6 +232,7 @@ def describe(card: Mapping[str, Any]) -> str:
     require(fits, expected, missing=missing, problem=problem)
     split, recipe, plain = card["split"], card["recipe"], for_markdown
     leaky = split["protocol"] != "subject"
+    kind = "image-level" if leaky else "subject-wise"
     parts = zip(("train", "validation", "test"), split["slices"], strict=True)
     slices = ", ".join(f"{side} {count}" for side, count in parts)
     fold = "" if leaky else f", fold {split['fold']} of {split['folds']}"
@@ -239,7 +250,7 @@ def describe(card: Mapping[str, Any]) -> str:
         if leaky
         else "Few people per class; age and brain volume are confounded with the diagnosis."
     )
-    return f"""### Model card: {plain(card["builder"])}, {split["protocol"]}-level split
+    return f"""### Model card: {plain(card["builder"])}, {kind} split
 
 **Intended use.** Teaching and method comparison. **Not a diagnostic device.**
 

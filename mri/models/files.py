@@ -182,8 +182,15 @@ class ModelFile:
     ) -> keras.Model:
         """Return the model, not compiled, that takes slices as its card says; see `load_model`.
 
-        `slices` are rows and columns, `order` is the order of the class names wanted, by default
-        that of the data set. If `bare`, it stays as in the file, whatever its card declares.
+        Parameters
+        ----------
+        slices : tuple of int
+            Rows and columns of the slices.
+        order : sequence of str, optional
+            Class names in the order wanted, where the card names the model's own; by default those
+            of the data set.
+        bare : bool
+            Whether to leave the model as it is in the file, whatever its card declares.
         """
         with self.handed(slices, order, bare=bare) as told:
             # What a card declares changes what is run.
@@ -194,7 +201,13 @@ class ModelFile:
             return load_handed(**told)
 
     def load_into(self, model: keras.Model) -> None:
-        """Give `model` the weights of the file; ModelFileError if they are of another network."""
+        """Give `model` the weights of the file, which must be of that very network.
+
+        Raises
+        ------
+        ModelFileError
+            As for `load_model`, or if the weights are of another network.
+        """
         with self._private() as copy, _named(self.path):
             check_weights(copy, self.path)
             model.load_weights(copy)
@@ -202,8 +215,12 @@ class ModelFile:
     def held_out(self, scans: Scans, fingerprint: str | None = None) -> np.ndarray:
         """Return the test rows of the card, int (m,); of a model of unknown training, all rows.
 
-        ModelFileError if the card does not say, or is of others than these `scans`, whose
-        `fingerprint` may be known already.
+        `fingerprint` is that of `scans`, where it is known already.
+
+        Raises
+        ------
+        ModelFileError
+            If the card does not say, or is of other slices than these.
         """
         if self.card is None or not self.trained_here:
             return np.arange(len(scans))
@@ -365,7 +382,13 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
 
 
 def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -> Path:
-    """Return the ``.keras`` file of that name, or path, looked for in `folders` in turn."""
+    """Return the ``.keras`` file of that name, or path, looked for in `folders` in turn.
+
+    Raises
+    ------
+    ModelFileError
+        If there is none; the message lists those there are.
+    """
     fits = isinstance(name, str | os.PathLike)
     require(fits, "A model must be named: a name, or the path of a .keras file.", model=name)
     if not os.fspath(name):

@@ -26,13 +26,26 @@ def glass_box(
 ) -> keras.Model:
     """Build the model and write its numbers in: Keras' own layers only, none to be trained.
 
-    `weights` and `centre` (8, r, c) are what each place of the tone map counts, and what is taken
-    from it before; `intercept` is the severity of a person who is as `centre` everywhere. The
-    logits are ``slopes * severity + offsets``, all (k,).
+    Parameters
+    ----------
+    weights, centre : ndarray of float, shape (8, r, c)
+        What each place of the tone map counts, and what is taken from it before.
+    intercept : float
+        Severity of a person who is as `centre` everywhere.
+    slopes, offsets : ndarray of float, shape (k,)
+        Of the logits: ``slopes * severity + offsets``.
 
-    The model goes from ``"slices"``, float32 (n, 4 r, 4 c, 32), gray values of prepared people, to
-    ``"logits"`` (n, k). The layer ``"severity"`` gives the score, (n, 1), ``"last_conv"`` the tone
-    map less its centre, (n, r, c, 8).
+    Returns
+    -------
+    keras.Model
+        From ``"slices"``, float32 (n, 4 r, 4 c, 32), gray values of prepared people, to
+        ``"logits"`` (n, k). The layer ``"severity"`` gives the score, (n, 1), ``"last_conv"`` the
+        tone map less its centre, (n, r, c, 8).
+
+    Raises
+    ------
+    ValueError
+        If `weights` and `centre` are not of one such shape.
 
     Examples
     --------

@@ -35,13 +35,21 @@ from mri.subjects.splits import PARTS, Split, folds_of_people
 class Audit:
     """What `audit` found.
 
-    `subjects` are those of train and test together, train first; None where they could not be told.
-    `table` has one row a figure, columns `as published` and `subjects kept apart` (NaN where
-    unknown). `within` has the duplicates inside each part, columns `train` and `test`, or `all`.
-    For each test slice, `twins`, int64 (m,), name the slice of the train part whose pixels
-    correlate most with its own; `correlations` and `strangers`, float64 (m,), are its correlations
-    with that, and with the most similar train slice of another subject. `reasons` say why it cannot
-    be said that there is no leak; empty where nothing speaks against it.
+    Attributes
+    ----------
+    subjects : Subjects or None
+        Of train and test together, train first; None where they could not be told.
+    table : DataFrame
+        One row a figure, columns `as published` and `subjects kept apart` (NaN where unknown).
+    within : DataFrame
+        Duplicates inside each part, columns `train` and `test`, or `all`.
+    twins : ndarray of int64, shape (m,)
+        For each test slice, the slice of the train part whose pixels correlate most with its own.
+    correlations, strangers : ndarray of float64, shape (m,)
+        Pixel correlation of each test slice with its twin, and with the most similar train slice
+        of another subject.
+    reasons : tuple of str
+        Why it cannot be said that there is no leak; empty where nothing speaks against it.
     """
 
     subjects: Subjects | None
@@ -163,7 +171,10 @@ def audit(
     progress : callable, optional
         Is told what is being done, and which share of it is done, 0 to 1.
 
-    ValueError if a part is empty, the two do not go together, or the subjects are of other slices.
+    Raises
+    ------
+    ValueError
+        If a part is empty, the two do not go together, or the subjects are not of their slices.
 
     Examples
     --------

@@ -66,9 +66,16 @@ class Tones:
 def person_tones(slices: np.ndarray) -> Tones:
     """Order the slices of a person and bring their gray values onto the common anchors.
 
-    Of `slices` (n, h, w) of one person in any order, gray values 0 to 255, black outside the head.
-    ValueError if they are not finite numbers, one is constant or holds no brain, or the gray values
-    do not part into three tissues.
+    Parameters
+    ----------
+    slices : ndarray of uint8 or float, shape (n, h, w)
+        Gray values 0 to 255 of one person, black outside the head, in any order.
+
+    Raises
+    ------
+    ValueError
+        If `slices` are not finite numbers (n, h, w), one is constant or holds no brain, or the
+        gray values do not part into three tissues.
 
     Examples
     --------
@@ -198,8 +205,17 @@ def prepare_person(slices: np.ndarray | Tones, template: Template) -> Person:
     in order; a height without a slice takes the next one, up to two heights off, and counts as
     average beyond: what is not known then speaks neither for nor against.
 
-    Of `slices` as `person_tones` takes or returns them, and the template of the people that the
-    model was trained on. ValueError as there.
+    Parameters
+    ----------
+    slices : ndarray of uint8 or float, shape (n, h, w), or Tones
+        Of one person, in any order; or what `person_tones` made of them.
+    template : Template
+        Of the people that the model was trained on.
+
+    Raises
+    ------
+    ValueError
+        As `person_tones` does.
     """
     tones = slices if isinstance(slices, Tones) else person_tones(slices)
     images, lacking = tones.images, list(tones.warnings)

@@ -22,11 +22,20 @@ _LEARNT = 2000  # Slices that mean heads are learnt from, about.
 class Subjects:
     """Subjects found in a set of slices.
 
-    `groups`, int64 (n,), are the subjects, numbered by first appearance. Two slices are linked by a
-    correlation above `threshold`, the middle of the gap. `same` and `different`, float64, are the
-    correlations of the links that join slices of one subject, and the strongest between subjects,
-    both ascending. `contradictory` are the groups whose slices carry more than one label (empty
-    where no labels were given). `warnings` say what is doubtful, with the groups concerned.
+    Attributes
+    ----------
+    groups : ndarray of int64, shape (n,)
+        Subject of each slice, numbered by first appearance.
+    threshold : float
+        Correlation above which two slices are linked: the middle of the gap.
+    same : ndarray of float64
+        Correlations of the links that join slices of one subject, ascending.
+    different : ndarray of float64
+        Strongest correlations between subjects, ascending.
+    contradictory : tuple of int
+        Groups whose slices carry more than one label (empty where no labels were given).
+    warnings : tuple of str
+        What is doubtful, with the groups concerned.
     """
 
     groups: np.ndarray
@@ -190,7 +199,14 @@ def order_slices(images: np.ndarray) -> np.ndarray:
     puts them in line (spectral seriation; Atkins et al. 1998, doi:10.1137/S0097539795285771). Which
     end is below is told by the size of the brain, which shrinks towards the crown.
 
-    Of one subject's slices, uint8 or float (n, h, w), in any order. Returns int64 (n,).
+    Parameters
+    ----------
+    images : ndarray of uint8 or float, shape (n, h, w)
+        Slices of one subject in any order.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
     """
     images = np.asarray(images)
     require(images.ndim == 3, "images must be (n, h, w).", shape=images.shape)

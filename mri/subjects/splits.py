@@ -25,9 +25,15 @@ class DataLeakageError(ValueError):
 class Split:
     """Rows for training, for selection and for the test.
 
-    `protocol` is 'subject' (no subject is in two parts) or 'image' (leaky; only for comparison).
-    `train`, `validation` and `test` are row numbers, int64, disjoint. `fold` is the number of this
-    one of `folds`, divided by `seed`; a given test part has fold -1 of 1.
+    Attributes
+    ----------
+    protocol : str
+        'subject' (no subject is in two parts) or 'image' (leaky; only for comparison).
+    train, validation, test : ndarray of int64
+        Row numbers, disjoint.
+    fold, folds, seed : int
+        Number of this fold, number of folds, and seed of the split. A given test part has fold -1
+        of 1.
     """
 
     protocol: str
@@ -52,8 +58,15 @@ def subject_split(
         Number of the test fold, from 0, and number of folds, from 2.
     seed : int
 
-    ValueError if there are fewer subjects than folds, or fewer than 3. Warns if a class has fewer
-    than folds, because some fold cannot test it.
+    Raises
+    ------
+    ValueError
+        If an argument is not of this kind, or there are fewer subjects than folds, or fewer than 3.
+
+    Warns
+    -----
+    UserWarning
+        If a class has fewer subjects than folds, because some fold cannot test it.
 
     Examples
     --------
@@ -93,8 +106,13 @@ def subject_split(
 def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: int = 0) -> Split:
     """Split by image, as the public benchmark does; use it only for comparison.
 
-    `test` are different rows, those of the published test file; 10 rows of some class must be left.
-    By `seed`, a tenth of the others is the validation part, split by image too.
+    Parameters
+    ----------
+    labels : ndarray of int, shape (n,)
+    test : sequence of int
+        Different rows, of the published test file. 10 rows of some class must be left.
+    seed : int
+        Seed of the validation part: a tenth of the other rows, split by image too.
 
     Examples
     --------

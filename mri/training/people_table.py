@@ -93,9 +93,10 @@ def best_number(found: CrossValidation, metric: str = "demented_auc") -> str:
 def against_one_number(found: CrossValidation) -> pd.DataFrame:
     """Return how much better each model is than the best single number, on the same people.
 
-    The figures are the AUC and the balanced accuracy of three classes. For each the rival is the
-    number that is best in it. It is chosen on these very people, so the bar is a little too high.
-    Figures are means over the divisions that both models have. ValueError if there is no number.
+    For each figure the rival is the number that is best in it. It is chosen on these very people,
+    so the bar is a little too high. Figures are means over the divisions that both models have.
+
+    `by` is 'accuracy', 'balanced_accuracy' or 'balanced_accuracy_3'; the AUC stands beside it.
 
     Returns
     -------
@@ -103,6 +104,11 @@ def against_one_number(found: CrossValidation) -> pd.DataFrame:
         By model: for both figures ``<figure>``, ``<figure>_low``, ``<figure>_high`` (95%, by
         bootstrap over people) and ``<figure>_p``, with Holm's correction over the models.
         ``<figure>_rival`` names the number; its own row has NaN.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows of a single number.
     """
     rows: dict[str, dict[str, object]] = {name: {} for name in found.ranked()}
     for metric in COMPARED:

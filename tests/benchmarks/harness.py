@@ -25,7 +25,7 @@ status = lambda key: int(open("/proc/self/status").read().split(key + ":")[1].sp
 """For code run by `child`: bytes of VmRSS or VmHWM. (ru_maxrss begins with the parent's.)"""
 PEERS = (
     *("torch", "datasets", "simplejpeg", "tf-keras-vis", "grad-cam"),
-    *("cleanvision", "imagededup", "imgclean", "vision-data-doctor"),
+    *("cleanvision", "imagededup", "imgclean", "vision-data-doctor", "faiss-cpu"),
 )
 
 

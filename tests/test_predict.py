@@ -253,7 +253,7 @@ def flat(bias, activation="linear"):
 @pytest.mark.parametrize(
     ("network", "card", "said"),
     [
-        (lambda: flat([0, 2, 0, 0]), None, ["classes are guessed", "No heatmap: `layer` must"]),
+        (lambda: flat([0, 2, 0, 0]), None, ["classes are guessed", "No heatmap: No layer can be"]),
         (lambda: flat([0, 99, 0, 0]), None, ["all too sure: does it expect other values"]),
         (lambda: flat([0, 2, 0, 0], "softmax"), None, ["The network ends in softmax: read by"]),
         (lambda: flat([0, 2, 0, 0]), {"temperature": 2.0, "seed": 0}, ["what it was trained on"]),

@@ -195,9 +195,10 @@ def choose(
         problem = "called inside a tf.function of the model's own, out of reach: call it outside"
     known = list(dict.fromkeys(v.name for v, _ in here))
     if wanted is None and not found:
+        others = f". 4-D are {known}" if known else ""
         raise ValueError(
             "No layer can be explained: no result with a grid, such as a convolution's, is on the "
-            f"way from the image to the logits, so nothing says where. 4-D are {known}"
+            f"way from the image to the logits, so nothing says where{others}"
         )
     raise ValueError(
         "`layer` must be one layer on the way to the output, itself 4-D, by name or as an object "

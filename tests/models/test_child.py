@@ -165,7 +165,8 @@ def test_models_that_take_too_much_cost_a_row_each(order, scans, tmp_path, monke
     def run(function, path, *rest):
         return CHILD.run(functions.aborts if "aborts" in path.stem else function, path, *rest)
 
-    monkeypatch.setattr(mri.evaluation.comparison, "CHILD", type("Run", (), {"run": run}))
+    child = type("Run", (), {"run": run, "start": lambda: None})
+    monkeypatch.setattr(mri.evaluation.comparison, "CHILD", child)
     table = compare(*scans, tmp_path).table.set_index("model")
     ranked = table[table["protocol"] == "unknown"]
     assert sorted(ranked.index) == [f"{2 * i - 1}-honest" for i in range(5)], [*table["note"]]

@@ -83,7 +83,7 @@ def test_a_network_saved_before_it_was_built_says_so(tmp_path):
     [
         (lambda: functional((64, 32, 3), K.Flatten(), K.Dense(4)), "--size 64 32 --channels 3 "),
         (lambda: functional((16, 16, 1), K.Flatten(), K.Dense(3)), r"gives \(None, 3\), the data"),
-        (lambda: functional((16, 16), K.Flatten(), K.Dense(4)), "needs one image input"),
+        (lambda: functional((256,), K.Dense(4)), "needs one image input"),
     ],
 )
 def test_a_network_that_does_not_fit_the_slices_is_told_what_to_declare(model, message):

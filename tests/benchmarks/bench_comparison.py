@@ -1,5 +1,7 @@
 """A comparison of sixteen models again after one more came, beside all of it anew.
 
+And all of it anew in the process for models of strangers, beside all of it in the caller's.
+
 The models are every registered network, with random weights, on the slices of fold 0; a network
 costs what it costs, whatever its weights.
 """
@@ -7,12 +9,15 @@ costs what it costs, whatever its weights.
 import tempfile
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 from harness import folder_of_slices, interleaved, main, versus
 
 from mri.data.scans import read_scans
 from mri.evaluation.comparison import compare
 from mri.models import builders as models
+from mri.models.child import CHILD, run_here
 from mri.models.files import save_model
 from mri.subjects.recovery import recover_subjects
 from mri.subjects.splits import subject_split
@@ -39,20 +44,32 @@ def measure(quick: bool) -> list[dict]:
         def full():
             for path in Path(folder).glob("*.parquet"):
                 path.unlink()
+            CHILD.end()  # Its start counts.
             compare(scans, groups, folder)
+
+        def here():
+            trusting = SimpleNamespace(run=run_here, start=lambda: None)
+            with mock.patch("mri.evaluation.comparison.CHILD", trusting):
+                full()
 
         def again():
             added.unlink()
             compare(scans, groups, folder)
 
-        seconds = interleaved({"full": full, "again": again}, 1 if quick else 2)
+        runs = {"full": full, "here": here, "again": again}
+        seconds = interleaved(runs, 1 if quick else 2)
         n = len(list(Path(folder).glob("*.keras")))
     return [
         versus(
             *(seconds, f"comparison of {n} models, one of them new", "again", "full"),
             "all of them new",
             at_most=1 / 8,
-        )
+        ),
+        versus(
+            *(seconds, f"comparison of {n} new models in a process of their own", "full", "here"),
+            "in the caller's process",
+            at_most=1.1,
+        ),
     ]
 
 

@@ -107,8 +107,7 @@ def audit(options: Options) -> int:
             break
     # Shown is the first that is not clean, or else that of the test part.
     found, parts, what = answers[-1 if answers[-1][0].status != "clean" else 0]
-    tables = str(found).removesuffix(found.verdict).rstrip()
-    print(for_terminal(f"{found.verdict}{what}\n\n{tables}"))
+    print(for_terminal("\n\n".join([found.verdict + what, *found.shown("to_string")])))
     told = {"html": "", "json": json.dumps(found.to_dict(), indent=1)}
     if options.html:
         told["html"] = audit_html(found, parts[0], parts[1] if len(parts) > 1 else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,14 +137,12 @@ def recover_subjects(
         _refuse_flat(~np.any([half.any(axis=1) for half in patterns.halves], axis=0)[which])
 
         def plain(rows: np.ndarray) -> Patterns:
-            halves, blocks = room_for(len(rows), False), dict(_blocks(images, first[rows]))
-
-            def fill(start: int) -> None:
-                found = folding_patterns(resized(images[blocks[start]], SIDE), False)
-                for out, part in zip(halves, found, strict=True):
-                    out[start : start + len(part)] = part
-
-            in_threads(fill, blocks)
+            halves = room_for(len(rows), False)
+            _fill(
+                halves,
+                _blocks(images, first[rows]),
+                lambda some: folding_patterns(resized(images[some], SIDE), False),
+            )
             return Patterns.whole(halves)
 
         groups, edges, cut, doubts = people(patterns, low, plain, min_margin=min_margin, seed=seed)
@@ -173,16 +172,28 @@ def _described(images: np.ndarray, rows: np.ndarray) -> tuple[Patterns, np.ndarr
     pose = Pose.learn(np.concatenate(small))
     posed = pose.outline is not None
     halves, low = room_for(len(rows), posed), np.empty((len(rows), LOW), np.float32)
-    blocks = dict(_blocks(images, rows))
+
+    def described(some: np.ndarray) -> tuple[np.ndarray, ...]:
+        canonical = pose.draw(images[some])
+        return *folding_patterns(canonical, posed), low_detail(canonical)
+
+    _fill((*halves, low), _blocks(images, rows), described)
+    return Patterns.whole(halves), low
+
+
+def _fill(
+    outs: Sequence[np.ndarray],
+    blocks: Iterable[tuple[int, np.ndarray]],
+    work: Callable[[np.ndarray], tuple[np.ndarray, ...]],
+) -> None:
+    """Put what `work` makes of the rows of each block into its place in `outs`, in threads."""
+    rows = dict(blocks)
 
     def fill(start: int) -> None:
-        canonical = pose.draw(images[blocks[start]])
-        found = *folding_patterns(canonical, posed), low_detail(canonical)
-        for out, part in zip((*halves, low), found, strict=True):
+        for out, part in zip(outs, work(rows[start]), strict=True):
             out[start : start + len(part)] = part
 
-    in_threads(fill, blocks)
-    return Patterns.whole(halves), low
+    in_threads(fill, rows)
 
 
 def _refuse_flat(flat: np.ndarray) -> None:

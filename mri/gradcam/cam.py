@@ -8,6 +8,7 @@ is differentiated.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,11 @@ class Explanation:
     zero: np.ndarray
 
 
+def _cells(a: tf.Tensor) -> tf.Tensor:
+    """Return the number of cells of the grid, float32."""
+    return tf.cast(tf.reduce_prod(tf.shape(a)[1:3]), tf.float32)
+
+
 def _grad_cam_pp(a: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
     """Weigh each channel by the sum of its positive gradients, each times its alpha."""
     # The paper's equation 19 divided through by g², which underflows when gradients are small.
@@ -58,7 +64,7 @@ def _grad_cam_pp(a: tf.Tensor, g: tf.Tensor) -> tf.Tensor:
 
 
 METHODS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    "grad-cam": lambda a, g: tf.reduce_mean(g, (1, 2), keepdims=True),
+    "grad-cam": lambda a, g: tf.reduce_sum(g, (1, 2), keepdims=True) / _cells(a),
     "grad-cam++": _grad_cam_pp,
     "hirescam": lambda a, g: g,
     "layercam": lambda a, g: tf.nn.relu(g),
@@ -68,10 +74,16 @@ in the map: (n, 1, 1, c), one for each channel, or (n, h, w, c)."""
 
 
 def _weighted(a: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Return the sum (n, h, w) of activations over the channels."""
-    if weights.shape[1:3] == (1, 1):  # A product of matrices needs no copy of the activations.
-        return tf.matmul(a, weights, transpose_b=True)[..., 0]
-    return tf.reduce_sum(a * weights, -1)
+    """Return the sum, float32 (n, h, w), of activations of any float type over the channels."""
+    if weights.shape[1:3] != (1, 1):
+        return tf.reduce_sum(tf.cast(a, tf.float32) * weights, -1)
+    # A product of matrices needs no copy of the activations. bfloat16 has the range of float32, and
+    # one more rounding of what was rounded so often; float16 could overflow.
+    dtype = tf.bfloat16 if a.dtype == tf.bfloat16 else tf.float32
+    n, h, w, c = tf.unstack(tf.shape(a))
+    row, cells = tf.reshape(weights, (n, 1, c)), tf.reshape(a, (n, h * w, c))
+    product = tf.matmul(tf.cast(row, dtype), tf.cast(cells, dtype), transpose_b=True)
+    return tf.cast(tf.reshape(product, (n, h, w)), tf.float32)
 
 
 class GradCAM:
@@ -157,15 +169,17 @@ class GradCAM:
             one_hot = tf.one_hot(classes, self._k)
             # Images do not mix in inference: one gradient of the batch holds each image's own.
             explained = _log_odds(logits, one_hot) if shares else logits * one_hot
-            mean = self.method == "grad-cam"
-            target = choose(images, (logits, explained), calls, self._wanted, only_mean=mean)
+            summed = self.method == "grad-cam"
+            target = choose(images, (logits, explained), calls, self._wanted, only_sum=summed)
             self.layer = target.layer
             a, g = target.moved(target.tensor), target.moved(target.gradients)
-            raw = tf.nn.relu(_weighted(a, METHODS[self.method](a, g)))
+            weights = METHODS[self.method](tf.cast(a, tf.float32), tf.cast(g, tf.float32))
+            raw = tf.nn.relu(_weighted(a, weights))
             axes = cells_of(images, target.tensor, target.grid)
             sides = zip(images.shape[1:3], tf.unstack(tf.shape(images)[1:3]), strict=True)
             maps = stretch(raw, axes, *(of or side for of, side in sides))
-            maps = tf.math.divide_no_nan(maps, tf.reduce_max(maps, (1, 2), keepdims=True))
+            top = tf.reduce_max(maps, (1, 2), keepdims=True)
+            maps /= tf.where(top > 0, top, 1.0)  # `divide_no_nan` takes much longer.
             return maps, raw, classes, logits
 
         # One trace for all batch sizes, and here, so that what cannot work is said at once.
@@ -257,10 +271,15 @@ class GradCAM:
         images = batches(x, self._input, batch_size)
         ends = np.cumsum([len(batch) for batch in images])
         padded = np.concatenate([wanted, np.repeat(wanted[-1:], ends[-1] - len(x))])
-        parts = [
-            self._explain(batch, padded[end - len(batch) : end])
-            for batch, end in zip(images, ends, strict=True)
-        ]
+        # Two batches at a time: of a small network, one alone keeps one core busy.
+        with ThreadPoolExecutor(2) as pool:
+            parts = list(
+                pool.map(
+                    lambda batch, end: self._explain(batch, padded[end - len(batch) : end]),
+                    images,
+                    ends,
+                )
+            )
         return [np.concatenate(part)[: len(x)] for part in zip(*parts, strict=True)]
 
 

@@ -55,7 +55,7 @@ def record_calls(model: keras.Model, images: tf.Tensor, to: ImageInput) -> tuple
 class Target(NamedTuple):
     """What is explained: a 4-D tensor of the trace, the result of `layer` or of what follows it.
 
-    `gradients` are of its form, or those behind a max pooling, where only their mean is wanted.
+    `gradients` are of its form, or those behind a pooling, where only their sum is wanted.
     `grid` says where its rows and columns are, None where nothing is known of them.
     """
 
@@ -65,10 +65,9 @@ class Target(NamedTuple):
     grid: Grid | None
 
     def moved(self, x: tf.Tensor) -> tf.Tensor:
-        """Return `x`, of the form of the tensor, as float32 (n, rows, columns, channels)."""
+        """Return `x`, of the form of the tensor, as (n, rows, columns, channels)."""
         rows, columns = self.grid.at if self.grid else (1, 2)
         channels = ({1, 2, 3} - {rows, columns}).pop()
-        x = tf.cast(x, tf.float32)
         return x if channels == 3 and rows == 1 else tf.transpose(x, (0, rows, columns, channels))
 
 
@@ -151,13 +150,13 @@ def choose(
     calls: Calls,
     wanted: str | keras.Layer | None,
     *,
-    only_mean: bool = False,
+    only_sum: bool = False,
 ) -> Target:
     """Choose what to explain of a trace: of its images and calls; ValueError without such a layer.
 
     `scores` are the logits, and what is explained, made of them. `wanted` is a layer, its name, or
-    None for `MARKED`, else the last map that all paths go through. `only_mean` says whether only
-    the mean of the gradients over the grid is wanted.
+    None for `MARKED`, else the last map that all paths go through. `only_sum` says whether only
+    the sum of the gradients over the grid is wanted.
     """
     logits, explained = scores
     paths = Paths(images, logits)
@@ -178,7 +177,7 @@ def choose(
                 stacklevel=2,
             )
     for layer, x in [] if unclear else reversed(found):
-        gradients = _gradients(explained, x, only_mean)
+        gradients = _gradients(explained, x, only_sum)
         if gradients is not None:
             grid = paths.known.get(x.ref())
             return Target(layer, x, gradients, grid if grid and len(grid.at) == 2 else None)
@@ -209,19 +208,15 @@ def choose(
     )
 
 
-def _gradients(explained: tf.Tensor, x: tf.Tensor, only_mean: bool) -> tf.Tensor | None:
-    """Return the gradients at `x`, or fewer of the same mean; None where none reach it."""
+def _gradients(explained: tf.Tensor, x: tf.Tensor, only_sum: bool) -> tf.Tensor | None:
+    """Return the gradients at `x`, or fewer of the same sum; None where none reach it."""
     users = [op for op in x.consumers() if op.type not in BLIND]
-    # Max pooling hands each gradient on to one cell, so their sum is the same before and behind it.
-    # To find those cells takes up to a fifth of the time of the network.
-    pooled = only_mean and [op.type for op in users] == ["MaxPool"]
+    # Pooling hands each gradient on whole, so their sum is the same before and behind it. To deal
+    # them out to the cells takes up to a fifth of the time of the network.
+    pooled = only_sum and [op.type for op in users] in (["MaxPool"], ["AvgPool"])
     at = users[0].outputs[0] if pooled else x
     gradients = tf.gradients(explained, at)[0]
-    if gradients is None:
-        return None
-    gradients = tf.convert_to_tensor(gradients)
-    ratio = tf.size(at, tf.int64) / tf.size(x, tf.int64)
-    return gradients * tf.cast(ratio, gradients.dtype) if pooled else gradients
+    return None if gradients is None else tf.convert_to_tensor(gradients)
 
 
 def _named(x: tf.Tensor, calls: Calls, paths: Paths) -> keras.Operation:

@@ -19,6 +19,9 @@ Halves = tuple[np.ndarray, np.ndarray]
 """Half the sum and half the difference of the left half and the mirrored right half."""
 
 _COMMON, _SEARCHED, _SAMPLE, _BLOCK = 24, 64, 4000, 256
+_PAIRS = 2**22  # That are sorted at once.
+MANY = 200_000
+"""Slices above which memory is saved."""
 _REACH = 30  # Of the disc that is compared, in pixels of a canonical slice.
 
 
@@ -66,15 +69,29 @@ class Patterns:
 
     def likeness(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Return the likeness of slices (m,) with those of their row of `columns` (m, k)."""
-        found = np.empty(columns.shape)
+        found, step = np.empty(columns.shape), max(1, _PAIRS // columns.shape[1])
+        for start in range(0, len(rows), step):
+            some = slice(start, start + step)
+            found[some] = self._likeness(rows[some, None], columns[some])
+        return found
+
+    def _likeness(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        n = np.int64(len(self))
+        # Most neighbours are mutual: each pair is compared once.
+        numbers = np.minimum(one, other) * n + np.maximum(one, other)
+        pairs, place = np.unique(numbers, return_inverse=True)
+        rows, columns = np.divmod(pairs, n)
+        first, found = np.flatnonzero(np.diff(rows, prepend=-1)), np.empty(len(pairs))
+        last = np.append(first, len(pairs))[1:]
 
         def fill(start: int) -> None:
+            block = slice(start, start + _BLOCK)
             # Slice by slice, what is compared stays in the processor's cache.
-            for i in range(start, min(start + _BLOCK, len(rows))):
-                found[i] = self.between(rows[i : i + 1], columns[i])[0]
+            for a, b in zip(first[block], last[block], strict=True):
+                found[a:b] = self.between(rows[a : a + 1], columns[a:b])[0]
 
-        in_threads(fill, range(0, len(rows), _BLOCK))
-        return found
+        in_threads(fill, range(0, len(first), _BLOCK))
+        return found[place].reshape(other.shape)
 
     def pairs(self, one: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Return the likeness (m,) of slices (m,) with others (m,), one with one."""
@@ -105,11 +122,16 @@ def in_threads(work: Callable[[int], None], starts: Iterable[int]) -> None:
 
 def unequal(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of slices that equal no earlier one, and for each slice its place in them."""
+    keys = np.empty((len(images), 16), np.uint8)
+
+    def fill(start: int) -> None:
+        for row, image in enumerate(images[start : start + _BLOCK], start):
+            key = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+            keys[row] = np.frombuffer(key, np.uint8)
+
+    in_threads(fill, range(0, len(images), _BLOCK))
     known: dict[bytes, int] = {}
-    which = np.empty(len(images), np.int64)
-    for i, image in enumerate(images):
-        key = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-        which[i] = known.setdefault(key, len(known))
+    which = np.array([known.setdefault(key.tobytes(), len(known)) for key in keys], np.int64)
     return np.unique(which, return_index=True)[1], which
 
 
@@ -122,7 +144,7 @@ def doubted(numbers: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def room_for(n: int, posed: bool) -> Halves:
     """Return empty halves of n slices; half as exact where they would not fit."""
     wide = np.count_nonzero(_compared(posed))
-    kind = np.float32 if n <= 200_000 else np.float16
+    kind = np.float32 if n <= MANY else np.float16
     return np.empty((n, wide), kind), np.empty((n, wide), kind)
 
 

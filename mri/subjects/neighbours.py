@@ -144,26 +144,28 @@ def _by_index(halves: Halves, neighbours: int) -> np.ndarray:
     """
     import faiss
 
-    points, wide = np.concatenate(halves, axis=1), halves[0].shape[1]
-    n = len(points)
+    n, wide = halves[0].shape
+    both = wide + halves[1].shape[1]
     faiss.omp_set_num_threads(os.cpu_count())
     cells = min(n // _IN_A_CELL, 8192)
-    index = faiss.IndexIVFFlat(
-        faiss.IndexFlatIP(points.shape[1]), points.shape[1], cells, faiss.METRIC_INNER_PRODUCT
-    )
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(both), both, cells, faiss.METRIC_INNER_PRODUCT)
     index.cp.niter, index.nprobe = 8, _PROBED
-    index.train(points[:: max(1, n // (40 * cells))])
-    index.add(points)
+
+    def points(rows: slice) -> np.ndarray:
+        return np.concatenate([half[rows] for half in halves], axis=1)
+
+    index.train(points(slice(None, None, max(1, n // (40 * cells)))))
+    blocks = [slice(start, start + 16384) for start in range(0, n, 16384)]
+    for block in blocks:
+        index.add(points(block))
     found, best = np.empty((n, neighbours), np.int64), np.empty(n, np.float32)
-    for start in range(0, n, 16384):
-        block = slice(start, start + 16384)
-        like, rows = index.search(points[block], neighbours + 1)
-        mirrored = points[block].copy()
+    for block in blocks:
+        mirrored = points(block)
+        like, rows = index.search(mirrored, neighbours + 1)
         mirrored[:, wide:] *= -1
         turned, others = index.search(mirrored, neighbours + 1)
-        found[block], best[block] = _merged(
-            np.concatenate([like, turned], axis=1), np.concatenate([rows, others], axis=1), start, n
-        )
+        like, rows = np.concatenate([like, turned], axis=1), np.concatenate([rows, others], axis=1)
+        found[block], best[block] = _merged(like, rows, block.start, n)
     alone = np.sort(np.argsort(best)[: n // 100])
     found[alone] = _exactly(halves, alone, neighbours)
     return found
@@ -220,7 +222,7 @@ def mixtures(
     rows, place = np.nonzero(np.take_along_axis(similarity, ranked, 1) > _UNLIKE)
     one, other = columns[rows, ranked[rows, 0]], columns[rows, ranked[rows, place]]
     rows = among[rows]
-    unlike = near.own.pairs(one, other) < _UNLIKE
+    unlike = _alike(near, one, other) < _UNLIKE
     rows, one, other = rows[unlike], one[unlike], other[unlike]
     score = np.zeros(len(rows))
     for start in range(0, len(rows), _AT_A_TIME):
@@ -238,6 +240,18 @@ def mixtures(
     best = best[np.unique(rows[best], return_index=True)[1]]
     best = best[score[best] > 0.985]
     return np.stack([rows[best], one[best], other[best]])
+
+
+def _alike(near: Neighbours, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the likeness (m,) of nodes (m,) with others (m,); most were compared before."""
+    found, new = np.empty(len(one)), np.empty(len(one), bool)
+    for start in range(0, len(one), _AT_A_TIME):
+        block = slice(start, start + _AT_A_TIME)
+        same = near.columns[one[block]] == other[block, None]
+        found[block] = near.similarity[one[block], same.argmax(1)]
+        new[block] = ~same.any(1)
+    found[new] = near.own.pairs(one[new], other[new])
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -16,7 +18,7 @@ _RADIUS = 25.5  # Of the brain in a canonical slice, in pixels: leaves room for 
 _STEPS, _REACH = 64, 0.75 * SIDE  # Samples of a ray, and its length in pixels.
 _RAYS = 32, 32, 128  # Rays of an outline: few are enough to find the centre.
 _HARMONICS, _FINE = np.arange(2, 25), 1024  # Of an outline; angles that are tried in a turn.
-_ROUNDS = 2
+_ROUNDS, _BLOCK = 2, 128
 _THUMB, _KINDS = 32, 12  # Side of a thumbnail; mean heads to lay them on, mostly by height.
 _MOST = np.array([1, 1, 0.05, 0.1])  # A larger correction says that the mean head is a wrong one.
 
@@ -43,7 +45,10 @@ class Pose:
     @classmethod
     def learn(cls, images: np.ndarray) -> Pose:
         """Learn the mean heads from slices (n, h, w), a few for all."""
-        poses, waves, inside, small = _outlines(images)
+        blocks = [images[start : start + _BLOCK] for start in range(0, len(images), _BLOCK)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            parts = [*pool.map(_outlines, blocks)]
+        poses, waves, inside, small = map(np.concatenate, zip(*parts, strict=True))
         if inside.mean() <= 0.5:
             return cls(None)
         outline = _mean_outline(waves)

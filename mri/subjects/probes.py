@@ -12,7 +12,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
 
 from mri.subjects.likeness import Found
 
@@ -52,8 +51,7 @@ class Probes:
         rows = np.concatenate([test for _, test in parts])
         similar, neighbour = found[name][1][rows], found[f"{name}: pixels"][0]
         majority = np.bincount(labels[parts[0][0]]).argmax()
-        # On so few numbers the threads of BLAS mostly wait for each other.
-        with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             guesses = list(pool.map(self._linear, *zip(*parts, strict=True)))
         tests = [test for _, test in parts]
         truth, neighbours = [labels[of] for of in tests], [neighbour[of] for of in tests]

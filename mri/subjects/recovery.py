@@ -11,7 +11,15 @@ from threadpoolctl import threadpool_limits
 
 from mri._arguments import integers, require
 from mri.subjects.heights import LOW, low_detail
-from mri.subjects.identity import Patterns, doubted, folding_patterns, in_threads, room_for, unequal
+from mri.subjects.identity import (
+    MANY,
+    Patterns,
+    doubted,
+    folding_patterns,
+    in_threads,
+    room_for,
+    unequal,
+)
 from mri.subjects.linking import people
 from mri.subjects.pose import SIDE, Pose, resized
 
@@ -170,12 +178,13 @@ def _described(images: np.ndarray, rows: np.ndarray) -> tuple[Patterns, np.ndarr
     learnt = _blocks(images, rows[:: max(1, len(rows) // _LEARNT)])
     small = [resized(images[some], SIDE, keep_shape=True) for _, some in learnt]
     pose = Pose.learn(np.concatenate(small))
-    posed = pose.outline is not None
-    halves, low = room_for(len(rows), posed), np.empty((len(rows), LOW), np.float32)
+    # Of very many slices the corners are left out, even where they are not known to be empty.
+    disc = pose.outline is not None or len(rows) > MANY
+    halves, low = room_for(len(rows), disc), np.empty((len(rows), LOW), np.float32)
 
     def described(some: np.ndarray) -> tuple[np.ndarray, ...]:
         canonical = pose.draw(images[some])
-        return *folding_patterns(canonical, posed), low_detail(canonical)
+        return *folding_patterns(canonical, disc), low_detail(canonical)
 
     _fill((*halves, low), _blocks(images, rows), described)
     return Patterns.whole(halves), low

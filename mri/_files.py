@@ -27,10 +27,11 @@ def read_regular(path: Path, limit: int) -> bytes:
     """
     # A pipe that nobody writes to would be waited for; Windows has neither.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(descriptor)
+        raise OSError("it is no regular file")
     with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError("it is no regular file")
         content = file.read(limit + 1) if about.st_size <= limit else b""
         if about.st_size > limit or len(content) > limit:
             raise OSError(f"it has {about.st_size} bytes, at most {limit} are read")

@@ -296,8 +296,8 @@ def _warnings(file: ModelFile, checked: bool, surest: float) -> tuple[str, ...]:
         share = card["validation"]["balanced_accuracy"]
         what = "people" if takes_person(file) else "slices"
         said.append(
-            f"Of the {what} by which its settings were chosen, on whom it was not trained, this "
-            f"model named {share:.0%} rightly (balanced over the classes; chance is 25%). "
+            f"This model named {share:.0%} of the validation {what} rightly (balanced over the "
+            "classes; chance is 25%). It was not trained on them, but they chose its settings. "
             "A slice of the public set may be of a person whom it does know."
         )
     if not checked:

@@ -155,7 +155,7 @@ def _answers(
     given = Claims(scans, groups)
     if scans is not None and any(of.path.is_file() and not is_own(of) for of in files.values()):
         CHILD.start()  # While this process does what it can do itself.
-    # A glass box runs here, and first.
+    # What may be a glass box comes first: it runs here. Its card is read where an error is told.
     queue = sorted(files.items(), key=lambda of: not of[1].path.with_suffix(".npz").is_file())
     for name, file in progress(queue, "models", len(queue)):
         try:

@@ -7,6 +7,7 @@ is differentiated.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -84,6 +85,12 @@ def _weighted(a: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     row, cells = tf.reshape(weights, (n, 1, c)), tf.reshape(a, (n, h * w, c))
     product = tf.matmul(tf.cast(row, dtype), tf.cast(cells, dtype), transpose_b=True)
     return tf.cast(tf.reshape(product, (n, h, w)), tf.float32)
+
+
+_UNKNOWN_PLACE = (
+    "where the cells of {!r} lie in the image cannot be read from the model, as behind a resizing "
+    "that keeps the aspect ratio: its maps are stretched evenly over the image and may be shifted"
+)
 
 
 class GradCAM:
@@ -175,6 +182,8 @@ class GradCAM:
             a, g = target.moved(target.tensor), target.moved(target.gradients)
             weights = METHODS[self.method](tf.cast(a, tf.float32), tf.cast(g, tf.float32))
             raw = tf.nn.relu(_weighted(a, weights))
+            if not (target.grid and target.grid.axes):
+                warnings.warn(_UNKNOWN_PLACE.format(target.layer.name), stacklevel=5)
             axes = cells_of(images, target.tensor, target.grid)
             sides = zip(images.shape[1:3], tf.unstack(tf.shape(images)[1:3]), strict=True)
             maps = stretch(raw, axes, *(of or side for of, side in sides))

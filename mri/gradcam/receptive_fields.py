@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from mri._keras import tf
 
-_CONVOLUTIONS = "Conv2D", "DepthwiseConv2dNative"
+_TRANSPOSED = "Conv2DBackpropInput"
+_CONVOLUTIONS = "Conv2D", "DepthwiseConv2dNative", _TRANSPOSED
 # Axes of rows and columns, by layout.
 _LAYOUTS = {b"NHWC": (1, 2), b"NCHW": (2, 3)}
 _POOLINGS = "MaxPool", "AvgPool"
@@ -122,6 +123,8 @@ def _after(op: tf.Operation, known: Known) -> Grid | None:
     if not sources:
         return None
     shape, grid = sources[0]
+    if repeated := _repeated(op, known):
+        return repeated
     if op.type == "Transpose":
         order = tf.get_static_value(op.inputs[1])
         at = () if order is None else tuple(order.tolist().index(axis) for axis in grid.at)
@@ -162,6 +165,23 @@ def _alike(op: tf.Operation, sources: list[tuple[tf.TensorShape, Grid]]) -> Grid
     return paths[0]._replace(axes=(row, column))
 
 
+def _repeated(op: tf.Operation, known: Known) -> Grid | None:
+    """Return the grid where each row or column is repeated, as an upsampling does it."""
+    tile = op.inputs[0].op
+    if (op.type, tile.type) != ("Reshape", "Tile") or tile.inputs[0].op.type != "ExpandDims":
+        return None
+    x, behind = tile.inputs[0].op.inputs
+    grid, axis = known.get(x.ref()), int(tf.get_static_value(behind)) - 1
+    if grid is None or grid.axes is None or len(grid.at) != 2 or axis not in grid.at:
+        return None
+    times, to = tile.outputs[0].shape[axis + 1], op.outputs[0].shape
+    cells = _entries((times, x.shape[axis]))
+    if cells is None or to.rank != x.shape.rank or to[axis] != cells:
+        return None
+    ratios = [1 / times if a == axis else 1 for a in grid.at]
+    return grid._replace(axes=_seen(grid.axes, [(1 - of) / 2 for of in ratios], strides=ratios))
+
+
 def _reshaped(grid: Grid, of: tf.TensorShape, to: tf.TensorShape) -> Grid | None:
     """Return the grid behind a change of form, None where rows and columns have no own axes.
 
@@ -198,21 +218,28 @@ def _sides(op: tf.Operation) -> tuple[int, ...]:
 
 
 def _behind_windows(op: tf.Operation, at: tuple[int, ...], axes: Axes) -> Axes | None:
-    if op.type in _CONVOLUTIONS:
+    if op.type in _POOLINGS:
+        windows = [op.get_attr("ksize")[a] for a in at]
+    else:
         kernel, dilations = op.inputs[1].shape, op.get_attr("dilations")
         windows = [(kernel[_sides(op).index(a)] - 1) * dilations[a] + 1 for a in at]
-    else:
-        windows = [op.get_attr("ksize")[a] for a in at]
     strides, before = [op.get_attr("strides")[a] for a in at], [0, 0]
+    # A transposed convolution is the way back through one from the larger image.
+    back = op.type == _TRANSPOSED
     if op.get_attr("padding") == b"EXPLICIT":
         before = [op.get_attr("explicit_paddings")[2 * a] for a in at]
     elif op.get_attr("padding") == b"SAME":
-        sizes = [op.inputs[0].shape[a] for a in at]
+        sizes = [(op.outputs if back else op.inputs)[0].shape[a] for a in at]
         if None in sizes:
             return None
         along = zip(sizes, windows, strides, strict=True)
         before = [max((-(-n // s) - 1) * s + k - n, 0) // 2 for n, k, s in along]
-    return _seen(axes, before, windows, strides)
+    if not back:
+        return _seen(axes, before, windows, strides)
+    around = zip(before, windows, strides, strict=True)
+    starts = [(k - 1 - b) / s for b, k, s in around]
+    wide = [(k - 1) / s + 1 for k, s in zip(windows, strides, strict=True)]
+    return _seen(axes, starts, wide, [1 / s for s in strides])
 
 
 def _behind_padding(op: tf.Operation, at: tuple[int, ...], axes: Axes) -> Axes | None:
@@ -285,7 +312,7 @@ _KNOWN = {
 def _seen(
     axes: Axes,
     before: Sequence[float],
-    windows: Sequence[int] = (1, 1),
+    windows: Sequence[float] = (1, 1),
     strides: Sequence[float] = (1, 1),
 ) -> Axes:
     """Return what windows of cells see; the first window starts `before` cells outside."""

@@ -32,6 +32,8 @@ def overlay(
 
     Opacity is `alpha` times the strength, so the anatomy is visible where the map is weak.
     """
+    maps = "heatmap must be one map of numbers, such as explanation.maps[0]."
+    require(np.asarray(heatmap).dtype.kind in "buif", maps, heatmap=type(heatmap).__name__)
     heat, grey = np.asarray(heatmap, dtype=float), np.asarray(image, dtype=float)
     fits = grey.shape == heat.shape and grey.ndim == 2
     shapes = {"image": grey.shape, "heatmap": heat.shape}

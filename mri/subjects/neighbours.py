@@ -21,6 +21,8 @@ _NEIGHBOURS, _MOST, _BLOCK = 40, 640, 256  # Neighbours looked at, at first and 
 _UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
 _AT_A_TIME = 4000  # Possible mixtures, whose patterns are held together.
 _INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
+_PAIRS = 2**24  # Whose likeness a thread holds at once.
+_ALONE = 2000  # Slices at most that are compared with all, of those that found least.
 _IN_A_CELL, _PROBED = 100, 8  # Slices in a cell of the index, and cells compared with a slice.
 
 
@@ -116,9 +118,10 @@ def _exactly(points: Halves, rows: np.ndarray, neighbours: int) -> np.ndarray:
     """Compare some rows with all points; return their nearest others."""
     (even, odd), n = points, len(points[0])
     found = np.empty((len(rows), neighbours), np.int64)
+    step = min(_BLOCK, _PAIRS // n + 1)
 
     def fill(start: int) -> None:
-        block = rows[start : start + _BLOCK]
+        block = rows[start : start + step]
         like = odd[block] @ odd.T
         np.abs(like, out=like)
         like += even[block] @ even.T
@@ -129,9 +132,9 @@ def _exactly(points: Halves, rows: np.ndarray, neighbours: int) -> np.ndarray:
             # Of equals some are too many.
             taken[row] = False
             taken[row, np.argsort(-like[row], kind="stable")[:neighbours]] = True
-        found[start : start + _BLOCK] = np.nonzero(taken)[1].reshape(-1, neighbours)
+        found[start : start + step] = np.nonzero(taken)[1].reshape(-1, neighbours)
 
-    in_threads(fill, range(0, len(rows), _BLOCK))
+    in_threads(fill, range(0, len(rows), step))
     return found
 
 
@@ -166,7 +169,7 @@ def _by_index(halves: Halves, neighbours: int) -> np.ndarray:
         turned, others = index.search(mirrored, neighbours + 1)
         like, rows = np.concatenate([like, turned], axis=1), np.concatenate([rows, others], axis=1)
         found[block], best[block] = _merged(like, rows, block.start, n)
-    alone = np.sort(np.argsort(best)[: n // 100])
+    alone = np.sort(np.argsort(best)[: min(n // 100, _ALONE)])
     found[alone] = _exactly(halves, alone, neighbours)
     return found
 

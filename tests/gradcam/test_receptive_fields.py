@@ -158,15 +158,29 @@ def scored(x):
     return K.Dense(2, kernel_initializer="ones")(K.GlobalAveragePooling2D()(x))
 
 
+def up(size, **options):
+    return K.Conv2DTranspose(2, size, activation="relu", **options)
+
+
+THRICE = [conv(3, strides=2) for _ in range(3)]
+SHAPES = {
+    "strided": THRICE,
+    "repeated": [*THRICE, K.UpSampling2D((2, 4)), conv(3)],
+    "transposed": [*THRICE, up(4, strides=2, padding="same"), up(3, strides=2, padding="same")],
+    "transposed, valid": [*THRICE, up(5, strides=3)],
+}
+
+
 @pytest.mark.parametrize("shrunk", [1, 2])
-def test_a_dot_is_found_where_it_is_however_the_grid_lies(shrunk):
+@pytest.mark.parametrize("steps", SHAPES.values(), ids=list(SHAPES))
+def test_a_dot_is_found_where_it_is_however_the_grid_lies(steps, shrunk):
     """Three strided layers: laid on evenly, the maps would be 3.5 cells of their input off.
 
     Over all places in a cell, what a cell sees of a dot is symmetric about its centre.
     """
     size, period = 64 * shrunk, 8 * shrunk
     inputs = keras.Input((size, size, 1))
-    x = stack(K.Resizing(64, 64), *(conv(3, strides=2) for _ in range(3)))(inputs)
+    x = stack(K.Resizing(64, 64), *steps)(inputs)
     cam = GradCAM(positive(keras.Model(inputs, scored(x))))
     dots = size // 2 + np.stack(np.divmod(np.arange(period**2), period), 1)
     images = np.zeros((len(dots), size, size), np.float32)
@@ -179,17 +193,21 @@ def test_a_dot_is_found_where_it_is_however_the_grid_lies(shrunk):
 
 
 GRIDS = {
-    "grown": ((24, 36, 1), lambda x: conv(3, strides=2)(K.UpSampling2D()(conv(3, strides=3)(x)))),
+    "filled up": ((24, 36, 1), stack(K.Resizing(24, 24, pad_to_aspect_ratio=True), conv(3))),
+    "cut off": ((36, 24, 1), stack(K.Resizing(18, 18, crop_to_aspect_ratio=True), conv(3))),
+    "rolled": ((24, 36, 1), stack(lambda x: keras.ops.roll(x, 5, axis=1), conv(3))),
     "open": ((None, None, 1), conv(3, strides=2)),
 }
 
 
 @pytest.mark.parametrize(("shape", "body"), GRIDS.values(), ids=list(GRIDS))
-def test_what_cannot_be_read_off_the_graph_divides_the_image_evenly(shape, body, rng):
+def test_what_cannot_be_read_off_the_graph_is_warned_of_and_divides_evenly(shape, body, rng):
     inputs = keras.Input(shape)
     x = K.Activation("relu", name="last_conv")(body(inputs))
     h, w = (10, 14) if shape[0] is None else shape[:2]
-    found = GradCAM(positive(keras.Model(inputs, scored(x))))(rng.uniform(0, 1, (2, h, w)), 0)
+    with pytest.warns(UserWarning, match="the cells of 'last_conv' lie .* may be shifted"):
+        cam = GradCAM(positive(keras.Model(inputs, scored(x))))
+    found = cam(rng.uniform(0, 1, (2, h, w)), 0)
     hf, wf = found.raw.shape[1:]
     rows = weights(h, h / hf, (h / hf - 1) / 2, hf)
     columns = weights(w, w / wf, (w / wf - 1) / 2, wf)

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from mri._arguments import integers, require, row_numbers
 from mri.data.scans import Scans
-from mri.subjects.identity import doubted, unequal
+from mri.subjects.identity import unequal
 from mri.subjects.likeness import Likeness, Progress, View, nearest, turned_copies
 from mri.subjects.probes import (
     APART,
@@ -28,6 +28,7 @@ from mri.subjects.probes import (
     Parts,
     Probes,
     disagreement,
+    disputed,
 )
 from mri.subjects.recovery import Subjects, recover_subjects
 from mri.subjects.splits import PARTS, Split, folds_of_people
@@ -197,7 +198,6 @@ def audit(
     groups = None if subjects is None else subjects.groups
     told("preparing slices", 0.0)
     like, keys = Likeness(scans.images), unequal(scans.images)[1]
-    wrong = doubted(keys, scans.labels)
     first, second = np.split(np.arange(len(scans)), [len(train)])
     apart = [] if groups is None or test is None else _folds(scans.labels, groups, folds, seed)
     sides = {"all": first} if test is None else {"train": first, "test": second}
@@ -205,6 +205,7 @@ def audit(
     if test is not None:
         views |= _across(first, second, apart, groups, len(scans))
     found = nearest(like, views, told)
+    wrong = disputed(keys, scans.labels, found)
     within = pd.DataFrame(
         {
             side: _within(keys[of], found[f"within {side}"][1][of], wrong[of])
@@ -310,14 +311,16 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray | None) -> pd.DataF
     rest, test = np.concatenate(parts[:2]), parts[2]
     apart = [] if groups is None else _folds(scans.labels, groups, 5, 0)
     like, keys = Likeness(scans.images), unequal(scans.images)[1]
+    everything = np.arange(n)
     views = _across(rest, test, apart, groups, n)
-    found = nearest(like, {name: views[name] for name in views if name not in (APART, "strangers")})
+    views = {name: views[name] for name in views if name not in (APART, "strangers")}
+    found = nearest(like, views | {"all": View(everything, everything, everything)})
     copies = int(np.isin(keys[test], keys[rest]).sum())
     near = int((found[PUBLISHED][1] >= DUPLICATE).sum())
     turned = int(turned_copies(like, test, rest, DUPLICATE).sum())
     told = f"{copies} identical, {near} with r ≥ {DUPLICATE}"
     told += f", {turned} mirrored, turned or inverted" if turned else ""
-    wrong = int(doubted(keys, scans.labels).sum())
+    wrong = int(disputed(keys, scans.labels, found).sum())
     told += f"; {wrong} stand there with another label too" if wrong else ""
     size = "/".join(str(len(part)) for part in parts) + " slices"
     people = few = "people unknown"

@@ -13,6 +13,7 @@ from sklearn.metrics import recall_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mri.subjects.identity import doubted
 from mri.subjects.likeness import Found
 
 Parts = list[tuple[np.ndarray, np.ndarray]]
@@ -25,7 +26,7 @@ PUBLISHED, APART = "as published", "subjects kept apart"
 SHARED = "test slices whose subject stands in train"
 IDENTICAL = "pixel-identical slices across"
 NEAR = f"test slices with a near duplicate in train (r ≥ {DUPLICATE})"
-DISPUTED = "pixel-identical to one with another label"
+DISPUTED = f"copies of one with another label, exact or near (r ≥ {DUPLICATE})"
 TURNED = f"test slices that are a mirrored, turned or inverted copy (r ≥ {DUPLICATE})"
 
 # By how much the nearest neighbour may do better as published before people are doubted.
@@ -100,6 +101,15 @@ def disagreement(
         f"published and {apart.mean():.0%} with the people kept apart that were found, which "
         "people found rightly do not explain",
     )
+
+
+def disputed(keys: np.ndarray, labels: np.ndarray, found: Found) -> np.ndarray:
+    """Return which of n slices stand there with another label too, exactly or nearly, bool."""
+    wrong = doubted(keys, labels)
+    for twins, alike in found.values():
+        rows = np.flatnonzero((alike >= DUPLICATE) & (labels[twins] != labels))
+        wrong[rows] = wrong[twins[rows]] = True
+    return np.isin(keys, keys[wrong])
 
 
 def shuffle_diagnoses(labels: np.ndarray, groups: np.ndarray, *, seed: int = 0) -> np.ndarray:

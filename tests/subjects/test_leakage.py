@@ -367,10 +367,12 @@ def test_one_source_without_parts_is_searched_within(parts):
     assert "with a near duplicate" in repr(found)
 
 
-def test_slices_of_equal_pixels_and_different_labels_are_told():
+@pytest.mark.parametrize("change", [0, 1], ids=["to the pixel", "encoded anew"])
+def test_one_picture_with_different_labels_is_told(change):
     phantom, rows = make_phantoms(8, 5, size=64, seed=4), np.arange(40)
     images, labels = phantom.images.copy(), phantom.labels.copy()
     images[7], images[9], labels[9] = images[3], images[3], (labels[3] + 1) % 4
+    images[9] = (images[9].astype(int) + change * (np.arange(64) % 3 - 1)).clip(0, 255)
     labels[7] = labels[3]
     known = Subjects(phantom.subjects, 0.5, np.ones(1), np.zeros(1))
     told = " 3 slices stand there with another label too; correct the labels."
@@ -380,7 +382,10 @@ def test_slices_of_equal_pixels_and_different_labels_are_told():
     divided = audit(*sides, subjects=replace(known, groups=phantom.subjects[order]))
     for found in (divided, audit(whole, subjects=known)):
         assert found.verdict.endswith(told) and found.to_dict()["verdict"].endswith(told)
-        assert found.within.loc["pixel-identical to one with another label"].sum() == 3
+        assert (
+            found.within.loc["copies of one with another label, exact or near (r ≥ 0.99)"].sum()
+            == 3
+        )
         assert told.strip() in found._repr_html_()
     split = Split("image", rows[:20], rows[20:30], rows[30:])
     table = checklist(whole, split, None).set_index("leakage")["found"]

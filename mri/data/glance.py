@@ -9,6 +9,7 @@ import numpy as np
 
 _NOTHING = 16  # Range of gray values of a slice: 12 bits of 16 leave it 15, and 0 to 1 leaves one.
 _DIM = 128  # Whole sets reach 255 or nearly so.
+_PART = 0.05  # Of the slices; single ones at the end of a head may be dim.
 _SMALL = 256  # Pixels of a picture that is too small to tell.
 _CLOSELY, _FEW = 4, 16  # Slices looked at closely, and fewer gray values than scans have.
 _SCALE = "scale the values to 0 to 255 first if they were of 10 or 12 bits, or from 0 to 1"
@@ -21,8 +22,8 @@ class Glance:
     """
 
     def __init__(self) -> None:
-        self.slices = self.brightest = self.faint = 0
-        self.first = self.depth = self.odd = ""
+        self.slices = self.brightest = self.faint = self.dim = 0
+        self.first = self.dimmed = self.depth = self.odd = ""
         self.values = 256
 
     def look(
@@ -42,6 +43,10 @@ class Glance:
             if np.ptp(images[i]) < _NOTHING:
                 self.first = self.first or name(i)
                 self.faint += 1
+        for i in np.flatnonzero(high < _DIM).tolist():
+            if images[i].max() < _DIM:
+                self.dimmed = self.dimmed or name(i)
+                self.dim += 1
         self.slices += len(images)
 
     def _closely(
@@ -76,6 +81,11 @@ class Glance:
             yield (
                 f"the brightest pixel of all {self.slices} slices is {self.brightest} of "
                 f"255{self.depth}; {_SCALE}"
+            )
+        elif self.dim > _PART * self.slices:
+            yield (
+                f"{self.dim} of {self.slices} slices are dimmer than the others, with no pixel of "
+                f"{_DIM} or more; the first is {self.dimmed}{self.depth}; {_SCALE}"
             )
         elif self.values < _FEW:
             yield f"the first slices have {self.values} gray values in all; masks? Give the scans"

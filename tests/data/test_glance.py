@@ -78,6 +78,21 @@ def test_slices_that_show_nothing_are_counted_and_the_first_is_named(change, tmp
         read_scans(table(images), cache=tmp_path / "a.npy")
 
 
+@pytest.mark.parametrize("dim", [4, 20])
+def test_a_dim_part_beside_a_bright_one_is_told(dim):
+    images = heads(n=40).astype(np.uint8)
+    images[-dim:] = images[-dim:] // 2
+    told = f"{dim} of 40 slices are dimmer than the others, .* 128 or more; the .* row {40 - dim};"
+    with pytest.warns(UserWarning, match=told):
+        read_scans(table(images))
+
+
+def test_a_single_dim_slice_is_not_warned_of():
+    images = heads(n=40).astype(np.uint8)
+    images[-1] //= 2
+    read_scans(table(images))
+
+
 def test_a_dark_line_alone_is_no_dark_slice():
     images = heads().astype(np.uint8)
     images[:, 18:23] = 0

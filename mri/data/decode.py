@@ -123,10 +123,11 @@ def decode_into(
 
     Returns the causes of the rows that failed; `out` keeps its old content there.
     """
+    rows = iter(range(len(views)))  # Of all threads: each takes the next one, so that none waits.
 
-    def part(start: int) -> dict[int, str]:
+    def part(_: int) -> dict[int, str]:
         causes = {}
-        for i in range(start, len(views), threads):
+        for i in rows:
             image = _image(views[i], size)
             if isinstance(image, str):
                 causes[i] = image

@@ -25,7 +25,7 @@ from mri.data.parts import Rows, load
 from mri.data.sources import Slices, Source, Split, data_folder, describe
 
 # Rows for each thread: few enough for the cache, many enough that threads seldom wait.
-_AT_A_TIME = 256
+_AT_A_TIME = 512
 
 New = Callable[[tuple[int, ...]], np.ndarray]
 """From a shape to a new array of uint8."""

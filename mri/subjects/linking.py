@@ -108,13 +108,15 @@ def people(
             before, after = near.columns, further.columns
             same = before.shape == after.shape
             new = np.flatnonzero((before != after).any(1)) if same else np.arange(n)
+    own, original = near.own, near.original
+    del near, further  # Of a million slices their neighbours take a gigabyte.
     kept = np.flatnonzero(pure)
     refusal = why_unclear(edges, cut, min_margin, len(np.unique(groups[kept])), len(kept))
     if refusal:
         raise UnclearSubjectsError(refusal)
     rows, columns = (np.searchsorted(kept, of) for of in (inside.rows, inside.columns))
     inside = Tree(rows, columns, inside.similarity)
-    groups, doubts = _checked(near.own.take(kept), low[nodes[kept]], inside, threshold)
+    groups, doubts = _checked(own.take(kept), low[nodes[kept]], inside, threshold)
     doubts = [(text, nodes[kept[concerned]]) for text, concerned in doubts]
     whole = np.full(n, -1)
     whole[kept] = groups
@@ -122,7 +124,7 @@ def people(
     if len(between):
         text = f"{len(between)} slices are mixtures of two people"
         doubts.append((text, nodes[between.ravel()]))
-    return whole[near.original], edges, cut, doubts
+    return whole[original], edges, cut, doubts
 
 
 def _checked(

@@ -19,6 +19,7 @@ COPY = 0.97
 
 _NEIGHBOURS, _MOST, _BLOCK = 40, 640, 256  # Neighbours looked at, at first and at most.
 _UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
+_LOOKED_AT = 2**16  # Nodes whose neighbours are looked at together for mixtures.
 _AT_A_TIME = 4000  # Possible mixtures, whose patterns are held together.
 _INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
 _PAIRS = 2**24  # Whose likeness a thread holds at once.
@@ -117,7 +118,7 @@ def nearest(points: Halves, neighbours: int) -> np.ndarray:
 def _exactly(points: Halves, rows: np.ndarray, neighbours: int) -> np.ndarray:
     """Compare some rows with all points; return their nearest others."""
     (even, odd), n = points, len(points[0])
-    found = np.empty((len(rows), neighbours), np.int64)
+    found = np.empty((len(rows), neighbours), np.int32)
     step = min(_BLOCK, _PAIRS // n + 1)
 
     def fill(start: int) -> None:
@@ -161,7 +162,7 @@ def _by_index(halves: Halves, neighbours: int) -> np.ndarray:
     blocks = [slice(start, start + 16384) for start in range(0, n, 16384)]
     for block in blocks:
         index.add(points(block))
-    found, best = np.empty((n, neighbours), np.int64), np.empty(n, np.float32)
+    found, best = np.empty((n, neighbours), np.int32), np.empty(n, np.float32)
     for block in blocks:
         mirrored = points(block)
         like, rows = index.search(mirrored, neighbours + 1)
@@ -220,6 +221,14 @@ def mixtures(
     the patterns of nodes as they stand in the picture, since sums were made before any pose.
     Returns (3, m): the mixtures, their larger parts and the smaller.
     """
+    blocks = [among[start : start + _LOOKED_AT] for start in range(0, len(among), _LOOKED_AT)]
+    found = [_mixtures(near, plain, block) for block in blocks]
+    return np.concatenate([np.empty((3, 0), np.int64), *found], axis=1)
+
+
+def _mixtures(
+    near: Neighbours, plain: Callable[[np.ndarray], Patterns], among: np.ndarray
+) -> np.ndarray:
     columns, similarity = near.columns[among], near.similarity[among]
     ranked = np.argsort(-similarity, axis=1)[:, :16]
     rows, place = np.nonzero(np.take_along_axis(similarity, ranked, 1) > _UNLIKE)
@@ -277,11 +286,11 @@ class Tree:
 
 def spanning_tree(columns: np.ndarray, similarity: np.ndarray, kept: np.ndarray) -> Tree:
     """Join nearest others to a tree of the strongest links, without the rows not `kept`."""
-    n = len(columns)
-    rows, columns = np.repeat(np.arange(n), columns.shape[1]), columns.ravel()
-    use = kept[rows] & kept[columns]
+    n, k = columns.shape
     # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
-    graph = csr_matrix((2.0 - similarity.ravel()[use], (rows[use], columns[use])), (n, n))
+    distance = np.where(kept[:, None] & kept[columns], 2.0 - similarity, 0).ravel()
+    graph = csr_matrix((distance, columns.ravel(), np.arange(0, n * k + 1, k)), (n, n))
+    graph.eliminate_zeros()
     tree = minimum_spanning_tree(graph).tocoo()
     order = np.argsort(-tree.data, kind="stable")
     return Tree(tree.row[order], tree.col[order], 2.0 - tree.data[order])

@@ -27,7 +27,14 @@ from mri.models.files import ModelFile
 from mri.models.scores import predict_logits
 from mri.subjects.probes import shuffle_diagnoses
 from mri.subjects.splits import Split
-from mri.training.crossval import SHUFFLED, CrossValidation, answers, folds_of, held_out
+from mri.training.crossval import (
+    SHUFFLED,
+    CrossValidation,
+    answers,
+    folds_of,
+    held_out,
+    read_crossval,
+)
 from mri.training.loop import Run, Trained, is_trained, train
 from mri.training.recipe import Recipe, chosen_entries
 
@@ -157,17 +164,36 @@ def sweep(
     """Cross-validate networks and a control on all people; keep the logits in `output`.
 
     The control is the first network, trained on diagnoses shuffled among the subjects. The networks
-    go into a folder named as `output` without its ending. See `cross_validate`.
+    go into a folder named as `output` without its ending. See `cross_validate`. What other networks
+    answered stays in `output`; DataError, before any training, if that is of other people.
     """
+    before = _kept_of(scans, groups, output) if Path(output).is_file() else None
     home = Path(output).with_suffix("")
     options: dict[str, Any] = {"folds": folds, "seeds": range(seeds), "folder": home}
     found = cross_validate(builders, scans, groups, **options)
     control = replace(scans, labels=shuffle_diagnoses(scans.labels, groups))
     shuffled = cross_validate(builders[0], control, groups, **options).frame
     shuffled["model"] += SHUFFLED
-    result = replace(found, frame=pd.concat([found.frame, shuffled], ignore_index=True))
+    frames = [found.frame, shuffled]
+    if before is not None:
+        new = pd.concat(frames)["model"].unique()
+        frames.insert(0, before[~before["model"].isin(new)])
+    result = replace(found, frame=pd.concat(frames, ignore_index=True))
     result.save(output)
     return result
+
+
+def _kept_of(scans: Scans, groups: np.ndarray, output: str | os.PathLike[str]) -> pd.DataFrame:
+    """Return the logits kept in `output`, which must be of these people."""
+    found = read_crossval(output)
+    frame, names = found.frame, (found.class_names, found.origin)
+    true = ~frame["model"].str.endswith(SHUFFLED)
+    asked = (frame["row"], frame["subject"], frame["label"].where(true, -1))
+    row, subject, label = (of.to_numpy() for of in asked)
+    same = names == (scans.class_names, scans.origin) and row.max() < len(scans)
+    if not same or (subject != groups[row]).any() or (true & (label != scans.labels[row])).any():
+        raise DataError(f"{output}: holds logits of other people; name another file (--output)")
+    return frame
 
 
 def train_zoo(

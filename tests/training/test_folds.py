@@ -23,6 +23,7 @@ from mri.subjects.probes import linear_probe, shuffle_diagnoses
 from mri.subjects.splits import subject_split
 from mri.training.crossval import read_crossval
 from mri.training.folds import cross_validate
+from mri.training.folds import sweep as add_to
 from mri.training.people import cross_validate_probes
 from mri.training.recipe import Recipe
 
@@ -366,6 +367,26 @@ def test_command_line_adds_the_shuffled_control(tmp_path, monkeypatch, capsys):
     assert true["row"].tolist() == dealt["row"].tolist() == list(range(len(true)))
     expected = shuffle_diagnoses(true["label"].to_numpy(), true["subject"].to_numpy())
     assert dealt["label"].tolist() == expected.tolist()
+
+
+def test_a_sweep_keeps_what_other_networks_answered(case, tmp_path, fits):
+    scans, groups = case
+    output, options = tmp_path / "all.parquet", {"folds": FOLDS}
+    flat_only = add_to(["flat"], *case, output, **options).frame
+    both = add_to(["wide"], *case, output, **options)
+    control = ", diagnoses shuffled"
+    assert both.models == ["flat", "flat" + control, "wide", "wide" + control]
+    pd.testing.assert_frame_equal(both.frame[: len(flat_only)], flat_only)
+    trained = len(fits[0])
+    again = add_to(["flat"], *case, output, **options).frame
+    assert len(fits[0]) == trained
+    assert sorted(again["model"].unique()) == sorted(both.models) and len(again) == len(both.frame)
+    before = output.read_bytes()
+    others = (replace(scans, labels=scans.labels[::-1]), groups), (scans, groups[::-1])
+    for people in (*others, (replace(scans, class_names=NAMES[::-1]), groups)):
+        with pytest.raises(DataError, match=r"all.parquet: holds logits of other people; name"):
+            add_to(["wide"], *people, output, **options)
+    assert len(fits[0]) == trained and output.read_bytes() == before
 
 
 def test_figures_by_fold_are_those_of_its_people(done):

@@ -22,7 +22,7 @@ _COMMON, _SEARCHED, _SAMPLE, _BLOCK = 24, 64, 4000, 256
 _PAIRS = 2**22  # That are sorted at once.
 MANY = 200_000
 """Slices above which memory is saved."""
-_REACH = 30  # Of the disc that is compared, in pixels of a canonical slice.
+_REACH, _SHORT_REACH = 30, 27  # Of the disc that is compared, in pixels of a canonical slice.
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,26 +143,28 @@ def doubted(numbers: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def room_for(n: int, posed: bool) -> Halves:
     """Return empty halves of n slices; half as exact where they would not fit."""
-    wide = np.count_nonzero(_compared(posed))
+    wide = np.count_nonzero(_compared(posed, n > MANY))
     kind = np.float32 if n <= MANY else np.float16
     return np.empty((n, wide), kind), np.empty((n, wide), kind)
 
 
-def _compared(posed: bool) -> np.ndarray:
+def _compared(posed: bool, many: bool) -> np.ndarray:
     """Return which pixels of the left half are compared: what lies in the head, if it is known."""
     rows, columns = np.mgrid[:SIDE, : SIDE // 2] - (SIDE - 1) / 2
-    return (rows**2 + columns**2 <= _REACH**2) | (not posed)
+    reach = _SHORT_REACH if many else _REACH if posed else SIDE
+    return rows**2 + columns**2 <= reach**2
 
 
-def folding_patterns(canonical: np.ndarray, posed: bool) -> Halves:
+def folding_patterns(canonical: np.ndarray, posed: bool, many: bool = False) -> Halves:
     """High-pass canonical slices (n, 64, 64) and split them at the midline.
 
-    The halves of a slice have length 1 together; a slice without a pattern has zeros.
+    The halves of a slice have length 1 together; a slice without a pattern has zeros. Of `many`,
+    the rim is left out.
     """
     sharp = np.empty_like(canonical)
     for out, image in zip(sharp, canonical, strict=True):
         np.subtract(image, cv2.GaussianBlur(image, (0, 0), 2), out=out)
-    rows, columns = np.nonzero(_compared(posed))
+    rows, columns = np.nonzero(_compared(posed, many))
     flat = sharp.reshape(len(sharp), -1)
     left = flat.take(rows * SIDE + columns, axis=1)
     right = flat.take(rows * SIDE + SIDE - 1 - columns, axis=1)

@@ -22,7 +22,7 @@ _UNLIKE = 0.35  # Likeness that strangers' slices do not reach.
 _LOOKED_AT = 2**16  # Nodes whose neighbours are looked at together for mixtures.
 _AT_A_TIME = 4000  # Possible mixtures, whose patterns are held together.
 _INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
-_PAIRS = 2**24  # Whose likeness a thread holds at once.
+_PAIRS = 2**23  # Whose likeness a thread holds at once.
 _ALONE = 2000  # Slices at most that are compared with all, of those that found least.
 _IN_A_CELL, _PROBED = 100, 8  # Slices in a cell of the index, and cells compared with a slice.
 
@@ -70,7 +70,8 @@ def looked_further(near: Neighbours, groups: np.ndarray, pure: np.ndarray) -> Ne
 
     A slice sees its nearest stranger only if it has more neighbours than slices of its own. What an
     index tore off a person is a small group: its slices are compared with all others, but a tenth
-    of all slices at most. A slice that is not `pure` (m,) is a mixture and stands alone.
+    of all slices at most, and no more than 20,000. A slice that is not `pure` (m,) is a mixture and
+    stands alone.
     """
     sizes, k = np.bincount(groups), near.columns.shape[1]
     most = min(_MOST, len(groups) - 1)
@@ -82,7 +83,7 @@ def looked_further(near: Neighbours, groups: np.ndarray, pure: np.ndarray) -> Ne
     # Of any two parts of a person one has half of the slices at most.
     small = sizes[groups] <= np.quantile(sizes[groups], 0.8) / 2
     rows = np.flatnonzero(small & pure & ~near.exact)
-    left = len(groups) // 10 - near.exact.sum()
+    left = min(len(groups) // 10, 10 * _ALONE) - near.exact.sum()
     if not len(rows) or left <= 0:
         return None
     rows = np.sort(rows[np.argsort(sizes[groups[rows]], kind="stable")][:left])
@@ -170,6 +171,7 @@ def _by_index(halves: Halves, neighbours: int) -> np.ndarray:
         turned, others = index.search(mirrored, neighbours + 1)
         like, rows = np.concatenate([like, turned], axis=1), np.concatenate([rows, others], axis=1)
         found[block], best[block] = _merged(like, rows, block.start, n)
+    del index
     alone = np.sort(np.argsort(best)[: min(n // 100, _ALONE)])
     found[alone] = _exactly(halves, alone, neighbours)
     return found
@@ -288,8 +290,9 @@ def spanning_tree(columns: np.ndarray, similarity: np.ndarray, kept: np.ndarray)
     """Join nearest others to a tree of the strongest links, without the rows not `kept`."""
     n, k = columns.shape
     # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
-    distance = np.where(kept[:, None] & kept[columns], 2.0 - similarity, 0).ravel()
-    graph = csr_matrix((distance, columns.ravel(), np.arange(0, n * k + 1, k)), (n, n))
+    distance = 2.0 - similarity
+    distance[~(kept[:, None] & kept[columns])] = 0
+    graph = csr_matrix((distance.ravel(), columns.ravel(), np.arange(0, n * k + 1, k)), (n, n))
     graph.eliminate_zeros()
     tree = minimum_spanning_tree(graph).tocoo()
     order = np.argsort(-tree.data, kind="stable")

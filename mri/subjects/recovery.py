@@ -178,13 +178,12 @@ def _described(images: np.ndarray, rows: np.ndarray) -> tuple[Patterns, np.ndarr
     learnt = _blocks(images, rows[:: max(1, len(rows) // _LEARNT)])
     small = [resized(images[some], SIDE, keep_shape=True) for _, some in learnt]
     pose = Pose.learn(np.concatenate(small))
-    # Of very many slices the corners are left out, even where they are not known to be empty.
-    disc = pose.outline is not None or len(rows) > MANY
-    halves, low = room_for(len(rows), disc), np.empty((len(rows), LOW), np.float32)
+    posed, many = pose.outline is not None, len(rows) > MANY
+    halves, low = room_for(len(rows), posed), np.empty((len(rows), LOW), np.float32)
 
     def described(some: np.ndarray) -> tuple[np.ndarray, ...]:
         canonical = pose.draw(images[some])
-        return *folding_patterns(canonical, disc), low_detail(canonical)
+        return *folding_patterns(canonical, posed, many), low_detail(canonical)
 
     _fill((*halves, low), _blocks(images, rows), described)
     return Patterns.whole(halves), low

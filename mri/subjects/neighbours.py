@@ -24,7 +24,7 @@ _AT_A_TIME = 4000  # Possible mixtures, whose patterns are held together.
 _INDEXED = 20_000  # Slices from which an index is faster than comparing all pairs.
 _PAIRS = 2**23  # Whose likeness a thread holds at once.
 _ALONE = 2000  # Slices at most that are compared with all, of those that found least.
-_IN_A_CELL, _PROBED = 100, 8  # Slices in a cell of the index, and cells compared with a slice.
+_IN_A_CELL, _PROBED = 100, 8  # Slices in a cell of the index; cells searched, more of many.
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ def _by_index(halves: Halves, neighbours: int) -> np.ndarray:
     faiss.omp_set_num_threads(os.cpu_count())
     cells = min(n // _IN_A_CELL, 8192)
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(both), both, cells, faiss.METRIC_INNER_PRODUCT)
-    index.cp.niter, index.nprobe = 8, _PROBED
+    index.cp.niter, index.nprobe = 8, max(_PROBED, cells // 256)
 
     def points(rows: slice) -> np.ndarray:
         return np.concatenate([half[rows] for half in halves], axis=1)

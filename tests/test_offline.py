@@ -63,7 +63,7 @@ def worked(tmp_path_factory):
         "TMPDIR": str(places["temporary"]),
         "MPLBACKEND": "agg",
     }
-    kept = sorted(package.glob("*"))
+    kept = sorted(package.glob("[!.]*"))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WORK],
         cwd=places["cwd"],
@@ -72,7 +72,7 @@ def worked(tmp_path_factory):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(package.glob("*")) == kept
+    assert sorted(package.glob("[!.]*")) == kept
     files = {
         name: {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
         for name, place in places.items()

@@ -119,12 +119,12 @@ def _weights(axis: Axis, pixels: int, cells: int) -> tf.Tensor:
 
 
 def _after(op: tf.Operation, known: Known) -> Grid | None:
+    if repeated := _repeated(op, known):
+        return repeated
     sources = [(x.shape, known[x.ref()]) for x in op.inputs if x.ref() in known]
     if not sources:
         return None
     shape, grid = sources[0]
-    if repeated := _repeated(op, known):
-        return repeated
     if op.type == "Transpose":
         order = tf.get_static_value(op.inputs[1])
         at = () if order is None else tuple(order.tolist().index(axis) for axis in grid.at)
@@ -167,8 +167,8 @@ def _alike(op: tf.Operation, sources: list[tuple[tf.TensorShape, Grid]]) -> Grid
 
 def _repeated(op: tf.Operation, known: Known) -> Grid | None:
     """Return the grid where each row or column is repeated, as an upsampling does it."""
-    tile = op.inputs[0].op
-    if (op.type, tile.type) != ("Reshape", "Tile") or tile.inputs[0].op.type != "ExpandDims":
+    tile = op.inputs[0].op if op.type == "Reshape" else op
+    if op is tile or tile.type != "Tile" or tile.inputs[0].op.type != "ExpandDims":
         return None
     x, behind = tile.inputs[0].op.inputs
     grid, axis = known.get(x.ref()), int(tf.get_static_value(behind)) - 1

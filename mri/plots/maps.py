@@ -32,9 +32,10 @@ def overlay(
 
     Opacity is `alpha` times the strength, so the anatomy is visible where the map is weak.
     """
+    heat, grey = np.asarray(heatmap), np.asarray(image, dtype=float)
     maps = "heatmap must be one map of numbers, such as explanation.maps[0]."
-    require(np.asarray(heatmap).dtype.kind in "buif", maps, heatmap=type(heatmap).__name__)
-    heat, grey = np.asarray(heatmap, dtype=float), np.asarray(image, dtype=float)
+    require(heat.dtype.kind in "buif", maps, heatmap=type(heatmap).__name__)
+    heat = heat.astype(float)
     fits = grey.shape == heat.shape and grey.ndim == 2
     shapes = {"image": grey.shape, "heatmap": heat.shape}
     require(fits, "image and heatmap must have the same shape (h, w).", **shapes)

@@ -122,16 +122,15 @@ def in_threads(work: Callable[[int], None], starts: Iterable[int]) -> None:
 
 def unequal(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of slices that equal no earlier one, and for each slice its place in them."""
-    keys = np.empty((len(images), 16), np.uint8)
+    keys = [b""] * len(images)
 
     def fill(start: int) -> None:
         for row, image in enumerate(images[start : start + _BLOCK], start):
-            key = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            keys[row] = np.frombuffer(key, np.uint8)
+            keys[row] = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
     in_threads(fill, range(0, len(images), _BLOCK))
     known: dict[bytes, int] = {}
-    which = np.array([known.setdefault(key.tobytes(), len(known)) for key in keys], np.int64)
+    which = np.array([known.setdefault(key, len(known)) for key in keys], np.int64)
     return np.unique(which, return_index=True)[1], which
 
 

@@ -288,12 +288,10 @@ class Tree:
 
 def spanning_tree(columns: np.ndarray, similarity: np.ndarray, kept: np.ndarray) -> Tree:
     """Join nearest others to a tree of the strongest links, without the rows not `kept`."""
-    n, k = columns.shape
+    use = kept[:, None] & kept[columns]
+    ends = np.concatenate([[0], np.cumsum(use.sum(1))])
     # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
-    distance = 2.0 - similarity
-    distance[~(kept[:, None] & kept[columns])] = 0
-    graph = csr_matrix((distance.ravel(), columns.ravel(), np.arange(0, n * k + 1, k)), (n, n))
-    graph.eliminate_zeros()
+    graph = csr_matrix((2.0 - similarity[use], columns[use], ends), (len(columns),) * 2)
     tree = minimum_spanning_tree(graph).tocoo()
     order = np.argsort(-tree.data, kind="stable")
     return Tree(tree.row[order], tree.col[order], 2.0 - tree.data[order])

@@ -167,18 +167,18 @@ def sweep(
     go into a folder named as `output` without its ending. See `cross_validate`. What other networks
     answered stays in `output`; DataError, before any training, if that is of other people.
     """
-    before = _kept_of(scans, groups, output) if Path(output).is_file() else None
+    groups = integers("groups", groups, len(scans))
+    before = [_kept_of(scans, groups, output)] if Path(output).is_file() else []
     home = Path(output).with_suffix("")
     options: dict[str, Any] = {"folds": folds, "seeds": range(seeds), "folder": home}
     found = cross_validate(builders, scans, groups, **options)
     control = replace(scans, labels=shuffle_diagnoses(scans.labels, groups))
     shuffled = cross_validate(builders[0], control, groups, **options).frame
     shuffled["model"] += SHUFFLED
-    frames = [found.frame, shuffled]
-    if before is not None:
-        new = pd.concat(frames)["model"].unique()
-        frames.insert(0, before[~before["model"].isin(new)])
-    result = replace(found, frame=pd.concat(frames, ignore_index=True))
+    new = [*found.models, builders[0] + SHUFFLED]
+    kept = [frame[~frame["model"].isin(new)] for frame in before]
+    frame = pd.concat([*kept, found.frame, shuffled], ignore_index=True)
+    result = replace(found, frame=frame)
     result.save(output)
     return result
 

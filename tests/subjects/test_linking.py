@@ -7,7 +7,7 @@ from mri.data.phantom import make_phantoms
 from mri.subjects.coverage import strangers_within
 from mri.subjects.identity import Patterns
 from mri.subjects.linking import UnclearSubjectsError, _checked, _joined
-from mri.subjects.neighbours import Tree
+from mri.subjects.neighbours import Tree, spanning_tree
 from mri.subjects.recovery import recover_subjects
 
 SLICES, STEP = 24, 0.9
@@ -112,3 +112,18 @@ def test_too_few_slices_that_differ_are_refused():
     between = ((one.astype(int) + other) // 2).astype(np.uint8)
     with pytest.raises(UnclearSubjectsError, match="1 of 3 distinct slices are mixtures of others"):
         recover_subjects(np.stack([one, other, between]))
+
+
+def test_a_tree_without_some_slices_leaves_the_neighbours_as_they_were():
+    columns = np.array([[1, 2], [0, 2], [1, 3], [2, 1]], np.int32)
+    similarity = np.array([[0.9, 0.8], [0.9, 0.7], [0.7, 0.6], [0.6, 0.5]])
+    kept = np.array([True, True, False, True])
+    before = columns.copy(), similarity.copy()
+    tree = spanning_tree(columns, similarity, kept)
+    np.testing.assert_array_equal(columns, before[0])
+    np.testing.assert_array_equal(similarity, before[1])
+    links = {
+        frozenset(pair) for pair in zip(tree.rows.tolist(), tree.columns.tolist(), strict=True)
+    }
+    assert links == {frozenset({0, 1}), frozenset({1, 3})}
+    np.testing.assert_allclose(tree.similarity, [0.5, 0.9])

@@ -188,7 +188,8 @@ def folds(options: Options) -> int:
     if not options.names:
         raise ValueError("Name the networks to train, or give --table.")
     scans, _, groups = protocols()
-    found = sweep(options.names, scans, groups, output, folds=options.folds, seeds=options.seeds)
+    numbers = {name: getattr(options, name) for name in ("folds", "seeds", "divisions")}
+    found = sweep(options.names, scans, groups, output, **numbers)
     print(f"{len(scans)} {scans.origin}, subjects, test parts of all folds")
     print(f"{found.table().to_string()}\n{output}: logits of all")
     return 0
@@ -329,6 +330,7 @@ def _parser() -> argparse.ArgumentParser:
     of.add_argument("names", metavar="NAME", nargs="*")
     of.add_argument("--seeds", type=int, default=1)
     of.add_argument("--folds", type=int, default=5)
+    of.add_argument("--divisions", type=int, default=1, help="of the people, by other seeds")
     of.add_argument("--output", default="models/crossval.parquet")
     of.add_argument("--table", action="store_true", help="train nothing, write the tables")
     of = command(people)

@@ -24,6 +24,7 @@ CEILING = 0.45
 _FLOOR = 0.3  # Links as weak as strangers' best correlations say nothing.
 _TRUST = 0.8  # In heights, from which they serve to check groups.
 _NAMED = 3  # Groups that stand for all.
+_WEAKEST = 1000  # Links of an unclear answer, whose ends are looked at again.
 
 Doubts = list[tuple[str, np.ndarray]]
 """What to warn of, with a row of each group concerned."""
@@ -104,7 +105,11 @@ def people(
         threshold = float(edges[cut : cut + 2].mean())
         inside = tree.take(edges > threshold)
         groups = inside.groups(n)
-        if further := looked_further(near, groups, pure):
+        # Where the gap is not clear, an index may have missed better links than the weakest.
+        unclear = edges[cut + 1] - edges[cut] < min_margin
+        weak = inside.take(np.arange(min(_WEAKEST, len(inside.rows)) if unclear else 0))
+        ends = np.column_stack([weak.rows, weak.columns]).ravel()
+        if further := looked_further(near, groups, pure, ends):
             before, after = near.columns, further.columns
             same = before.shape == after.shape
             new = np.flatnonzero((before != after).any(1)) if same else np.arange(n)

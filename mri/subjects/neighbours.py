@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import numpy as np
+import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
@@ -65,13 +66,16 @@ def distinct(patterns: Patterns, seed: int) -> Neighbours:
     return Neighbours(nodes, original, own, points, columns, similarity, exact)
 
 
-def looked_further(near: Neighbours, groups: np.ndarray, pure: np.ndarray) -> Neighbours | None:
+def looked_further(
+    near: Neighbours, groups: np.ndarray, pure: np.ndarray, weak: np.ndarray
+) -> Neighbours | None:
     """Look for links that the groups (m,) may lack; return None if there is nothing to look for.
 
     A slice sees its nearest stranger only if it has more neighbours than slices of its own. What an
-    index tore off a person is a small group: its slices are compared with all others, but a tenth
-    of all slices at most, and no more than 20,000. A slice that is not `pure` (m,) is a mixture and
-    stands alone.
+    index tore off a person is a small group, or hangs on a link that is far too weak: its slices
+    are compared with all others, but a tenth of all slices at most, and no more than 20,000. A
+    slice that is not `pure` (m,) is a mixture and stands alone. `weak` are the ends of weak links,
+    the weakest first.
     """
     sizes, k = np.bincount(groups), near.columns.shape[1]
     most = min(_MOST, len(groups) - 1)
@@ -81,12 +85,13 @@ def looked_further(near: Neighbours, groups: np.ndarray, pure: np.ndarray) -> Ne
         exact = np.full(len(groups), not _has_index(len(groups)))
         return replace(near, columns=columns, similarity=similarity, exact=exact)
     # Of any two parts of a person one has half of the slices at most.
-    small = sizes[groups] <= np.quantile(sizes[groups], 0.8) / 2
-    rows = np.flatnonzero(small & pure & ~near.exact)
+    small = np.flatnonzero(sizes[groups] <= np.quantile(sizes[groups], 0.8) / 2)
+    small = small[np.argsort(sizes[groups[small]], kind="stable")]
+    rows = pd.unique(np.concatenate([small, weak]))
     left = min(len(groups) // 10, 10 * _ALONE) - near.exact.sum()
-    if not len(rows) or left <= 0:
+    rows = np.sort(rows[pure[rows] & ~near.exact[rows]][: max(0, left)])
+    if not len(rows):
         return None
-    rows = np.sort(rows[np.argsort(sizes[groups[rows]], kind="stable")][:left])
     columns, similarity, exact = near.columns.copy(), near.similarity.copy(), near.exact.copy()
     columns[rows] = _exactly(near.points, rows, k)
     similarity[rows] = near.own.likeness(rows, columns[rows])
@@ -291,7 +296,9 @@ def spanning_tree(columns: np.ndarray, similarity: np.ndarray, kept: np.ndarray)
     use = kept[:, None] & kept[columns]
     ends = np.concatenate([[0], np.cumsum(use.sum(1))])
     # Distances must be positive: SciPy's sparse graphs take a zero for a missing edge.
-    graph = csr_matrix((2.0 - similarity[use], columns[use], ends), (len(columns),) * 2)
-    tree = minimum_spanning_tree(graph).tocoo()
+    distance = similarity[use]
+    np.subtract(2.0, distance, out=distance)
+    graph = csr_matrix((distance, columns[use], ends), (len(columns),) * 2)
+    tree = minimum_spanning_tree(graph, overwrite=True).tocoo()
     order = np.argsort(-tree.data, kind="stable")
     return Tree(tree.row[order], tree.col[order], 2.0 - tree.data[order])

@@ -160,25 +160,30 @@ def sweep(
     *,
     folds: int = 5,
     seeds: int = 1,
+    divisions: int = 1,
 ) -> CrossValidation:
-    """Cross-validate networks and a control on all people; keep the logits in `output`.
+    """Cross-validate networks and their controls on all people; keep the logits in `output`.
 
-    The control is the first network, trained on diagnoses shuffled among the subjects. The networks
-    go into a folder named as `output` without its ending. See `cross_validate`. What other networks
-    answered stays in `output`; DataError, before any training, if that is of other people.
+    A control is the same network, trained on diagnoses shuffled among the subjects, once a fold of
+    the first division. The networks go into a folder named as `output` without its ending. See
+    `cross_validate`; the people are divided with seeds 0, 1, ..., `divisions` times. What other
+    networks answered stays in `output`; DataError, before any training, if that is of other people.
     """
     groups = integers("groups", groups, len(scans))
+    require(divisions >= 1, "divisions must be at least 1.", divisions=divisions)
     before = [_kept_of(scans, groups, output)] if Path(output).is_file() else []
-    home = Path(output).with_suffix("")
-    options: dict[str, Any] = {"folds": folds, "seeds": range(seeds), "folder": home}
-    found = cross_validate(builders, scans, groups, **options)
+    options: dict[str, Any] = {"folds": folds, "folder": Path(output).with_suffix("")}
+    found = [
+        cross_validate(builders, scans, groups, seeds=range(seeds), division=division, **options)
+        for division in range(divisions)
+    ]
     control = replace(scans, labels=shuffle_diagnoses(scans.labels, groups))
-    shuffled = cross_validate(builders[0], control, groups, **options).frame
+    shuffled = cross_validate(builders, control, groups, **options).frame
     shuffled["model"] += SHUFFLED
-    new = [*found.models, builders[0] + SHUFFLED]
-    kept = [frame[~frame["model"].isin(new)] for frame in before]
-    frame = pd.concat([*kept, found.frame, shuffled], ignore_index=True)
-    result = replace(found, frame=frame)
+    new = [*(of.frame for of in found), shuffled]
+    names = {name for frame in new for name in frame["model"].unique()}
+    kept = [frame[~frame["model"].isin(names)] for frame in before]
+    result = replace(found[0], frame=pd.concat([*kept, *new], ignore_index=True))
     result.save(output)
     return result
 

@@ -347,6 +347,34 @@ def test_people_that_an_index_tears_are_mended(index):
 
 
 @pytest.mark.filterwarnings("ignore:the heights of the slices")
+def test_links_that_an_index_missed_are_found_where_the_gap_is_not_clear(index):
+    """Of two people it shows the halves to each other by weak links only."""
+    people, slices = 20, 24
+    order = np.random.default_rng(1).permutation(people * slices)
+    images = drawn_people(people, slices)[order]
+    clear = recover_subjects(images).same.min()
+    place = np.argsort(order).reshape(people, slices)
+    hidden = np.zeros((len(order),) * 2, bool)
+    for of, apart in zip(place, (5, 4), strict=False):
+        for i, j in np.ndindex(slices, slices):
+            hidden[of[i], of[j]] = (i < 12) != (j < 12) and abs(i - j) < apart
+
+    def damaged(halves, neighbours):
+        even, odd = halves
+        like = even @ even.T + np.abs(odd @ odd.T)
+        like[hidden] = like[np.diag_indices_from(like)] = -np.inf
+        return np.argsort(-like, axis=1)[:, :neighbours].astype(np.int32)
+
+    index.setattr("mri.subjects.neighbours._by_index", damaged)
+    found = recover_subjects(images, min_margin=0.25)
+    assert same_partition(found.groups, order // slices)
+    assert found.different.max() + 0.4 < found.same.min() <= clear
+    index.setattr("mri.subjects.linking._WEAKEST", 0)
+    with pytest.raises(UnclearSubjectsError, match=r"the widest is 0\.\d+, wanted 0\.25"):
+        recover_subjects(images, min_margin=0.25)
+
+
+@pytest.mark.filterwarnings("ignore:the heights of the slices")
 def test_without_an_index_one_line_says_so_and_all_pairs_are_compared(monkeypatch):
     monkeypatch.setattr("mri.subjects.neighbours._INDEXED", 100)
     monkeypatch.setattr("mri.subjects.neighbours.find_spec", lambda name: None)

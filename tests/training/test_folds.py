@@ -389,6 +389,23 @@ def test_a_sweep_keeps_what_other_networks_answered(case, tmp_path, fits):
     assert len(fits[0]) == trained and output.read_bytes() == before
 
 
+def test_a_sweep_of_several_divisions_has_a_control_for_each_network(case, tmp_path, fits):
+    names, options = ["flat", "wide"], {"folds": FOLDS, "divisions": 2}
+    found = add_to(names, *case, tmp_path / "all.parquet", **options)
+    assert len(fits[0]) == FOLDS * (2 * len(names) + len(names))
+    divisions = found.frame.groupby("model")["division"].unique().map(sorted).to_dict()
+    controls = {f"{name}, diagnoses shuffled": [0] for name in names}
+    assert divisions == controls | {name: [0, 1] for name in names}
+    for name in names:
+        alone = cross_validate(
+            name, *case, folds=FOLDS, division=1, folder=tmp_path / "all", jobs=1
+        )
+        rows = found.frame.query("model == @name and division == 1").reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows, alone.frame)
+    with pytest.raises(ValueError, match="divisions must be at least 1"):
+        add_to(names, *case, tmp_path / "new.parquet", divisions=0)
+
+
 def test_figures_by_fold_are_those_of_its_people(done):
     found = done[1]
     table = found.per_fold("accuracy", unit="slice")

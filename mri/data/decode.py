@@ -28,6 +28,17 @@ _BARE_MARKERS = frozenset([*range(0xC0), *range(0xD0, 0xDA)])
 _SINGLE_SCAN = frozenset({0xC0, 0xC1, 0xC9})
 
 
+class _Begin(NamedTuple):
+    """The first bytes of a JPEG, up to and with its frame header, and (h, w) as they have it."""
+
+    content: bytes
+    size: tuple[int, int]
+
+
+# Of the last JPEG with a single scan: the slices of a set begin alike, and comparing costs less.
+_last, _SHORT = _Begin(b"", (0, 0)), 4096
+
+
 class DataError(ValueError):
     """A file or a row that cannot be used; the message names both, the cause and the remedy."""
 
@@ -177,7 +188,9 @@ def declared_size(blob: np.ndarray) -> tuple[int, int] | str:
 
     So a bomb gets no memory and no time.
     """
-    head = blob.data
+    head, begin = blob.data, _last
+    if begin.content and head[: len(begin.content)] == begin.content:
+        return begin.size
     if head[:16].tobytes() == b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" and len(head) >= 24:
         return _declared_by_png(head)
     if head[:2].tobytes() == b"\xff\xd8":
@@ -202,22 +215,9 @@ def _declared_by_png(head: memoryview) -> tuple[int, int] | str:
     return height, width
 
 
-class _Begin(NamedTuple):
-    """The first bytes of a JPEG, up to and with its frame header, and (h, w) as they have it."""
-
-    content: bytes
-    size: tuple[int, int]
-
-
-# Of the last JPEG with a single scan: the slices of a set begin alike, and comparing costs less.
-_last, _SHORT = _Begin(b"", (0, 0)), 4096
-
-
 def _declared_by_jpeg(blob: np.ndarray) -> tuple[int, int] | str:
     global _last
-    head, at, begin = blob.data, 2, _last
-    if begin.content and head[: len(begin.content)] == begin.content:
-        return begin.size
+    head, at = blob.data, 2
     for _ in range(_MOST_PARTS):
         if at + 10 > len(head) or head[at] != 0xFF or head[at + 1] in _BARE_MARKERS:
             return f"the JPEG header is truncated or corrupt ({len(head)} bytes)"

@@ -53,7 +53,7 @@ MAX_CLASSES, MAX_NAME = 1000, 200
 """Number of class names, and of characters of one."""
 
 _LONG = 1 << 20
-_GIVE_BACK = 1024  # rows
+_GIVE_BACK = 2**22  # Bytes.
 # What a table may ask for, by its size: rows that repeat a value or are null cost next to nothing.
 _MAX_ROWS, _LEAST_ROW = 20_000, 16
 _ROOM, _MOST_A_BYTE = 2**28, 1000
@@ -131,7 +131,7 @@ def arrow_batches(
 
     `same` gets the schema, and raises if it is not the expected one.
     """
-    start, pool = 0, pa.default_memory_pool()
+    start, held, pool = 0, 0, pa.default_memory_pool()
     with open_parquet(file, columns) as opened:
         if same is not None:
             same(opened.file.schema_arrow)
@@ -141,11 +141,12 @@ def arrow_batches(
                 if batch.num_columns != len(columns):  # Two places of the footer name a column.
                     raise FooterError(f"columns {batch.schema.names}, expected {list(columns)}")
                 yield batch
-                start += batch.num_rows
+                start, held = start + batch.num_rows, held + batch.nbytes
                 # Arrow keeps what it read of a page for the next one. To give it back takes as
-                # long as decoding five slices.
-                if start % _GIVE_BACK < batch.num_rows:
+                # long as decoding a hundred slices.
+                if held >= _GIVE_BACK:
                     pool.release_unused()
+                    held = 0
         except (pa.ArrowException, OSError, FooterError) as error:
             raise DataError(
                 f"{file}, at or after row {start}: damaged parquet data ({error}); {AGAIN}"

@@ -24,8 +24,8 @@ from mri.data.parquet import check_room
 from mri.data.parts import Rows, load
 from mri.data.sources import Slices, Source, Split, data_folder, describe
 
-# Rows for each thread: few enough for the cache, many enough that threads seldom wait.
-_AT_A_TIME = 512
+# Rows for each thread, so many that threads seldom wait; files, which may be long, are fewer.
+_AT_A_TIME, _FILES = 512, 128
 
 New = Callable[[tuple[int, ...]], np.ndarray]
 """From a shape to a new array of uint8."""
@@ -362,7 +362,7 @@ class _Reading:
         """
         shape, whole, kept, asked, bad = self.size, None, 0, 0, []
         stored = sum(part.size for part in self.parts)
-        batches = self._rows(batch_size or _AT_A_TIME * self.workers)
+        batches = self._rows(batch_size)
         with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(next, batches, None)
             while (batch := ahead.result()) is not None:
@@ -406,9 +406,10 @@ class _Reading:
             what = "pass size=(h, w)" if mixed else remedy(causes[i])
             raise DataError(f"{rows.told(i)}: {causes[i]}; {what}")
 
-    def _rows(self, size: int) -> Iterator[tuple[Rows, np.ndarray, dict[int, str]]]:
+    def _rows(self, size: int | None) -> Iterator[tuple[Rows, np.ndarray, dict[int, str]]]:
         """Yield rows with their labels and, by row, what is wrong with these."""
         for part in self.parts:
             meaning = self.slices.meaning(part)
-            for rows in part.rows(size):
+            usual = self.workers * (_AT_A_TIME if part.files is None else _FILES)
+            for rows in part.rows(size or usual):
                 yield rows, *meaning.check(rows.labels)

@@ -12,6 +12,7 @@ from mri import plots
 from mri.__main__ import main
 from mri.data.decode import DataError
 from mri.data.phantom import Phantoms, make_phantoms
+from mri.evaluation.logits import LogitsTable
 from mri.evaluation.significance import leading_group
 from mri.training.crossval import SHUFFLED, CrossValidation, read_crossval
 from mri.training.people import PROBES, judge_people
@@ -197,6 +198,17 @@ def test_twenty_phantoms_end_to_end_and_resumed(many, tmp_path, monkeypatch):
     assert figures_of(*again.sample("ventricle volume")[:2], NAMES)["demented_auc"] > 0.7
     assert main(["folds", "--table", "--output", str(tmp_path / "crossval.parquet")]) == 0
     assert "20 people (synthetic phantom slices)" in (tmp_path / "people.md").read_text()
+
+
+def test_a_control_that_is_not_kept_is_computed_again(many, tmp_path):
+    output, options = tmp_path / "people.parquet", {"divisions": 1, "folds": 2}
+    options["models"] = ("gray share", "all fluid")
+    whole = judge_people(many.scans, many.subjects, output, **options).frame
+    table = LogitsTable.read(output)
+    real = ~table.frame["model"].str.endswith(SHUFFLED)
+    replace(table, frame=table.frame[real].reset_index(drop=True)).save(output)
+    again = judge_people(many.scans, many.subjects, output, **options).frame
+    pd.testing.assert_frame_equal(again, whole, atol=1e-5)
 
 
 def test_phantoms_do_not_replace_real_people(many, found, tmp_path):

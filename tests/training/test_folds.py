@@ -389,6 +389,7 @@ def test_a_sweep_keeps_what_other_networks_answered(case, tmp_path, fits):
     assert len(fits[0]) == trained and output.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_sweep_of_several_divisions_has_a_control_for_each_network(case, tmp_path, fits):
     names, options = ["flat", "wide"], {"folds": FOLDS, "divisions": 2}
     found = add_to(names, *case, tmp_path / "all.parquet", **options)

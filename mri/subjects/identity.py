@@ -19,9 +19,8 @@ Halves = tuple[np.ndarray, np.ndarray]
 """Half the sum and half the difference of the left half and the mirrored right half."""
 
 _COMMON, _SEARCHED, _SAMPLE, _BLOCK = 24, 64, 4000, 256
-_PAIRS = 2**22  # That are sorted at once.
-MANY = 200_000
-"""Slices above which memory is saved."""
+_TOGETHER = 32  # Slices whose likeness with others is found at once.
+_ONE = 2**14  # Values from -2 to 2 as int16: that many steps are 1.
 _REACH, _SHORT_REACH = 30, 27  # Of the disc that is compared, in pixels of a canonical slice.
 
 
@@ -69,29 +68,18 @@ class Patterns:
 
     def likeness(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Return the likeness of slices (m,) with those of their row of `columns` (m, k)."""
-        found, step = np.empty(columns.shape), max(1, _PAIRS // columns.shape[1])
-        for start in range(0, len(rows), step):
-            some = slice(start, start + step)
-            found[some] = self._likeness(rows[some, None], columns[some])
-        return found
-
-    def _likeness(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        n = np.int64(len(self))
-        # Most neighbours are mutual: each pair is compared once.
-        numbers = np.minimum(one, other) * n + np.maximum(one, other)
-        pairs, place = np.unique(numbers, return_inverse=True)
-        rows, columns = np.divmod(pairs, n)
-        first, found = np.flatnonzero(np.diff(rows, prepend=-1)), np.empty(len(pairs))
-        last = np.append(first, len(pairs))[1:]
+        found = np.empty(columns.shape)
+        # Slices of one head name the same others. Together they are compared with all of these.
+        order = np.argsort(np.minimum(rows, columns.min(1)), kind="stable")
 
         def fill(start: int) -> None:
-            block = slice(start, start + _BLOCK)
-            # Slice by slice, what is compared stays in the processor's cache.
-            for a, b in zip(first[block], last[block], strict=True):
-                found[a:b] = self.between(rows[a : a + 1], columns[a:b])[0]
+            block = order[start : start + _TOGETHER]
+            others, place = np.unique(columns[block], return_inverse=True)
+            like = self.between(rows[block], others)
+            found[block] = np.take_along_axis(like, place.reshape(len(block), -1), 1)
 
-        in_threads(fill, range(0, len(first), _BLOCK))
-        return found[place].reshape(other.shape)
+        in_threads(fill, range(0, len(rows), _TOGETHER))
+        return found
 
     def pairs(self, one: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Return the likeness (m,) of slices (m,) with others (m,), one with one."""
@@ -111,7 +99,10 @@ class Patterns:
 
 
 def _floats(half: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    return half[rows].astype(np.float32, copy=False)
+    found = half[rows].astype(np.float32, copy=False)
+    if half.dtype != found.dtype:
+        found /= _ONE
+    return found
 
 
 def in_threads(work: Callable[[int], None], starts: Iterable[int]) -> None:
@@ -140,10 +131,10 @@ def doubted(numbers: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.isin(numbers, pairs[1:][np.diff(pairs) == 0])
 
 
-def room_for(n: int, posed: bool) -> Halves:
-    """Return empty halves of n slices; half as exact where they would not fit."""
-    wide = np.count_nonzero(_compared(posed, n > MANY))
-    kind = np.float32 if n <= MANY else np.float16
+def room_for(n: int, posed: bool, many: bool = False) -> Halves:
+    """Return empty halves of n slices; of `many` in whole numbers, which take half the memory."""
+    wide = np.count_nonzero(_compared(posed, many))
+    kind = np.int16 if many else np.float32
     return np.empty((n, wide), kind), np.empty((n, wide), kind)
 
 
@@ -158,7 +149,7 @@ def folding_patterns(canonical: np.ndarray, posed: bool, many: bool = False) -> 
     """High-pass canonical slices (n, 64, 64) and split them at the midline.
 
     The halves of a slice have length 1 together; a slice without a pattern has zeros. Of `many`,
-    the rim is left out.
+    the rim is left out, and they are whole numbers, int16, of which `_ONE` stands for 1.
     """
     sharp = np.empty_like(canonical)
     for out, image in zip(sharp, canonical, strict=True):
@@ -171,6 +162,9 @@ def folding_patterns(canonical: np.ndarray, posed: bool, many: bool = False) -> 
     even -= even.mean(1, keepdims=True)
     norm = np.sqrt(np.vecdot(even, even) + np.vecdot(odd, odd))[:, None]
     scale = np.where(norm > 1e-3, 1 / np.maximum(norm, 1e-3), 0)
+    if many:
+        even, odd = (np.rint(half * (_ONE * scale)).astype(np.int16) for half in (even, odd))
+        return even, odd
     return even * scale, odd * scale
 
 
@@ -190,7 +184,8 @@ def without_common_anatomy(
     sample = np.random.default_rng(seed).permutation(nodes)[:_SAMPLE]
     count = min(_COMMON, len(sample) // 25)
     even = patterns.halves[0]
-    mean = even[sample].mean(0, dtype=np.float32).astype(even.dtype)
+    mean = even[sample].mean(0, dtype=np.float32)
+    mean = (mean if even.dtype == mean.dtype else np.rint(mean)).astype(even.dtype)
     for start in range(0, len(even), 1024):
         even[start : start + 1024] -= mean
     bases, strengths = [], []

@@ -12,7 +12,6 @@ from threadpoolctl import threadpool_limits
 from mri._arguments import integers, require
 from mri.subjects.heights import LOW, low_detail
 from mri.subjects.identity import (
-    MANY,
     Patterns,
     doubted,
     folding_patterns,
@@ -25,6 +24,7 @@ from mri.subjects.pose import SIDE, Pose, resized
 
 _BLOCK, _BYTES = 256, 2**24  # Slices, and bytes of them, that are held at once.
 _LEARNT = 2000  # Slices that mean heads are learnt from, about.
+_MANY = 200_000  # Slices above which memory is saved.
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +178,8 @@ def _described(images: np.ndarray, rows: np.ndarray) -> tuple[Patterns, np.ndarr
     learnt = _blocks(images, rows[:: max(1, len(rows) // _LEARNT)])
     small = [resized(images[some], SIDE, keep_shape=True) for _, some in learnt]
     pose = Pose.learn(np.concatenate(small))
-    posed, many = pose.outline is not None, len(rows) > MANY
-    halves, low = room_for(len(rows), posed), np.empty((len(rows), LOW), np.float32)
+    posed, many = pose.outline is not None, len(rows) > _MANY
+    halves, low = room_for(len(rows), posed, many), np.empty((len(rows), LOW), np.float32)
 
     def described(some: np.ndarray) -> tuple[np.ndarray, ...]:
         canonical = pose.draw(images[some])

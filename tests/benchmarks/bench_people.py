@@ -85,15 +85,15 @@ def recovered(count: int) -> tuple[float, dict, dict]:
 def measure(quick: bool) -> list[dict]:
     counts = [640, 1280] if quick else [10_016, 100_000]
     counts += [1_000_000] if os.environ.get("MILLION") else []
-    found, before = audited(), None
+    found, first = audited(), None
     for count in counts:
         seconds, *lines = recovered(count)
         found += lines
-        if before:
-            exponent = math.log(seconds / before[1]) / math.log(count / before[0])
-            work = f"growth of that time from {before[0]:,} to {count:,} slices"
+        if first:
+            exponent = math.log(seconds / first[1]) / math.log(count / first[0])
+            work = f"growth of that time from {first[0]:,} to {count:,} slices"
             found.append(row(work, "", [exponent], "is the exponent", at_most=1.3))
-        before = count, seconds
+        first = first or (count, seconds)
     return found
 
 

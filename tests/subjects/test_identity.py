@@ -133,6 +133,30 @@ def test_without_common_anatomy_is_a_correlation_of_what_is_left(phantoms):
     np.testing.assert_allclose(found, expected / np.outer(norms, norms), atol=0.02)
 
 
+def test_whole_numbers_give_the_likeness_of_fractions(phantoms, monkeypatch):
+    """As many slices need them; the disc that is compared is the same here."""
+    monkeypatch.setattr("mri.subjects.identity._SHORT_REACH", 30)
+    canonical, posed = upright(phantoms.images)
+    rows = np.arange(len(canonical))
+    columns = np.stack([np.roll(rows, 1), np.roll(rows, 24), rows[::-1]], axis=1)
+    columns[:, 2] += columns[:, 2] == rows
+    found = []
+    for many in (False, True):
+        halves = folding_patterns(canonical, posed, many)
+        assert halves[0].dtype == (np.int16 if many else np.float32)
+        own, _ = without_common_anatomy(Patterns.whole(halves), rows, 0)
+        found.append(own.likeness(rows, columns))
+        pairs = [own.pairs(rows, column) for column in columns.T]
+        np.testing.assert_allclose(np.stack(pairs, axis=1), found[-1], atol=1e-5)
+    np.testing.assert_allclose(*found, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_people_of_many_slices_are_those_of_few(phantoms, monkeypatch):
+    monkeypatch.setattr("mri.subjects.recovery._MANY", 100)
+    assert agreement(phantoms.images, phantoms.subjects) == 1
+
+
 def test_equal_slices_are_counted_once(rng):
     images = rng.integers(0, 256, (6, 8, 8), dtype=np.uint8)[[0, 1, 0, 2, 1, 3]]
     first, which = unequal(images)

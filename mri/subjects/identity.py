@@ -19,7 +19,7 @@ Halves = tuple[np.ndarray, np.ndarray]
 """Half the sum and half the difference of the left half and the mirrored right half."""
 
 _COMMON, _SEARCHED, _SAMPLE, _BLOCK = 24, 64, 4000, 256
-_TOGETHER = 32  # Slices whose likeness with others is found at once.
+_TOGETHER = 16  # Slices whose likeness with others is found at once.
 _ONE = 2**14  # Values from -2 to 2 as int16: that many steps are 1.
 _REACH, _SHORT_REACH = 30, 27  # Of the disc that is compared, in pixels of a canonical slice.
 

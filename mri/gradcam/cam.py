@@ -164,8 +164,13 @@ class GradCAM:
         )
         self.class_names = tuple(names)
 
-    def _trace(self, shares: bool = False) -> None:
-        """Trace the model; with `shares`, what it gives are probabilities without logits."""
+    def _trace(self, shares: bool = False, size: tuple[int, ...] | None = None) -> None:
+        """Trace the model; with `shares`, what it gives are probabilities without logits.
+
+        `size` is (h, w) of the images, where the model leaves it open.
+        """
+        n, *sides, channels = self._input.shape
+        sides = [*size] if size else sides
 
         def explain(images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, ...]:
             outputs, calls = record_calls(self._model, images, self._input)
@@ -182,20 +187,21 @@ class GradCAM:
             a, g = target.moved(target.tensor), target.moved(target.gradients)
             weights = METHODS[self.method](tf.cast(a, tf.float32), tf.cast(g, tf.float32))
             raw = tf.nn.relu(_weighted(a, weights))
-            if not (target.grid and target.grid.axes):
+            if None not in sides and not (target.grid and target.grid.axes):
                 warnings.warn(_UNKNOWN_PLACE.format(target.layer.name), stacklevel=5)
             axes = cells_of(images, target.tensor, target.grid)
-            sides = zip(images.shape[1:3], tf.unstack(tf.shape(images)[1:3]), strict=True)
-            maps = stretch(raw, axes, *(of or side for of, side in sides))
+            pairs = zip(sides, tf.unstack(tf.shape(images)[1:3]), strict=True)
+            maps = stretch(raw, axes, *(of or side for of, side in pairs))
             top = tf.reduce_max(maps, (1, 2), keepdims=True)
             maps /= tf.where(top > 0, top, 1.0)  # `divide_no_nan` takes much longer.
             return maps, raw, classes, logits
 
         # One trace for all batch sizes, and here, so that what cannot work is said at once.
         self._explain = tf.function(explain, autograph=False).get_concrete_function(
-            self._input.spec, tf.TensorSpec((self._input.shape[0],), tf.int32)
+            tf.TensorSpec((n, *sides, channels), self._input.dtype), tf.TensorSpec((n,), tf.int32)
         )
-        self._shares, self.kind = shares, "probabilities" if shares else self.kind
+        self._shares, self._sides = shares, sides
+        self.kind = "probabilities" if shares else self.kind
 
     def by(self, method: str) -> GradCAM:
         """Return the same with another method: of the same model, layer and output."""
@@ -222,10 +228,14 @@ class GradCAM:
         wanted = self._numbers(classes, len(x))
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1. Received: {batch_size=}")
+        size = x.shape[1:3]
+        if None in self._input.shape[1:3] and self._sides != [*size]:
+            # What the cells see depends on the size, if padding does.
+            self._trace(self._shares, size)
         found = self._explained(x, wanted, batch_size)
         self.kind = kind_of(self.kind, found[3])
         if self.kind == "probabilities" and not self._shares:
-            self._trace(shares=True)
+            self._trace(shares=True, size=size)
             found = self._explained(x, wanted, batch_size)
         maps, raw, chosen, logits = found
         if self._shares:

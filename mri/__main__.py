@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mri._arguments import require
-from mri._text import for_line, for_terminal
+from mri._text import as_options, for_line, for_terminal
 
 if TYPE_CHECKING:
     from mri.data.scans import Scans
@@ -84,10 +85,11 @@ def audit(options: Options) -> int:
     from mri.subjects.splits import PARTS
 
     columns = Columns(options.image or "image", options.label or "label")
+    names = _class_names(options.classes)
     source = options.train
     if options.test is not None:
         source = {"train": options.train, "test": options.test}
-    there = Slices(source, columns).splits
+    there = Slices(source, columns, class_names=names).splits
     sides = [side for side in PARTS if side in there]
     if len(there) > 1 and (sides[:1] != ["train"] or len(sides) < len(there)):
         raise ValueError(f"{options.train}: is divided into {there}, expected train and test")
@@ -97,6 +99,7 @@ def audit(options: Options) -> int:
         size=tuple(options.size) if options.size else None,
         on_error=options.on_error,
         cache=options.cache,
+        class_names=names,
         **columns._asdict(),
     )
     progress = None if options.quiet else _show_progress
@@ -118,6 +121,15 @@ def audit(options: Options) -> int:
                 temporary.write_text(text, encoding="utf-8")
             print(f"{path}: written")
     return {"leaky": 1, "undecided": 3}.get(found.status, 0)
+
+
+def _class_names(told: str | None) -> list[str] | dict[int | str, str] | None:
+    """Return names in label order, or by label where all are ``LABEL=NAME``."""
+    names = [name.strip() for name in told.split(",")] if told else []
+    if not names or not all("=" in name for name in names):
+        return names or None
+    pairs = (name.split("=", 1) for name in names)
+    return {int(key) if key.isdecimal() else key: name for key, name in pairs}
 
 
 def _comparisons(scans: Scans, sides: Sequence[str]) -> Iterator[tuple[list[Scans], str]]:
@@ -375,6 +387,8 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="write the figures")
     add("--image", help="name of the column of slices, by default image")
     add("--label", help="name of the column of labels, by default label")
+    names = "names of the classes in label order, or 0=NAME,1=NAME"
+    add("--classes", metavar="NAME,NAME", help=names)
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="of mixed sizes")
     add("--on-error", choices=("raise", "skip"), default="raise", help="bad rows")
     add("--cache", metavar="FILE", help="keep the pixels there, not in memory")
@@ -398,6 +412,21 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add("--unchecked", action="store_true", help="take what looks like no slice")
 
 
+@contextmanager
+def _plain_warnings(spelt: Callable[[str], str]) -> Iterator[None]:
+    """Show a warning as one line, without the place in the code that gave it."""
+    usual = warnings.formatwarning
+
+    def told(message: Warning | str, *_: object, **__: object) -> str:
+        return f"Warning: {for_line(spelt(str(message)))}\n"
+
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 1 where it found or met a problem."""
     for stream in (sys.stdout, sys.stderr):
@@ -405,10 +434,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
+    # The other commands have none of these options.
+    spelt = as_options if options.command == "audit" else str
     try:
-        return int(options.function(options))
+        with _plain_warnings(spelt):
+            return int(options.function(options))
     except (ValueError, ModuleNotFoundError, OSError) as error:
-        print(for_line(error), file=sys.stderr)
+        print(for_line(spelt(str(error))), file=sys.stderr)
         return 1
 
 

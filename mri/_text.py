@@ -72,6 +72,31 @@ def for_line(text: object, limit: int = LONG) -> str:
     return for_terminal(" ".join(str(text).split()), limit)
 
 
+# Arguments of `read_scans`, as its messages name them, and the options of `mri audit` for them.
+_OPTIONS = {
+    "pass size=(h, w)": "pass --size H W",
+    "on_error='skip'": "--on-error skip",
+    "image= and label=": "--image and --label",
+    "class_names=: the names in label order, or a dict from label to name": (
+        "--classes NAME,NAME in label order, or --classes LABEL=NAME,LABEL=NAME"
+    ),
+    "class_names=: a dict from label to name": "--classes LABEL=NAME,LABEL=NAME",
+    "class_names=": "--classes",
+    "another cache=": "another --cache",
+}
+
+
+def as_options(text: str) -> str:
+    """Return a message with options of the command line in place of Python's arguments.
+
+    >>> as_options("sizes differ; pass size=(h, w)")
+    'sizes differ; pass --size H W'
+    """
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
+
+
 def for_html(text: object, limit: int = LONG) -> str:
     """Return a text that is nothing but text, in an element or an attribute.
 

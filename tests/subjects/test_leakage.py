@@ -1,9 +1,13 @@
 """The audit against explicit loops, and the leak that the phantoms have on purpose."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -460,6 +464,47 @@ def test_the_command_ends_with_3_where_nothing_is_decided(tmp_path, capsys):
                               "test": scans_of(noise[40:], labels[40:])})  # fmt: skip
     assert main(["audit", str(root), "--quiet"]) == 3
     assert capsys.readouterr().out.startswith("Undecided: ")
+
+
+def test_messages_of_the_command_name_its_options(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    sizes = [(24, 24)] * 20 + [(24, 26)] * 20
+    pictures = [rng.integers(0, 256, size, dtype=np.uint8) for size in sizes]
+    blobs = [cv2.imencode(".png", picture)[1].tobytes() for picture in pictures]
+
+    def file(name, labels):
+        frame = pd.DataFrame({"image": blobs, "label": labels})
+        frame["split"] = ["train", "test"] * 20
+        frame.to_parquet(tmp_path / name)
+        return str(tmp_path / name)
+
+    def told(*arguments):
+        status = main(["audit", *arguments, "--quiet"])
+        return status, capsys.readouterr()
+
+    numbers = file("numbers.parquet", np.arange(40) // 10)
+    named, size = ["--classes", "a,b,c,d"], ["--size", "24", "24"]
+    assert told(numbers, *named)[1].err.rstrip().endswith("pass --size H W")
+    for names in ("a,b,c,d", "3=d,0=a, 1=b ,2=c"):
+        status, said = told(numbers, *size, "--classes", names)
+        assert (status, said.err) == (3, "") and said.out.startswith("Undecided: ")
+    said = told(numbers, *size, "--classes", "a,b")[1].err
+    assert "--classes NAME,NAME in label order, or --classes LABEL=NAME" in said
+    assert "class_names" not in said
+    texts = file("texts.parquet", np.array(["0.5", "1", "0", "0.5"])[np.arange(40) // 10])
+    assert told(texts, *size, "--classes", "0.5=a")[0] == 1
+
+
+@pytest.mark.slow
+def test_a_warning_of_the_command_is_one_plain_line(tmp_path):
+    blob = cv2.imencode(".png", np.arange(576, dtype=np.uint8).reshape(24, 24))[1].tobytes()
+    frame = pd.DataFrame({"image": [blob] * 4, "label": range(4)})
+    frame.to_parquet(tmp_path / "all.parquet")
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "mri", "audit", str(tmp_path / "all.parquet"), "--quiet"]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False).stderr
+    assert re.match(r"Warning: .*no class names in the data.*--classes LABEL=NAME.*\n", said)
+    assert ".py:" not in said
 
 
 def test_the_command_takes_the_validation_part_for_a_part_of_train(tmp_path, capsys):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mri._arguments import require
-from mri._text import as_options, for_line, for_terminal
+from mri._text import as_options, for_line, for_terminal, names_in
 
 if TYPE_CHECKING:
     from mri.data.scans import Scans
@@ -125,7 +125,7 @@ def audit(options: Options) -> int:
 
 def _class_names(told: str | None) -> list[str] | dict[int | str, str] | None:
     """Return names in label order, or by label where all are ``LABEL=NAME``."""
-    names = [name.strip() for name in told.split(",")] if told else []
+    names = names_in([told] if told else [])
     if not names or not all("=" in name for name in names):
         return names or None
     pairs = (name.split("=", 1) for name in names)
@@ -267,8 +267,7 @@ def card(options: Options) -> int:
     for name in ("size", "scale", "offset", "mean", "std"):
         values = getattr(options, name)
         told[name] = values[0] if values and len(values) == 1 else values
-    named = [name.strip() for of in options.classes or [] for name in of.split(",")]
-    told["class_names"] = [*filter(None, named)] or None
+    told["class_names"] = [*filter(None, names_in(options.classes or []))] or None
     print(declare(options.file, write=not options.dry_run, **told))
     if not options.dry_run:
         print(f"Written: {Path(options.file).with_suffix('.json').name}")

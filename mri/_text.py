@@ -72,6 +72,15 @@ def for_line(text: object, limit: int = LONG) -> str:
     return for_terminal(" ".join(str(text).split()), limit)
 
 
+def names_in(texts: Iterable[str]) -> list[str]:
+    """Return the names that commas divide, in one text or in several.
+
+    >>> names_in(["a, b", "c"])
+    ['a', 'b', 'c']
+    """
+    return [name.strip() for text in texts for name in text.split(",")]
+
+
 # Arguments of `read_scans`, as its messages name them, and the options of `mri audit` for them.
 _OPTIONS = {
     "pass size=(h, w)": "pass --size H W",

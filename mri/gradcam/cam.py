@@ -170,7 +170,7 @@ class GradCAM:
         `size` is (h, w) of the images, where the model leaves it open.
         """
         n, *sides, channels = self._input.shape
-        sides = [*size] if size else sides
+        to = self._input._replace(shape=(n, *(size or sides), channels))
 
         def explain(images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, ...]:
             outputs, calls = record_calls(self._model, images, self._input)
@@ -187,20 +187,20 @@ class GradCAM:
             a, g = target.moved(target.tensor), target.moved(target.gradients)
             weights = METHODS[self.method](tf.cast(a, tf.float32), tf.cast(g, tf.float32))
             raw = tf.nn.relu(_weighted(a, weights))
-            if None not in sides and not (target.grid and target.grid.axes):
+            if None not in to.shape[1:3] and not (target.grid and target.grid.axes):
                 warnings.warn(_UNKNOWN_PLACE.format(target.layer.name), stacklevel=5)
             axes = cells_of(images, target.tensor, target.grid)
-            pairs = zip(sides, tf.unstack(tf.shape(images)[1:3]), strict=True)
-            maps = stretch(raw, axes, *(of or side for of, side in pairs))
+            sides = zip(images.shape[1:3], tf.unstack(tf.shape(images)[1:3]), strict=True)
+            maps = stretch(raw, axes, *(of or side for of, side in sides))
             top = tf.reduce_max(maps, (1, 2), keepdims=True)
             maps /= tf.where(top > 0, top, 1.0)  # `divide_no_nan` takes much longer.
             return maps, raw, classes, logits
 
         # One trace for all batch sizes, and here, so that what cannot work is said at once.
         self._explain = tf.function(explain, autograph=False).get_concrete_function(
-            tf.TensorSpec((n, *sides, channels), self._input.dtype), tf.TensorSpec((n,), tf.int32)
+            to.spec, tf.TensorSpec((n,), tf.int32)
         )
-        self._shares, self._sides = shares, sides
+        self._shares, self._size = shares, to.shape[1:3]
         self.kind = "probabilities" if shares else self.kind
 
     def by(self, method: str) -> GradCAM:
@@ -229,7 +229,7 @@ class GradCAM:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1. Received: {batch_size=}")
         size = x.shape[1:3]
-        if None in self._input.shape[1:3] and self._sides != [*size]:
+        if self._size != size:
             # What the cells see depends on the size, if padding does.
             self._trace(self._shares, size)
         found = self._explained(x, wanted, batch_size)

@@ -107,9 +107,9 @@ def people(
         groups = inside.groups(n)
         # Where the gap is not clear, an index may have missed better links than the weakest.
         unclear = edges[cut + 1] - edges[cut] < min_margin
-        weak = inside.take(np.arange(min(_WEAKEST, len(inside.rows)) if unclear else 0))
-        ends = np.column_stack([weak.rows, weak.columns]).ravel()
-        if further := looked_further(near, groups, pure, ends):
+        links = np.column_stack([inside.rows, inside.columns])
+        weak = links[: _WEAKEST if unclear else 0].ravel()
+        if further := looked_further(near, groups, pure, weak):
             before, after = near.columns, further.columns
             same = before.shape == after.shape
             new = np.flatnonzero((before != after).any(1)) if same else np.arange(n)

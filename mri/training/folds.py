@@ -181,7 +181,7 @@ def sweep(
     shuffled = cross_validate(builders, control, groups, **options).frame
     shuffled["model"] += SHUFFLED
     new = [*(of.frame for of in found), shuffled]
-    names = {name for frame in new for name in frame["model"].unique()}
+    names = {*found[0].models, *shuffled["model"]}
     kept = [frame[~frame["model"].isin(names)] for frame in before]
     result = replace(found[0], frame=pd.concat([*kept, *new], ignore_index=True))
     result.save(output)

@@ -528,7 +528,6 @@ def test_batch_size_and_the_form_of_the_images_change_nothing(rng):
     assert model.traces == traces, "the last, smaller batch must not trace the model again"
 
 
-@pytest.mark.filterwarnings("ignore:where the cells of")
 def test_images_of_any_size_where_the_model_takes_them(rng):
     inputs = keras.Input((None, None, 3))
     x = K.Conv2D(4, 3, strides=2, padding="same", activation="relu")(inputs)

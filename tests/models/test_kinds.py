@@ -700,7 +700,6 @@ def test_some_kinds_are_ranked_or_refused_by_name(tmp_path, scans):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:where the cells of")
 def test_every_kind_is_ranked_or_refused_by_name(tmp_path, scans):
     found = judged(make_folder(tmp_path, KINDS), list(KINDS), scans)
     check(found)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from mri.data.sources import Slices, Source, Split, data_folder, describe
 # Rows for each thread, so many that threads seldom wait; files, which may be long, are fewer.
 _AT_A_TIME, _FILES = 512, 128
 
+T = TypeVar("T")
 New = Callable[[tuple[int, ...]], np.ndarray]
 """From a shape to a new array of uint8."""
 
@@ -294,6 +295,25 @@ class _Batch(NamedTuple):
     rejected: list[tuple[str, int, str]]
 
 
+class _Decoded(NamedTuple):
+    """Rows as read, their labels, contents, the images of the usable ones, causes of the others."""
+
+    rows: Rows
+    values: np.ndarray
+    views: list[np.ndarray | str | None]
+    images: np.ndarray
+    causes: dict[int, str]
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield the items while a thread already makes the next one."""
+    with ThreadPoolExecutor(1) as other:
+        coming = other.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = other.submit(next, items, None)
+            yield item
+
+
 def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
     return np.empty(shape, np.uint8)
 
@@ -360,14 +380,24 @@ class _Reading:
         Without `batch_size`, the images are consecutive views of one array of all slices that
         `new` makes.
         """
-        shape, whole, kept, asked, bad = self.size, None, 0, 0, []
+        kept, bad = 0, []
+        for rows, values, views, images, causes in _one_ahead(self._decoded(batch_size, new)):
+            keep = [i for i in range(len(views)) if i not in causes]
+            held = rows.take(np.array(keep, np.int64))
+            self.left.update(values[keep].tolist())
+            self.glance.look(images, held.told, [views[i] for i in keep])
+            kept += len(keep)
+            bad = [(*rows.place(i), causes[i]) for i in sorted(causes)]
+            yield _Batch(images, values[keep], held.splits, bad)
+        if not kept:
+            cause = f"the last: {bad[-1][2]}" if self.total else "the files are empty"
+            raise DataError(f"{self.parts[-1].place}: no usable row among {self.total}; {cause}")
+
+    def _decoded(self, batch_size: int | None, new: New) -> Iterator[_Decoded]:
+        shape, whole, kept, asked = self.size, None, 0, 0
         stored = sum(part.size for part in self.parts)
-        batches = self._rows(batch_size)
-        with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(next, batches, None)
-            while (batch := ahead.result()) is not None:
-                ahead = reader.submit(next, batches, None)  # Reads on while the others decode.
-                rows, values, causes = batch
+        with ThreadPoolExecutor(self.workers) as pool:
+            for rows, values, causes in _one_ahead(self._rows(batch_size)):
                 on_disk = any(isinstance(item, Path) for item in rows.items)
                 views = list((pool.map if on_disk else map)(load, rows.items))
                 if self.size is not None:  # Every picture may be as large as it likes.
@@ -386,18 +416,12 @@ class _Reading:
                 self.lost |= {int(values[i]) for i in failed.keys() - causes.keys()}
                 causes |= failed
                 self._refuse(rows, causes)
-                keep = [i for i in range(n) if i not in causes]
                 if causes:
+                    keep = [i for i in range(n) if i not in causes]
                     out[: len(keep)] = out[keep]
-                held = rows.take(np.array(keep, np.int64))
-                self.left.update(values[keep].tolist())
-                self.glance.look(out[: len(keep)], held.told, [views[i] for i in keep])
-                kept += len(keep)
-                bad = [(*rows.place(i), causes[i]) for i in sorted(causes)]
-                yield _Batch(out[: len(keep)], values[keep], held.splits, bad)
-        if not kept:
-            cause = f"the last: {bad[-1][2]}" if self.total else "the files are empty"
-            raise DataError(f"{self.parts[-1].place}: no usable row among {self.total}; {cause}")
+                left = n - len(causes)
+                kept += left
+                yield _Decoded(rows, values, views, out[:left], causes)
 
     def _refuse(self, rows: Rows, causes: dict[int, str]) -> None:
         """Raise DataError for the first bad row, if bad rows are not to be left out."""

@@ -3,10 +3,12 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import struct
 import subprocess
 import sys
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -657,6 +659,32 @@ def test_a_bad_row_raises_with_file_row_and_cause(shards):
         remedy = "pass class_names=" if cause.startswith("label 4") else "pass on_error='skip'"
         with pytest.raises(DataError, match=f"{exactly(message)}.*; {remedy}"):
             read(folder)
+
+
+def test_all_batches_before_a_bad_row_are_given_first(tmp_path):
+    """Although the next batch is decoded while one is in use."""
+    blobs = [png(x) for x in pictures(40)]
+    blobs[20] = b"no picture"
+    path = write(tmp_path / "a.parquet", blobs)
+    for batch_size, whole in ((1, 20), (5, 4), (7, 2), (21, 0)):
+        seen = 0
+        with pytest.raises(DataError, match="row 20: "):
+            for _ in iter_batches(path, batch_size=batch_size):
+                seen += 1
+        assert seen == whole
+
+
+def test_a_stream_that_is_left_early_ends_its_threads_and_closes_its_file(tmp_path):
+    path = write(tmp_path / "a.parquet", [png(x) for x in pictures(40)])
+    before = threading.active_count()
+    stream = iter_batches(path, batch_size=3)
+    next(stream)
+    assert threading.active_count() > before
+    stream.close()
+    assert threading.active_count() == before
+    if (held := Path("/proc/self/fd")).exists():
+        names = [os.readlink(of) for of in held.iterdir() if of.is_symlink()]
+        assert str(path) not in names
 
 
 def test_a_bad_row_is_skipped_listed_and_counted(shards):

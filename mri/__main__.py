@@ -84,6 +84,8 @@ def audit(options: Options) -> int:
     from mri.subjects import audit, audit_html
     from mri.subjects.splits import PARTS
 
+    for path in filter(None, (options.html, options.json)):
+        require(not path.is_dir(), "--html and --json take the name of a file.", folder=str(path))
     columns = Columns(options.image or "image", options.label or "label")
     names = _class_names(options.classes)
     source = options.train
@@ -128,8 +130,10 @@ def _class_names(told: str | None) -> list[str] | dict[int | str, str] | None:
     names = names_in([told] if told else [])
     if not names or not all("=" in name for name in names):
         return names or None
-    pairs = (name.split("=", 1) for name in names)
-    return {int(key) if key.isdecimal() else key: name for key, name in pairs}
+    pairs = [name.split("=", 1) for name in names]
+    found = {int(key) if key.isdecimal() else key: name for key, name in pairs}
+    require(len(found) == len(pairs), "class_names must name each label once.", given=names)
+    return found
 
 
 def _comparisons(scans: Scans, sides: Sequence[str]) -> Iterator[tuple[list[Scans], str]]:
@@ -262,6 +266,7 @@ def heatmaps(options: Options) -> int:
 def card(options: Options) -> int:
     """Write beside a model file what it expects of slices, and show what changes by it."""
     from mri.models import declare
+    from mri.models.files import find_model
 
     told = {"channels": options.channels, "range": options.range}
     for name in ("size", "scale", "offset", "mean", "std"):
@@ -270,7 +275,7 @@ def card(options: Options) -> int:
     told["class_names"] = [*filter(None, names_in(options.classes or []))] or None
     print(declare(options.file, write=not options.dry_run, **told))
     if not options.dry_run:
-        print(f"Written: {Path(options.file).with_suffix('.json').name}")
+        print(for_line(f"Written: {find_model(options.file).with_suffix('.json')}"))
     return 0
 
 
@@ -438,8 +443,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _plain_warnings(spelt):
             return int(options.function(options))
-    except (ValueError, ModuleNotFoundError, OSError) as error:
-        print(for_line(spelt(str(error))), file=sys.stderr)
+    except (ValueError, ModuleNotFoundError, OSError, RuntimeError) as error:
+        # A note says what is kept, and what to do.
+        said = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        print(for_line(spelt(said)), file=sys.stderr)
         return 1
 
 

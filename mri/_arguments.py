@@ -27,10 +27,10 @@ def integers(name: str, values: object, n: int) -> np.ndarray:
 
 
 def row_numbers(name: str, rows: object, n: int) -> np.ndarray:
-    """Return `rows` as an array; raise ValueError unless they are row numbers of `n` slices."""
+    """Return `rows` as an array; raise ValueError unless they are integers from 0 to `n` - 1."""
     array = np.asarray(rows)
     valid = array.ndim == 1 and array.dtype.kind in "iu"
     require(valid, f"{name} must be integers.", shape=array.shape, dtype=array.dtype)
     outside = array[(array < 0) | (array >= n)]
-    require(not len(outside), f"{name} must be rows from 0 to {n - 1}.", outside=outside[:5])
+    require(not len(outside), f"{name} must be from 0 to {n - 1}.", outside=outside[:5])
     return array

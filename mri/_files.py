@@ -96,7 +96,7 @@ def _locked(path: Path, lock_name: str, suffix: str) -> Iterator[None]:
     try:
         left = re.compile(rf"\.+{re.escape(path.stem)}(\.state)?\.\d+\.tmp{suffix}")
         for entry in path.parent.iterdir():
-            if left.fullmatch(entry.name):
+            if left.fullmatch(entry.name) and not _in_use(entry, but=lock_name):
                 entry.unlink(missing_ok=True)
         yield
     finally:
@@ -104,3 +104,21 @@ def _locked(path: Path, lock_name: str, suffix: str) -> Iterator[None]:
         with suppress(OSError):  # Windows does not remove open files.
             name.unlink()
         lock.release()
+
+
+def _in_use(temporary: Path, *, but: str) -> bool:
+    """Whether another process writes this temporary file; `but` is the lock that we hold."""
+    from filelock import FileLock, Timeout
+
+    name = f"{re.sub(r'[.][0-9]+[.]tmp', '', temporary.name[1:])}.write"
+    if name == but:
+        return False
+    lock = FileLock(temporary.with_name(f".{name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    with suppress(OSError):
+        Path(lock.lock_file).unlink()
+    lock.release()
+    return False

@@ -24,7 +24,8 @@ _MARKED = re.compile(
 )
 _DROPPED = frozenset(
     "script iframe frame frameset object embed applet link meta base form input button textarea "
-    "select portal template noscript audio video source track picture dialog slot title".split()
+    "select portal template noscript audio video source track picture dialog slot title "
+    "animate set".split()
 )
 _BARE = frozenset("meta link base input frame embed source track".split())  # They have no end.
 _SCHEMES = re.compile(r"(https?://|mailto:|#|[\w./-]+(?:#[\w.-]*)?$)", re.I)

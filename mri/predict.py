@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.special import softmax
 
+from mri._arguments import require
 from mri._text import for_line, for_terminal
 from mri.data.decode import DataError
 from mri.data.labels import places_of
@@ -65,13 +66,6 @@ class Prediction(NamedTuple):
         """Name of the most probable class."""
         return max(self.probabilities, key=self.probabilities.__getitem__)
 
-    @property
-    def truth(self) -> str | None:
-        """Name of the class that the file gives, which need not be one of the network's."""
-        if self.slice.truth is not None or self.slice.label is None:
-            return self.slice.truth
-        return list(self.probabilities)[self.slice.label]
-
     def __str__(self) -> str:
         """Return what the command line prints."""
         lines = [for_line(f"{self.slice.place}, by {self.model}:")]
@@ -79,8 +73,8 @@ class Prediction(NamedTuple):
             lines.append(f"  {for_line(name.replace('_', ' '), 80):20s} {share:.3f}")
         if self.person is not None:
             lines.append(_severity(self.person))
-        if self.truth is not None:
-            lines.append(for_line(f"The file itself says: {self.truth.replace('_', ' ')}."))
+        if self.slice.truth is not None:
+            lines.append(for_line(f"The file itself says: {self.slice.truth.replace('_', ' ')}."))
         return for_terminal("\n".join([*lines, *self.warnings]))
 
     def draw(self) -> Figure:
@@ -99,7 +93,7 @@ class Prediction(NamedTuple):
             return _slice_alone(self)
         names = list(self.probabilities)
         said = f"predicted: {for_line(self.answer.replace('_', ' '), 40)}"
-        at = None if self.truth is None else places_of(names, [self.truth])
+        at = None if self.slice.truth is None else places_of(names, [self.slice.truth])
         about = ", synthetic phantom" if PHANTOM in self.slice.notes else ""
         return heatmap_grid(
             self.slice.image[None],
@@ -200,10 +194,12 @@ def _slices(
         if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
             given = type(source).__name__ if len(paths) else "no slice"
             raise DataError(f"expected a file, files, or pixels as an array. Received: {given}")
+        require(isinstance(row, int | np.integer), "row must be an integer.", row=row)
         for path in paths:
             yield read_slice(path, row=row, plane=plane, check=check)
         return
-    if source.shape[-2:] != (SIZE, SIZE) or source.ndim > 3 or source.dtype != np.uint8:
+    fits = source.shape[-2:] == (SIZE, SIZE) and source.ndim <= 3 and source.size
+    if not fits or source.dtype != np.uint8:
         raise DataError(
             f"expected uint8 pixels ({SIZE}, {SIZE}), or (n, {SIZE}, {SIZE}) of a person. "
             f"Received: {source.shape}, {source.dtype}"
@@ -269,7 +265,7 @@ def _slice_alone(of: Prediction) -> Figure:
     figure, ax = plt.subplots(figsize=(3.4, 3.6), layout="compressed")
     show_image(ax, of.slice.image)
     said = f"predicted: {of.answer.replace('_', ' ')}, no heatmap\nnot a diagnostic device"
-    ax.set_title(f"{of.model}\n{said}", fontsize=8)
+    ax.set_title(f"{of.model}\n{said}", fontsize=8, parse_math=False)
     return figure
 
 
@@ -297,7 +293,7 @@ def _warnings(file: ModelFile, checked: bool, surest: float) -> tuple[str, ...]:
         what = "people" if takes_person(file) else "slices"
         said.append(
             f"This model named {share:.0%} of the validation {what} rightly (balanced over the "
-            "classes; chance is 25%). It was not trained on them, but they chose its settings. "
+            "classes there). It was not trained on them, but they chose its settings. "
             "A slice of the public set may be of a person whom it does know."
         )
     if not checked:

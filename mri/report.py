@@ -9,7 +9,8 @@ import base64
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -66,19 +67,20 @@ def write_report(
     notebooks : by default both of the project: as executed in `folder`, else as committed
     models : folders of cards
     """
-    import nbformat
-
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     if notebooks is None:
         executed = [output / f"{name}.ipynb" for name in NOTEBOOKS]
         notebooks = [path if path.is_file() else Path(path.name) for path in executed]
-    books = {Path(path).stem: nbformat.read(path, as_version=4) for path in notebooks}
-    bodies = {name: _body(book, name) for name, book in books.items()}
+    bodies: dict[str, str] = {}
+    for path in map(Path, notebooks):
+        name = _free(path.stem, bodies)
+        bodies[name] = _body(_notebook(path), name)
     paths = [path for home in models for path in sorted(Path(home).glob("[!.]*.json"))]
     behind = {"models": _book("# Model cards", *filter(None, map(_card, paths)))}
-    for path in sorted(Path(models[0]).glob("[!R]*.md")) if models else []:
-        behind[path.stem] = _book(_with_pictures(path))
+    for path in sorted(Path(models[0]).glob("*.md")) if models else []:
+        if path.stem != "README":
+            behind[_free(path.stem, {"index", *behind})] = _book(_with_pictures(path))
     links = [f"- [{for_markdown(_title(of))}](<{quote(name)}.html>)" for name, of in behind.items()]
     head = [
         "# Report",
@@ -97,6 +99,23 @@ def write_report(
         with replacing(pages[-1]) as temporary:
             temporary.write_text(_page(titles[name], body), encoding="utf-8")
     return pages
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken yet."""
+    others = (f"{name}-{number}" for number in count(2))
+    return next(of for of in chain([name], others) if of not in taken)
+
+
+def _notebook(path: Path) -> Any:
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except OSError:
+        raise
+    except Exception as error:  # The reader has many, some of them of what it uses.
+        raise ValueError(f"{path}: not a notebook ({shorten(error)}); execute it again") from error
 
 
 def _key_figure(folder: Path) -> str:
@@ -174,7 +193,7 @@ def _body(book: Any, name: str) -> str:
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(_WIDGET, None)
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\$([^$\n]+)\$", _formula, cell.source)
+            cell.source = _FORMULA.sub(_formula, cell.source)
         elif "log" in cell.metadata.get("tags", []):
             cell.outputs = _folded(cell.outputs)
     exporter = HTMLExporter(template_name="basic")
@@ -212,11 +231,20 @@ def _page(title: str, body: str) -> str:
     )
 
 
+# Code and escaped dollars come first: what they hold is no formula. Nor are two prices.
+_FORMULA = re.compile(r"```.*?```|`[^`\n]*`|\\\$|\$(?! )([^$\n]+)(?<! )\$(?!\d)", re.DOTALL)
+
+
 def _formula(found: re.Match[str]) -> str:
     """Return a TeX formula as a picture: MathJax would be fetched from the network."""
     from matplotlib.mathtext import math_to_image
 
+    if found[1] is None:
+        return found[0]
     drawn = io.BytesIO()
-    math_to_image(found[0], drawn, dpi=300)
+    try:
+        math_to_image(found[0], drawn, dpi=300)
+    except ValueError:  # No formula, or one of a kind that it does not know.
+        return found[0]
     data = base64.b64encode(drawn.getvalue()).decode()
     return f'<img class="formula" alt="{html.escape(found[1])}" src="data:image/png;base64,{data}">'

@@ -171,7 +171,7 @@ WRONG = {
         (lambda c: mri.evaluate(c.labels, c.logits, draws=0), "Received: draws=0"),
     ],
     "explore": [
-        (lambda c: mri.explore({}, c.scans, c.groups, [0]), r"Received: \[\] and 1 slices"),
+        (lambda c: mri.explore({}, c.scans, c.groups, [0]), r"Received: networks=\[\], slices=1"),
         (lambda c: mri.explore({"a": c.model}, c.scans, c.groups, [0]), r"what mri\.train returns"),
         (lambda c: mri.explore(c.runs, c.scans, c.groups[1:], [0]), r"Received: shape=\(15,\)"),
         (lambda c: mri.explore(c.runs, c.scans, c.groups, [16]), r"outside=array\(\[16\]\)"),
@@ -361,7 +361,5 @@ def test_integers_and_rows_come_back_as_arrays_and_nothing_else_does():
     for values in ([1], [[1, 2]], [1.0, 2.0], [True, False], ["1", "2"]):
         with pytest.raises(ValueError, match=r"^labels must be 2 integers\. Received: shape="):
             integers("labels", values, 2)
-    with pytest.raises(
-        ValueError, match=r"rows from 0 to 3. Received: outside=array\(\[-1,  4\]\)"
-    ):
+    with pytest.raises(ValueError, match=r"from 0 to 3. Received: outside=array\(\[-1,  4\]\)"):
         row_numbers("rows", [-1, 4, 3], 4)

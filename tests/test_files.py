@@ -356,3 +356,29 @@ def test_a_clock_that_goes_back_changes_nothing(tmp_path, monkeypatch):
         result = cases.run(tmp_path / "back")
     assert result.card["seconds"] >= 0
     cases.assert_same_run(result, unbroken)
+
+
+def test_a_file_that_another_process_writes_is_not_taken_for_a_left_one(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from mri._files import replacing\n"
+        "with replacing(Path('net.parquet')) as temporary:\n"
+        "    temporary.write_text('whole'); print('writes', flush=True); sys.stdin.readline()\n"
+    )
+    home = str(Path(__file__).parents[1])
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        text=True,
+        env=os.environ | {"PYTHONPATH": home},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert writer.stdout.readline() == "writes\n"
+    left = tmp_path / ".net.7.tmp.json"
+    left.write_text("of a killed process")
+    with alone(tmp_path / "net.keras"):
+        assert not left.exists()
+    writer.communicate("\n")
+    assert writer.returncode == 0
+    assert (tmp_path / "net.parquet").read_text() == "whole"
+    assert sorted(of.name for of in tmp_path.iterdir()) == ["net.parquet"]

@@ -48,7 +48,7 @@ def test_probabilities_are_those_of_the_calibrated_logits(image, name):
     assert found.explanation.classes[0] == expected.argmax()
     knows = "recognition of people" in " ".join(found.warnings)
     assert knows == name.endswith("image")
-    assert ("chance is 25%" in str(found)) != knows
+    assert ("balanced over the classes there" in str(found)) != knows
 
 
 def test_the_default_comes_with_the_repository_and_is_subject_wise():
@@ -187,7 +187,7 @@ def test_the_drawing_says_what_is_known(image):
     assert "not a diagnostic device" in text(found)
     assert f"predicted: {found.answer.replace('_', ' ')}" in text(found)
     assert "true:" not in text(found)
-    known = found._replace(slice=found.slice._replace(label=2))
+    known = found._replace(slice=found.slice._replace(label=2, truth="Non_Demented"))
     assert "true: Non Demented" in text(known)
     assert "phantom" not in text(known)
     drawn = found._replace(slice=found.slice._replace(notes=(PHANTOM,)))
@@ -281,3 +281,54 @@ def test_what_a_network_is_is_said_or_refused(network, card, said, tmp_path, ima
     assert found.answer == "Moderate_Demented" and found.explanation is None
     drawn = " ".join(t.get_text() for t in found.draw().findobj(plt.Text))
     assert "predicted: Moderate Demented, no heatmap" in drawn and "not a diagnostic" in drawn
+
+
+@pytest.mark.parametrize("model", ["tissue-subject", "glass_box-subject"])
+def test_no_slices_are_refused(model):
+    with pytest.raises(DataError, match=r"Received: \(0, 128, 128\), uint8"):
+        predict_slice(np.zeros((0, 128, 128), np.uint8), model=model)
+
+
+@pytest.mark.parametrize("row", [1.5, "a", None])
+def test_a_row_is_a_whole_number(row):
+    with pytest.raises(ValueError, match="row must be an integer"):
+        predict_slice("any.parquet", row=row)
+
+
+def test_dollars_in_names_are_no_formula(image, tmp_path):
+    (tmp_path / "a$^$.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    for model in ("glass_box-subject", "tissue-subject"):
+        found = predict_slice(tmp_path / "a$^$.png", model=model)
+        found._replace(model="net$^$").draw().savefig(tmp_path / "out.png")
+    found._replace(model="net$^$", explanation=None).draw().savefig(tmp_path / "out.png")
+
+
+def test_the_command_says_what_an_error_adds(tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        error = RuntimeError("NaN or Inf loss")
+        error.add_note("epoch 3 is kept; run it again")
+        raise error
+
+    monkeypatch.setattr("mri.predict.predict_slice", fail)
+    assert main(["predict", "a.png"]) == 1
+    assert capsys.readouterr().err == "NaN or Inf loss; epoch 3 is kept; run it again\n"
+
+
+def test_the_command_card_names_the_file_that_it_wrote(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    for name in ("net-1.5", "foo-subject"):
+        shutil.copy(ZOO / "tissue-subject.keras", f"models/{name}.keras")
+    for asked, written in (("foo", "foo-subject"), ("net-1.5", "net-1.5")):
+        assert main(["card", asked, "--range", "0", "255"]) == 0
+        assert f"Written: models/{written}.json" in capsys.readouterr().out
+        assert Path(f"models/{written}.json").is_file()
+
+
+def test_commands_refuse_numbers_and_names_that_say_nothing(tmp_path, capsys):
+    write_phantom(tmp_path / "data", subjects=4, slices=3)
+    data = str(tmp_path / "data")
+    assert main(["audit", data, "--classes", "0=A,0=B,1=C,2=D,3=E"]) == 1
+    assert "name each label once" in capsys.readouterr().err
+    assert main(["audit", data, "--html", str(tmp_path)]) == 1
+    assert "take the name of a file" in capsys.readouterr().err

@@ -205,3 +205,49 @@ def test_a_strangers_card_is_text(tmp_path):
     page = write_report(tmp_path / "out", **options)[-1].read_text()
     assert page.count("Model card:") == 1
     assert "<script" not in page and "&lt;script" in page
+
+
+def notebook(path, *texts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=[new_markdown_cell(text) for text in texts]), path)
+    return path
+
+
+def test_no_page_takes_the_place_of_another(tmp_path):
+    books = [notebook(tmp_path / home / "x.ipynb", f"# From {home}") for home in "ab"]
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("index", "models", "Results", "README"):
+        (models / f"{name}.md").write_text(f"# Page {name}\n")
+    pages = write_report(str(tmp_path / "out"), notebooks=books, models=[models])
+    text = {page.name: page.read_text(encoding="utf-8") for page in pages}
+    assert "From a" in text["index.html"] and "From b" in text["index.html"]
+    assert len(set(text)) == len(pages) == 5
+    found = sorted(
+        name
+        for name in ("index", "models", "Results", "README")
+        for page in text.values()
+        if f"<h1>Page {name}" in page or f">Page {name}<a" in page
+    )
+    assert found == ["Results", "index", "models"]
+
+
+def test_prices_and_code_are_no_formulas(tmp_path):
+    said = r"It costs $5 and $6, or \$7 and \$8; see `$PATH_` or `$HOME^`, and $^$. Here is $x^2$."
+    (page,) = [
+        of
+        for of in write_report(
+            str(tmp_path / "out"), notebooks=[notebook(tmp_path / "x.ipynb", said)], models=[]
+        )
+        if of.name == "index.html"
+    ]
+    text = page.read_text(encoding="utf-8")
+    assert text.count('class="formula"') == 1 and 'alt="x^2"' in text
+    assert "$5 and $6" in text and "$PATH_" in text
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "no JSON"])
+def test_what_is_no_notebook_is_named(tmp_path, text):
+    (tmp_path / "x.ipynb").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.ipynb: not a notebook"):
+        write_report(str(tmp_path / "out"), notebooks=[tmp_path / "x.ipynb"])

@@ -79,7 +79,7 @@ def dict_to_image(
         raise DataError(
             f"expected the bytes of a JPEG or PNG image. Received: record={record!r:.200}"
         )
-    image = _image(np.frombuffer(blob, np.uint8), size)
+    image = _image(np.frombuffer(bytes(blob), np.uint8), size)
     if isinstance(image, str):
         raise DataError(f"{image}; expected the bytes of a JPEG or PNG image")
     return image

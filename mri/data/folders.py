@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,7 +55,8 @@ class NoSlicesError(DataError):
 def from_path(path: Path, columns: Columns) -> list[Part]:
     """Read a file, the files of a pattern, or what a folder holds."""
     if not path.exists():
-        path = path.expanduser()
+        with suppress(RuntimeError):  # The home of somebody unknown.
+            path = path.expanduser()
     try:
         if path.is_dir():
             return _inside(path, columns) or _nothing(path)
@@ -126,6 +128,10 @@ def _inside(folder: Path, columns: Columns, depth: int = 0) -> list[Part]:
     if depth < _DEPTH:
         data = [of for of in folders if of.name.lower() == "data"]
         if not shards and (below := _below(data, columns, depth)):
+            beside = [of.name for of in folders if of not in data and next(_pictures(of), None)]
+            if beside and not clone:
+                others = f"{folder}: data/ was read, and not the pictures in {', '.join(beside)}"
+                warnings.warn(others, UserWarning, stacklevel=2)
             return below
         trees = [] if clone else _trees(folder, folders, columns, depth, bool(shards or tables))
     # A table beside slices may be of something else, unless it tells labels or files.
@@ -174,9 +180,9 @@ def _trees(
 
     Where files beside them list slices (`listed`), one folder of pictures belongs to these.
     """
-    # Phantoms that a run has written are no data of the user's.
-    folders = [of for of in folders if not of.name.startswith("phantom")]
     pictured = [of for of in folders if next(_pictures(of), None)]
+    # Phantoms that a run has written, which are no pictures, are no data of the user's.
+    folders = [of for of in folders if of in pictured or not of.name.startswith("phantom")]
     if not pictured:
         return [] if listed else _below(folders, columns, depth)
     splits = _splits_of(pictured)
@@ -259,9 +265,16 @@ def from_tree(folder: Path, classes: Sequence[Path]) -> Part:
 
 
 def _pictures(folder: Path, deep: bool = True) -> Iterator[Path]:
-    """Yield the pictures in a folder, sorted, and the other files that are meant as slices."""
+    """Yield the pictures in a folder, sorted, and the other files that are meant as slices.
+
+    PermissionError if a folder in it cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
     seen = {folder.resolve(), *folder.resolve().parents}  # Links may lead round.
-    for home, folders, names in os.walk(folder, followlinks=True):
+    for home, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         below = {Path(home, of).resolve(): of for of in sorted(folders) if deep and _is_visible(of)}
         folders[:] = [of for real, of in below.items() if real not in seen]
         seen |= below.keys()

@@ -78,17 +78,17 @@ class _Thrift:
         return (value >> 1) ^ -(value & 1)
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        if depth > _MAX_NESTED:
-            raise FooterError(f"it nests deeper than {_MAX_NESTED}")
         found: dict[int, Any] = {}
         field = 0
         while head := self.byte():
             field = field + (head >> 4) if head >> 4 else self.integer()
             kind = head & 15
-            found[field] = kind == 1 if kind < 3 else self.value(kind, depth)
+            found[field] = kind == 1 if kind < 3 else self.value(kind, depth + 1)
         return found
 
     def value(self, kind: int, depth: int) -> Any:
+        if depth > _MAX_NESTED:
+            raise FooterError(f"it nests deeper than {_MAX_NESTED}")
         if kind in (1, 2, 3):
             return self.byte()
         if kind in (4, 5, 6):
@@ -100,9 +100,9 @@ class _Thrift:
             count = head >> 4 if head >> 4 < 15 else self.varint()
             if count > len(self.data) - self.at:  # Each takes a byte at least.
                 raise IndexError
-            return [self.value(head & 15, depth) for _ in range(count)]
+            return [self.value(head & 15, depth + 1) for _ in range(count)]
         if kind == 12:
-            return self.struct(depth + 1)
+            return self.struct(depth)
         raise FooterError(f"a field of the unknown kind {kind}")
 
 

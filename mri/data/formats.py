@@ -40,6 +40,7 @@ from mri.data.parts import (
     is_image_type,
     item_of,
     items_of,
+    may_hold_paths,
     one_split,
     refuse_only_paths,
     refuse_pointer,
@@ -154,7 +155,12 @@ def from_parquet(file: Path, columns: Columns) -> list[Part]:
     if not whole:
         refuse_only_paths(file, next(read(64), []))
     splits = _divided(file, len(labels), schema.names, (image, label), values)
-    stamp = partial("{} {}".format, file_stamp(file), wanted)
+    now = f"{file_stamp(file)} {wanted}"
+
+    def stamp() -> str:
+        items = (of for some in read(_MANY) for of in some) if not whole else ()
+        return digest(now, *(file_stamp(of) for of in items if isinstance(of, Path)))
+
     return [Part(str(file), labels, read, splits, names, synthetic, stamp=stamp, size=size)]
 
 
@@ -219,23 +225,32 @@ def from_table(
     def cells(start: int, stop: int) -> list[Item]:
         return items_of(table[own.image][start:stop].combine_chunks(), homes)
 
+    def with_files() -> str:
+        paths = may_hold_paths(table.schema.field(own.image).type)
+        return digest(stamp(), *_contents(cells, len(table) if paths else 0))
+
     about = check_schema(place, table.schema, own)
-    return _table_part(place, own, table.column, cells, names=names, stamp=stamp, about=about)
+    return _table_part(place, own, table.column, cells, names=names, stamp=with_files, about=about)
 
 
 def from_saved(folder: Path, columns: Columns) -> list[Part]:
     """Read what `save_to_disk` of Hugging Face `datasets` wrote; that package is not needed."""
     if (folder / "dataset_dict.json").is_file():
         splits = _json(folder / "dataset_dict.json").get("splits", [])
+        if not isinstance(splits, list):
+            raise DataError(f"{folder}: its dataset_dict.json has no list of splits; save it again")
         below = {str(split): folder / str(split) for split in splits}
         return from_splits(below, partial(from_saved, columns=columns))
-    files = [folder / str(of.get("filename")) for of in _json(folder / "state.json")["_data_files"]]
-    about = json.dumps({"info": _json(folder / "dataset_info.json")})
-    tables = [_arrow_table(file) for file in files]
-    if not tables:
+    held = _json(folder / "state.json").get("_data_files")
+    if not (isinstance(held, list) and held and all(isinstance(of, dict) for of in held)):
         raise DataError(f"{folder}: its state.json names no data files; save it again")
+    files = [folder / str(of.get("filename")) for of in held]
+    about = json.dumps({"info": _json(folder / "dataset_info.json")})
     # The names in the files are those of the time they were written: dataset_info.json is newer.
-    table = pa.concat_tables(tables)
+    try:
+        table = pa.concat_tables([_arrow_table(file) for file in files])
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{folder}: its files differ ({error}); save it again") from error
     metadata = {**(table.schema.metadata or {}), b"huggingface": about.encode()}
     table = table.replace_schema_metadata(metadata)
     return from_table(str(folder), table, columns, lambda: " ".join(map(file_stamp, files)))
@@ -265,7 +280,7 @@ def _json(file: Path) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
         raise ValueError("no object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: unreadable ({error}); save the data set again") from error
 
 
@@ -306,7 +321,11 @@ def from_dataset(dataset: Any, columns: Columns) -> list[Part]:
 
     # The package keeps a fingerprint of the data and of all that was done to them.
     known = getattr(dataset, "_fingerprint", None)
-    stamp = partial(str, known) if known else lambda: digest(*arrow[:][image].to_pylist())
+    asked = len(dataset) if not known or may_hold_paths(schema.field(image).type) else 0
+
+    def stamp() -> str:
+        return digest(str(known), *_contents(cells, asked))
+
     about, names = check_schema(place, schema, own), dataset.column_names
     return _table_part(place, own, column, cells, names=names, stamp=stamp, about=about)
 
@@ -324,7 +343,7 @@ def from_frame(
             return pa.array(frame[name].astype(str))
         try:
             found = pa.array(frame[label], from_pandas=True)
-        except (pa.ArrowException, TypeError, ValueError) as error:
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{place}: column {label!r} mixes types ({error})") from error
         check_label_type(place, label, found.type)
         return found
@@ -332,13 +351,17 @@ def from_frame(
     def cells(start: int, stop: int) -> list[Item]:
         return [item_of(value, homes) for value in values[start:stop]]
 
-    stamp = partial(_frame_stamp, frame[[*own]])
+    def stamp() -> str:
+        return digest(*frame[label], *_contents(cells, len(frame)))
+
     return _table_part(place, own, column, cells, names=[*frame.columns], stamp=stamp)
 
 
-def _frame_stamp(frame: pd.DataFrame) -> str:
-    cells = (np.asarray(v) if hasattr(v, "shape") else v for of in frame.items() for v in of[1])
-    return digest(*cells)
+def _contents(cells: Callable[[int, int], list[Item]], n: int) -> Iterator[object]:
+    """Yield what changes with the items of `n` rows: pixels, bytes, and facts of their files."""
+    for start in range(0, n, _MANY):
+        for item in cells(start, min(start + _MANY, n)):
+            yield file_stamp(item) if isinstance(item, Path) else item
 
 
 def from_csv(file: Path, columns: Columns) -> list[Part]:

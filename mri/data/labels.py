@@ -82,7 +82,9 @@ def name_key(name: str) -> str:
     if not name.isascii():
         shown = (of for of in name if unicodedata.category(of) != "Cf")
         name = unicodedata.normalize("NFKC", "".join(shown)).casefold()
-    return re.sub(r"[\s_-]", "", name).lower()
+    # The minus sign of a number is no hyphen.
+    sign = "-" if re.match(r"\s*-\.?\d", name) else ""
+    return sign + re.sub(r"[\s_-]", "", name).lower()
 
 
 def checked_names(place: object, names: Sequence[str]) -> tuple[str, ...]:
@@ -136,6 +138,8 @@ def settle(
         own = list(dict.fromkeys(class_names.values()))
         keys = [name_key(of) if isinstance(of, str) else of for of in class_names]
         labels = map(own.index, class_names.values())
+        if len(set(keys)) < len(keys):
+            raise DataError(f"{place}: class_names {class_names} names a label twice; name it once")
         return Meaning(checked_names(place, own), dict(zip(keys, labels, strict=True)))
     given = None if class_names is None else checked_names(place, list(class_names))
     if not any(isinstance(value, str) for value in found):

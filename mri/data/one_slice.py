@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from mri._files import read_regular
 from mri.data.decode import DataError, dict_to_image
+from mri.data.formats import READERS
 from mri.data.glance import Glance
 from mri.data.headers import CONVERT, open_dicom, open_volume
 from mri.data.phantom import make_phantoms
@@ -49,7 +50,6 @@ _SIDES = (
     "A picture does not say which side is the patient's right: it is taken to be on the left, as "
     "in the data set. A mirrored head may get another answer."
 )
-_TABLES = (".parquet", ".pq", ".csv", ".tsv", ".arrow")
 _EXTRAS = {
     "nibabel": ("NIfTI and Analyze volumes", "'nibabel~=5.4'"),
     "pydicom": ("DICOM files", "'pydicom~=3.0,>=3.0.2'"),
@@ -110,11 +110,13 @@ def read_slice(
         raise DataError("the name of the file is empty; give a file, or none at all")
     path = Path(path)
     name = path.name.lower()
-    if path.is_dir():
+    if (path / "state.json").is_file():
+        found = _from_table(path, row, check)
+    elif path.is_dir():
         found = _from_series(path, plane, check)
     elif not path.is_file():
         raise DataError(f"{path}: no such file; give a JPEG, PNG, parquet, NIfTI or DICOM file")
-    elif name.endswith(_TABLES):
+    elif name.endswith(tuple(READERS)):
         found = _from_table(path, row, check)
     elif name.endswith(_VOLUMES):
         found = _from_volume(path, plane, check)
@@ -329,12 +331,12 @@ def _from_series(folder: Path, plane: int | None, check: bool) -> OneSlice:
     files = sorted(of for of in folder.iterdir() if of.is_file() and of.name[0] != ".")
     found: list[tuple[float, np.ndarray]] = []
     series: dict[str, Path] = {}
-    for file in files[: _MOST_FILES + 1]:
+    for file in files:
         content = _content(file)
-        if _is_dicom(file, content):
+        if len(found) <= _MOST_FILES and _is_dicom(file, content):
             image, data = _dicom_plane(file, content)
             series.setdefault(str(data.get("SeriesInstanceUID", "")), file)
-            found.append((float(data.get("ImagePositionPatient", [0, 0, len(found)])[2]), image))
+            found.append((_height(file, data, len(found)), image))
     if not found:
         raise DataError(f"{folder}: a folder without DICOM files; give a file, or such a folder")
     sizes, places = {image.shape for _, image in found}, {place for place, _ in found}
@@ -345,6 +347,16 @@ def _from_series(folder: Path, plane: int | None, check: bool) -> OneSlice:
         )
     planes = np.stack([image for _, image in sorted(found, key=lambda of: of[0])])
     return _of_planes(folder, planes, plane, check)
+
+
+def _height(path: Path, data: Any, otherwise: int) -> float:
+    place = data.get("ImagePositionPatient", [0, 0, otherwise])
+    try:
+        return float(place[2])
+    except (TypeError, LookupError, ValueError) as error:
+        raise DataError(
+            f"{path}: its ImagePositionPatient is {place}, not three numbers"
+        ) from error
 
 
 def _dicom_plane(path: Path, content: bytes) -> tuple[np.ndarray, Any]:
@@ -370,6 +382,8 @@ def _dicom_plane(path: Path, content: bytes) -> tuple[np.ndarray, Any]:
     # Of DICOM's axes x goes to the patient's left, as columns do here, and y to the back.
     if abs(across[1]) > abs(down[1]):
         image, across, down = image.T, down, across
+    if across[0] == 0 or down[1] == 0:
+        raise DataError(f"{path}: its orientation is {across}, {down}, which are no two axes")
     return image[:: -int(np.sign(down[1])), :: int(np.sign(across[0]))], data
 
 
@@ -397,18 +411,12 @@ def _frame(place: object, whole: np.ndarray, reached: float) -> _Frame:
     if not whole.max() > 0:
         raise DataError(f"{place}: is empty, no pixel is above 0")
     bright = float(np.percentile(whole[whole > 0], 99))
-    brain = whole > 0.1 * bright
-    (top, left), (height, width) = _box(brain if brain.ndim == 2 else np.any(brain, axis=0))
-    (to_top, to_left), (to_height, to_width) = _box(_reference()[0] > reached)
+    brain = (whole > 0.1 * bright).astype(np.uint8)
+    left, top, width, height = cv2.boundingRect(brain if brain.ndim == 2 else brain.max(axis=0))
+    covered = (_reference()[0] > reached).astype(np.uint8)
+    to_left, to_top, to_width, to_height = cv2.boundingRect(covered)
     zoom = np.array([height / to_height, width / to_width])
     return _Frame(zoom, np.array([top, left]) - zoom * (to_top, to_left) + (zoom - 1) / 2, bright)
-
-
-def _box(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return (top, left), (height, width) of the True pixels."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    sides = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
-    return (int(rows[0]), int(columns[0])), sides
 
 
 def _extra(name: str) -> ModuleType:

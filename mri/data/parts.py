@@ -232,11 +232,15 @@ def gray(pixels: np.ndarray) -> np.ndarray | str:
 def item_of(value: Any, homes: list[Path]) -> Item:
     """Return a cell of a table as an item; paths are looked for in `homes` in turn."""
     if isinstance(value, dict) and value.keys() & {"bytes", "path"}:
-        value = value.get("bytes") or value.get("path")
+        held = value.get("bytes")
+        empty = held is None or (isinstance(held, bytes | bytearray | memoryview) and not held)
+        value = value.get("path") if empty else held
+        if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == np.uint8:
+            return value
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return None
     if isinstance(value, bytes | bytearray | memoryview):
-        return np.frombuffer(value, np.uint8)
+        return np.frombuffer(bytes(value), np.uint8)
     if isinstance(value, str):
         return _from_text(value, homes)
     if isinstance(value, Path):
@@ -266,7 +270,7 @@ def _from_text(text: str, homes: list[Path]) -> Item:
             return gray(np.array(json.loads(text)))
         if text.startswith(("/9j/", "iVBORw0KGgo")):
             return np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
-    except (ValueError, SyntaxError, MemoryError) as error:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         return f"the text {text[:20]!r}… is neither bytes nor an array ({error})"
     return find_path(text, homes)
 
@@ -290,6 +294,8 @@ def items_of(column: pa.Array, homes: list[Path]) -> list[Item]:
     """Return the items of an Arrow column: bytes, structs of bytes and path, text or pixels."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_decode()
     kind = _plain(column.type)
     if kind in _BYTES:
         return list(column_views(column))
@@ -297,7 +303,8 @@ def items_of(column: pa.Array, homes: list[Path]) -> list[Item]:
         return [item_of(value, homes) for value in column.to_pylist()]
     fields = dict(zip([field.name for field in kind], column.flatten(), strict=True))
     items: list[Item] = list(column_views(fields["bytes"]))
-    if "path" in fields and any(item is None for item in items):
+    paths = "path" in fields and fields["path"].type in _TEXT
+    if paths and any(item is None for item in items):
         for i, path in enumerate(fields["path"].to_pylist()):
             if items[i] is None and path:
                 found = find_path(path, homes)
@@ -317,6 +324,12 @@ def is_image_type(kind: pa.DataType) -> bool:
     if depth:
         return depth in (2, 3) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
     return kind in _BYTES or kind in _TEXT
+
+
+def may_hold_paths(kind: pa.DataType) -> bool:
+    """Whether an Arrow column of this type may name files."""
+    kind = _plain(kind)
+    return kind in _TEXT or (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -218,7 +218,7 @@ def write_phantom(
 def _read_stamp(path: Path) -> dict[str, int] | None:
     try:
         return json.loads(pq.read_schema(path).metadata[b"mri_phantom"]) if path.exists() else None
-    except (pa.ArrowInvalid, KeyError, TypeError):
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError):
         message = f"{path} is not a phantom file; choose another folder or move the file away"
         raise FileExistsError(message) from None
 

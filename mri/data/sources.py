@@ -68,7 +68,8 @@ class Slices:
         DataError if there is no such part, or their classes or origins differ; ValueError if none
         is named, or one twice.
         """
-        wanted = [split] if isinstance(split, str) else list(split or ())
+        names = [split] if isinstance(split, str) else list(split or ())
+        wanted = [split_of(name) or name for name in names]
         some = split is None or len(set(wanted)) == len(wanted) > 0
         require(some, "split must name a part, or several different ones.", split=split)
         found = [part for name in wanted for part in self._of_split(name)] or self.parts
@@ -83,8 +84,7 @@ class Slices:
         return found
 
     def _of_split(self, split: str) -> list[Part]:
-        wanted = split_of(split) or split
-        found = [of for part in self.parts if (of := part.of_split(wanted)) is not None]
+        found = [of for part in self.parts if (of := part.of_split(split)) is not None]
         if not found:
             files = all(part.place.endswith(".parquet") for part in self.parts)
             what = f"parquet file whose name begins with {split!r}" if files else f"part {split!r}"

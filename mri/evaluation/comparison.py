@@ -82,7 +82,7 @@ def compare(
     >>> "tissue-subject" in found.table["model"].tolist()
     True
     """
-    _check_call(scans, groups, by)
+    groups = _check_call(scans, groups, by)
     files = {name: ModelFile(path) for name, path in _files(Path(folder)).items()}
     if not files:
         raise FileNotFoundError(
@@ -90,7 +90,10 @@ def compare(
         )
     found, claims, anew, rows = _answers(files, scans, groups)
     names = _class_names(scans, found)
-    by = by or (RANKED_BY if _alike(names, CLASS_NAMES) else "balanced_accuracy")
+    public = _alike(names, CLASS_NAMES)
+    by = by or (RANKED_BY if public else "balanced_accuracy")
+    expected = f"by may be {RANKED_BY!r} for the classes {CLASS_NAMES} alone."
+    require(public or by != RANKED_BY, expected, class_names=names)
     kept = {}
     for name, of in found.items():
         if same := of.named(names):
@@ -117,7 +120,10 @@ def compare(
     )
 
 
-def _check_call(scans: Scans | None, groups: np.ndarray | None, by: str | None) -> None:
+def _check_call(
+    scans: Scans | None, groups: np.ndarray | None, by: str | None
+) -> np.ndarray | None:
+    """Return the groups as an array; raise ValueError if the arguments do not fit."""
     if by is not None and by.startswith("val"):
         raise ValueError(
             f"{by!r} is what the models were selected by, so it ranks luck; take a metric of the "
@@ -129,8 +135,7 @@ def _check_call(scans: Scans | None, groups: np.ndarray | None, by: str | None) 
     require(isinstance(scans, Scans | None), expected, scans=type(scans).__name__)
     if (scans is None) != (groups is None):
         raise ValueError("scans and groups belong together. Received only one of them")
-    if scans is not None:
-        integers("groups", groups, len(scans))
+    return None if scans is None else integers("groups", groups, len(scans))
 
 
 def _alike(names: Sequence[str], others: Sequence[str]) -> bool:

@@ -121,7 +121,8 @@ class Comparison:
         Slices on which both models are surest of their answers come first.
         """
         one, two = (self.evaluations[name].sample(self.unit) for name in (first, second))
-        if not np.array_equal(one.labels, two.labels):
+        of = [self.rows.get(name, np.empty(0)) for name in (first, second)]
+        if not np.array_equal(one.labels, two.labels) or not np.array_equal(of[0], of[1]):
             raise ValueError(f"{first!r} and {second!r} were measured on other slices")
         a, b = one.logits.argmax(1), two.logits.argmax(1)
         rows = np.arange(len(a))
@@ -187,7 +188,7 @@ class Comparison:
         one network have the same name except for ``-seed<number>``.
         """
         measured = self.table[self.table["protocol"].isin(PROTOCOLS)]
-        network = measured["model"].str.replace(SEED, "", regex=True)
+        network = measured["model"].str.replace(r"-seed\d+(?=-|$)", "", regex=True)
         of = measured.assign(network=network).groupby(["network", "protocol"], sort=False)[self.by]
         found = of.agg(seeds="size", mean="mean", sd="std").reset_index()
         return found[found["seeds"] > 1].reset_index(drop=True)

@@ -66,17 +66,17 @@ class LogitsTable:
     @property
     def rows(self) -> np.ndarray:
         """Row numbers, int64 (n,)."""
-        return self.frame["row"].to_numpy()
+        return self.frame["row"].to_numpy(np.int64)
 
     @property
     def labels(self) -> np.ndarray:
         """Labels, int64 (n,)."""
-        return self.frame["label"].to_numpy()
+        return self.frame["label"].to_numpy(np.int64)
 
     @property
     def subjects(self) -> np.ndarray:
         """Who each slice is from, int64 (n,)."""
-        return self.frame["subject"].to_numpy()
+        return self.frame["subject"].to_numpy(np.int64)
 
     @property
     def logits(self) -> np.ndarray:
@@ -98,9 +98,9 @@ class LogitsTable:
     def save(self, path: Path) -> None:
         """Write the table whole or not at all."""
         logits = [name for name in self.frame if str(name).startswith("logit_")]
-        table = pa.Table.from_pandas(
-            self.frame.astype(dict.fromkeys(logits, np.float32)), preserve_index=False
-        )
+        whole = dict.fromkeys(("row", "label", "subject"), np.int64)
+        frame = self.frame.astype(dict.fromkeys(logits, np.float32) | whole)
+        table = pa.Table.from_pandas(frame, preserve_index=False)
         table = table.replace_schema_metadata({_KEY: json.dumps(self.about)})
         with replacing(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")

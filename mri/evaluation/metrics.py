@@ -193,7 +193,8 @@ def evaluate(
         labels = labels.labels_as(tuple(class_names))
     labels, logits = _checked(labels, logits)
     k, names = logits.shape[1], tuple(class_names or CLASS_NAMES)
-    require(len(set(names)) == len(names) == k, f"Expected {k} class names.", class_names=names)
+    fits = len(set(names)) == len(names) == k and all(isinstance(name, str) for name in names)
+    require(fits, f"Expected {k} class names.", class_names=names)
     names = checked_names("class_names", names)
     require(0 < temperature < np.inf, "temperature must be positive.", temperature=temperature)
     require(draws >= 1, "draws must be at least 1.", draws=draws)
@@ -276,6 +277,8 @@ def pooled_three(
     labels: np.ndarray, logits: np.ndarray, class_names: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return copies of labels (n,) and logits (n, 4) where moderate dementia counts as mild."""
+    public = set(class_names) == set(CLASS_NAMES)
+    require(public, f"Only of {CLASS_NAMES} can mild be pooled.", class_names=class_names)
     mild, moderate = (class_names.index(f"{name}_Demented") for name in ("Mild", "Moderate"))
     pooled = logits.copy()
     pooled[:, mild] = np.logaddexp(logits[:, mild], logits[:, moderate])
@@ -305,13 +308,13 @@ def reliability_bins(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
 def _checked(labels: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return copies as int64 (n,) and float64 (n, k)."""
     try:
-        labels, logits = np.array(labels), np.array(logits, dtype=np.float64)
+        logits = np.array(logits, dtype=np.float64)
     except (TypeError, ValueError):
         kind = type(logits).__name__
         require(False, "logits must be numbers (n, k), such as predict_logits gives.", logits=kind)
     valid = logits.ndim == 2 and logits.shape[0] >= 1 and logits.shape[1] >= 2
     require(valid, "logits must be (n, k), n >= 1, k >= 2.", shape=logits.shape)
-    integers("labels", labels, len(logits))
+    labels = integers("labels", labels, len(logits))
     valid = labels.min() >= 0 and labels.max() < logits.shape[1]
     require(valid, f"labels must be 0 to {logits.shape[1] - 1}.", labels=np.unique(labels))
     wrong = np.flatnonzero(~np.isfinite(logits).all(1))[:1]
@@ -417,7 +420,7 @@ def _estimates(
             test = binomtest(int(plain[key].sum()), len(plain[key]))
             low, high = test.proportion_ci(method="wilson")
         elif key == "ece":
-            low, high = max(0, 2 * value - high), max(value, 2 * value - low)
+            low, high = max(0, min(value, 2 * value - high)), max(value, 2 * value - low)
         estimates[key] = Estimate(*map(float, (value, low, high)))
     return estimates
 

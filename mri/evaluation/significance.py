@@ -118,6 +118,8 @@ def leading_group(p_values: pd.DataFrame, best: str, *, alpha: float = 0.05) -> 
 def sign_flip(differences: np.ndarray, *, draws: int = 100_000, seed: int = 0) -> np.ndarray:
     """Return two-sided p-values (pairs,) of the sums of rows (pairs, people) under random signs."""
     differences = np.asarray(differences, dtype=float)
+    finite = np.isfinite(differences).all(-1)
+    require(bool(finite.all()), "differences must be finite.", rows=np.flatnonzero(~finite))
     rng, reached = np.random.default_rng(seed), np.ones(len(differences))
     # Sums that are equal except for rounding count as reached.
     bound = np.abs(differences.sum(1)) * (1 - 1e-9) - 1e-12
@@ -155,6 +157,8 @@ def auc_difference(
     for scores in (np.asarray(first, float), np.asarray(second, float)):
         fits = scores.ndim == 2 and scores.shape[1:] == ill.shape
         require(fits, "scores must be (divisions, people).", shape=scores.shape)
+        finite = bool(np.isfinite(scores).all())
+        require(finite, "scores must be finite.", finite=finite)
         gap = scores[:, ill, None] - scores[:, None, ~ill]
         wins.append(np.heaviside(gap, 0.5).mean(0))
     matrix = wins[0] - wins[1]
@@ -173,6 +177,7 @@ def share_difference(
     The interval is of a bootstrap over the people of each stratum; the p-value is that of
     `sign_flip`.
     """
+    require(draws >= 40, "draws must be at least 40.", draws=draws)
     differences, strata = np.asarray(differences, float), np.asarray(strata)
     rng, drawn = np.random.default_rng(seed), np.zeros(draws)
     for stratum in np.unique(strata):

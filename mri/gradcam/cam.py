@@ -154,15 +154,16 @@ class GradCAM:
         require(not isinstance(layer, str) or layer not in METHODS, expected, layer=layer)
         self._input = image_input(model)
         self._model, self._wanted, self._output = model, layer, output
-        self.method, self.kind = method, "logits"
+        self.method = method
         self._trace()
-        names = class_names or (CLASS_NAMES if self._k == len(CLASS_NAMES) else ())
+        usual = CLASS_NAMES if self._k == len(CLASS_NAMES) else ()
+        names = usual if class_names is None else tuple(class_names)
         require(
             len(names) in (0, self._k),
             f"`class_names` must be {self._k} names.",
             class_names=class_names,
         )
-        self.class_names = tuple(names)
+        self.class_names = names
 
     def _trace(self, shares: bool = False, size: tuple[int, ...] | None = None) -> None:
         """Trace the model; with `shares`, what it gives are probabilities without logits.
@@ -175,7 +176,7 @@ class GradCAM:
         def explain(images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, ...]:
             outputs, calls = record_calls(self._model, images, self._input)
             self.layers = [v for v, _ in calls if isinstance(v, keras.Layer)]
-            logits, self.kind = read(one_output(self._model, outputs, self._output))
+            logits, self._end = read(one_output(self._model, outputs, self._output))
             self._k = logits.shape[1]
             classes = tf.where(classes < 0, tf.argmax(logits, 1, tf.int32), classes)
             one_hot = tf.one_hot(classes, self._k)
@@ -201,7 +202,7 @@ class GradCAM:
             to.spec, tf.TensorSpec((n,), tf.int32)
         )
         self._shares, self._size = shares, to.shape[1:3]
-        self.kind = "probabilities" if shares else self.kind
+        self.kind = "probabilities" if shares else self._end
 
     def by(self, method: str) -> GradCAM:
         """Return the same with another method: of the same model, layer and output."""
@@ -233,7 +234,8 @@ class GradCAM:
             # What the cells see depends on the size, if padding does.
             self._trace(self._shares, size)
         found = self._explained(x, wanted, batch_size)
-        self.kind = kind_of(self.kind, found[3])
+        # What was unclear of a few slices need not be of others.
+        self.kind = self.kind if self._shares else kind_of(self._end, found[3])
         if self.kind == "probabilities" and not self._shares:
             self._trace(shares=True, size=size)
             found = self._explained(x, wanted, batch_size)

@@ -15,7 +15,7 @@ from scipy.ndimage import binary_fill_holes, distance_transform_edt
 from scipy.special import logsumexp
 from scipy.stats import rankdata
 
-from mri._arguments import require
+from mri._arguments import require, row_numbers
 
 if TYPE_CHECKING:
     from mri._keras import keras
@@ -105,7 +105,8 @@ def cascade(cam: GradCAM, images: np.ndarray, *, seed: int = 0) -> Cascade:
                     signs = rng.choice([-1, 1], value.shape) if value.ndim > 1 else 1
                     variable.assign((value * signs).astype(value.dtype))
                 maps = cam(images, plain.classes).maps
-                row[:] = [a @ b for a, b in zip(ranks, _ranks(maps, brain), strict=True)]
+                pairs = zip(ranks, _ranks(maps, brain), strict=True)
+                row[:] = [_correlation(a, b) for a, b in pairs]
             last.append(maps)
     finally:
         for variable, value in kept:
@@ -189,7 +190,7 @@ def localisation(maps: np.ndarray, masks: np.ndarray, *, tolerance: int = 0) -> 
     [[1.0], [0.33], [0.67]]
     """
     maps, masks = np.asarray(maps, np.float64), np.asarray(masks, bool)
-    fits = maps.ndim == 3 and maps.shape == masks.shape
+    fits = maps.ndim == 3 and maps.shape == masks.shape and maps.size > 0
     require(fits, "Expected maps and masks (n, h, w).", shapes=(maps.shape, masks.shape))
     require(masks.any((1, 2)).all(), "No mask may be empty.", empty=~masks.any((1, 2)))
     require((maps >= 0).all(), "Maps must not be negative.", minimum=maps.min())
@@ -246,6 +247,7 @@ def brain_mask(images: np.ndarray) -> np.ndarray:
     """
     images = np.asarray(images)
     require(images.ndim == 3, "Expected images (n, h, w).", shape=images.shape)
+    require(bool(np.isfinite(images).all()), "images must be finite.", finite=False)
     masks, width = np.zeros(images.shape, bool), 2 * max(1, images.shape[1] // 32) + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
     for image, mask in zip(images.astype(np.float32), masks, strict=True):
@@ -264,6 +266,7 @@ def brain_mask(images: np.ndarray) -> np.ndarray:
 
 def _log_odds(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return float64 (n,): the logit of each row's class minus the log-sum-exp of the others."""
+    row_numbers("classes", classes, logits.shape[1])
     logits, own = logits.astype(np.float64), np.arange(logits.shape[1]) == classes[:, None]
     return logits[own] - logsumexp(np.where(own, -np.inf, logits), axis=1)
 
@@ -279,6 +282,13 @@ def _ranks(maps: np.ndarray, masks: np.ndarray) -> list[np.ndarray]:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Return Spearman's correlation of |first| and |second|, both (n, h, w), within each mask."""
+    """Return Spearman's correlation of |first| and |second|, both (n, h, w), within each mask.
+
+    It is NaN where one of them is constant, or the mask empty.
+    """
     pairs = zip(_ranks(first, masks), _ranks(second, masks), strict=True)
-    return np.array([a @ b for a, b in pairs])
+    return np.array([_correlation(a, b) for a, b in pairs])
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    return float(first @ second) if len(first) else np.nan

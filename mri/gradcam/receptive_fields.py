@@ -7,7 +7,6 @@ grid, is shifted by half a pixel. Five such layers shift it by half a cell.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,8 +22,10 @@ _RESIZINGS = "ResizeBilinear", "ResizeBicubic", "ResizeNearestNeighbor"
 # TensorFlow dilates a convolution by splitting the image into a batch of smaller ones.
 _BLOCKS = "SpaceToBatchND", "BatchToSpaceND"
 _RESHAPING = "Reshape", "ExpandDims", "Squeeze"
-# These keep the shape of the grid, but move its cells.
-_MOVING = ("Roll",)
+# These keep the shape of the grid, but move its cells, or add up those before.
+_MOVING = ("Roll", "RandomShuffle", "GatherNd", "TopKV2", "Cumsum", "Cumprod",
+           "FFT", "FFT2D", "IFFT", "IFFT2D")  # fmt: skip
+_PRODUCTS = "MatMul", "BatchMatMul", "BatchMatMulV2", "Einsum"
 # The result of these is no picture of the image, whatever its shape.
 _MIXING = ("Mean", "Sum", "Max", "Min", "Prod", "MatMul", "BatchMatMul", "BatchMatMulV2", "Einsum",
            "GatherV2", "GatherNd", "StridedSlice", "ConcatV2")  # fmt: skip
@@ -131,8 +132,9 @@ def _after(op: tf.Operation, known: Known) -> Grid | None:
         return grid._replace(at=at) if at else None
     if op.type in _RESHAPING:
         return _reshaped(grid, shape, op.outputs[0].shape)
-    if op.type in _MOVING:
-        return grid._replace(axes=None)
+    if op.type in _MOVING or _mixes(op, known):
+        kept = _alike(op, sources)
+        return kept and kept._replace(axes=None)
     if op.type == "StridedSlice" and (len(grid.at) < 2 or _starts(op) is None):
         return _alike(op, sources)
     if len(grid.at) == 2 and op.type in _KNOWN:
@@ -165,6 +167,38 @@ def _alike(op: tf.Operation, sources: list[tuple[tf.TensorShape, Grid]]) -> Grid
     return paths[0]._replace(axes=(row, column))
 
 
+def _mixes(op: tf.Operation, known: Known) -> bool:
+    """Whether cells of the grid change their places, or become sums of others, by their numbers.
+
+    Tokens of a transformer are sums of each other too, but keep their places by the sum with what
+    they were.
+    """
+    for number, x in enumerate(op.inputs):
+        grid = known.get(x.ref())
+        if grid is None or x.shape.rank is None:
+            continue
+        if op.type == "GatherV2":
+            axis = tf.get_static_value(op.inputs[2])
+            return number == 0 and (axis is None or int(axis) % x.shape.rank in grid.at)
+        if op.type in _PRODUCTS and len(grid.at) == 2:
+            return not set(grid.at) <= _kept(op, number, x.shape.rank)
+    return False
+
+
+def _kept(op: tf.Operation, number: int, rank: int) -> set[int]:
+    """Return the axes of an input of a product that are the same axes of the result."""
+    if op.type != "Einsum":
+        flags = ("transpose_a", "transpose_b") if op.type == "MatMul" else ("adj_x", "adj_y")
+        own = rank - 2 if number == 0 else rank - 1
+        return set(range(rank - 2)) | (set() if op.get_attr(flags[number]) else {own})
+    sources, result = op.get_attr("equation").decode().replace(" ", "").split("->")
+    labels, spare = sources.split(",")[number], rank - len(sources.split(",")[number]) + 3
+    # What an ellipsis stands for, in characters that no equation has.
+    rest = "".join(chr(1 + i) for i in range(spare))
+    labels, result = (of.replace("...", rest) for of in (labels, result))
+    return {axis for axis, label in enumerate(labels) if result[axis : axis + 1] == label}
+
+
 def _repeated(op: tf.Operation, known: Known) -> Grid | None:
     """Return the grid where each row or column is repeated, as an upsampling does it."""
     tile = op.inputs[0].op if op.type == "Reshape" else op
@@ -175,7 +209,7 @@ def _repeated(op: tf.Operation, known: Known) -> Grid | None:
     if grid is None or grid.axes is None or len(grid.at) != 2 or axis not in grid.at:
         return None
     times, to = tile.outputs[0].shape[axis + 1], op.outputs[0].shape
-    cells = _entries((times, x.shape[axis]))
+    cells = tf.TensorShape((times, x.shape[axis])).num_elements()
     if cells is None or to.rank != x.shape.rank or to[axis] != cells:
         return None
     ratios = [1 / times if a == axis else 1 for a in grid.at]
@@ -193,8 +227,8 @@ def _reshaped(grid: Grid, of: tf.TensorShape, to: tf.TensorShape) -> Grid | None
     if not merged and grid.at != (first, first + 1):
         return None
     size = grid.size if merged else (of[first], of[first + 1])
-    before = _entries(of[1:first])
-    starts = [axis for axis in range(1, to.rank - 1) if _entries(to[1:axis]) == before]
+    before = of[1:first].num_elements()
+    starts = [axis for axis in range(1, to.rank - 1) if to[1:axis].num_elements() == before]
     for axis in starts:
         if (to[axis], to[axis + 1]) == size:
             return Grid((axis, axis + 1), grid.axes, size)
@@ -202,14 +236,9 @@ def _reshaped(grid: Grid, of: tf.TensorShape, to: tf.TensorShape) -> Grid | None
         return None
     if to.rank == 2 and first <= 1:  # As dense layers do with all cells of a batch.
         return Grid((0,), grid.axes, size)
-    cells = _entries(size)
+    cells = tf.TensorShape(size).num_elements()
     found = [axis for axis in starts if cells and to[axis] == cells]
     return Grid((found[0],), grid.axes, size) if found else None
-
-
-def _entries(sides: Sequence[int | None]) -> int | None:
-    known = [side for side in sides if side is not None]
-    return math.prod(known) if len(known) == len(list(sides)) else None
 
 
 def _sides(op: tf.Operation) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mri._arguments import require
 from mri.gradcam.checks import check_heatmaps
 from mri.models.files import ModelFile
 
@@ -60,6 +61,11 @@ def heatmap_table(
     for path in paths:
         file = ModelFile(path)
         tested, model = file.held_out(scans), file.load()
+        require(
+            slices <= len(tested),
+            f"{file.path}: slices must be at most {len(tested)}, so many it has not seen.",
+            slices=slices,
+        )
         few = np.random.default_rng(seed).choice(tested, slices, replace=False)
         for method in methods:
             found = check_heatmaps(

@@ -31,25 +31,18 @@ def record_calls(model: keras.Model, images: tf.Tensor, to: ImageInput) -> tuple
     """
     calls: Calls = []
 
-    def record(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
-        result = call(layer, *args, **kwargs)
-        calls.append((layer, result))
+    def record(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+        result = call(step, *args, **kwargs)
+        calls.append((step, result))
         return result
 
-    def record_step(step: keras.Operation, *args: Any, **kwargs: Any) -> Any:
-        result = call_step(step, *args, **kwargs)
-        if not isinstance(step, keras.Layer):
-            calls.append((step, result))
-        return result
-
-    # The layers are the user's, so the class is lent for the time of one call.
+    # Layers go through it too. They are the user's, so the class is lent for the time of one call.
     with _lock:
-        call, keras.Layer.__call__ = keras.Layer.__call__, record
-        call_step, keras.Operation.__call__ = keras.Operation.__call__, record_step
+        call, keras.Operation.__call__ = keras.Operation.__call__, record
         try:
             return to.give(model, images), calls
         finally:
-            keras.Layer.__call__, keras.Operation.__call__ = call, call_step
+            keras.Operation.__call__ = call
 
 
 class Target(NamedTuple):

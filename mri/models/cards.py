@@ -227,6 +227,9 @@ def describe(card: Mapping[str, Any]) -> str:
     ### Model card: tissue, subject-wise split
     """
     missing, problem = sorted(_DESCRIBED.difference(card)), problem_of(dict(card))
+    if "split" in card and problem is None:
+        needed = {"slices"} if card["split"]["protocol"] == "image" else {"slices", "fold", "folds"}
+        missing += [f"split: {key}" for key in sorted(needed.difference(card["split"]))]
     fits = not missing and problem is None
     expected = "Expected a card that mri.train has written."
     require(fits, expected, missing=missing, problem=problem)

@@ -146,15 +146,19 @@ class Child:
         self._folder = mkdtemp(prefix="mri-child-")
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         places = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": self._folder}
-        with Path(self._folder, "said.txt").open("wb") as said:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mri.models.child", self._loads],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                cwd=self._folder,
-                env=os.environ | places,
-            )
+        try:
+            with Path(self._folder, "said.txt").open("wb") as said:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "mri.models.child", self._loads],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=said,
+                    cwd=self._folder,
+                    env=os.environ | places,
+                )
+        except OSError:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
         self._ready = False
         return self._process
 

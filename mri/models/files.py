@@ -394,6 +394,8 @@ def find_model(name: str | os.PathLike[str], folders: Sequence[str] = FOLDERS) -
     if not os.fspath(name):
         raise ModelFileError("the name of the model is empty; give a name or a .keras file")
     path = Path(name)
+    if not path.name:
+        raise ModelFileError(f"{name}: a folder; give the name of a model or a .keras file")
     if len(path.parts) != 1 or path.is_file():
         whole = path.with_name(f"{path.name}.keras")
         return whole if whole.is_file() and not path.is_file() else path

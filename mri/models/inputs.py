@@ -64,27 +64,22 @@ class Expects:
         valid = sizes is None or (_list_of(int, sizes) and len(sizes) == 2 and min(sizes) > 0)
         require(valid, "size must be rows and columns, or one for both.", size=self.size)
         object.__setattr__(self, "size", sizes and tuple(sizes))
-        valid = self.channels in (None, *_CHANNELS) and type(self.channels) is not bool
+        valid = self.channels in (None, *_CHANNELS) and type(self.channels) in (int, type(None))
         require(valid, "channels must be 1 or 3.", channels=self.channels)
         span = self.range
         valid = span is None or (_list_of(float, span) and len(span) == 2 and span[0] < span[1])
         require(valid, "range must be two numbers, low and high.", range=span)
         for name in ("scale", "offset", "mean", "std"):
-            value = getattr(self, name)
+            if (value := getattr(self, name)) is None:
+                continue
             values = value if isinstance(value, list | tuple) else [value]
-            valid = value is None or (_list_of(float, values) and len(values) in _CHANNELS)
+            valid = _list_of(float, values) and len(values) in _CHANNELS
             require(valid, f"{name} must be a number, or one a channel.", **{name: value})
-            valid = value is None or name in ("offset", "mean") or min(values) > 0
+            valid = name in ("offset", "mean") or min(values) > 0
             require(valid, f"{name} must be above 0.", **{name: value})
-            of_255 = (
-                value is not None
-                and name in ("mean", "std")
-                and not (0 <= min(values) <= max(values) <= 1)
-            )
-            expected = (
-                f"{name} must be of gray values 0 to 1: divide by 255, or give scale, offset."
-            )
-            require(not of_255, expected, **{name: value})
+            valid = name in ("scale", "offset") or 0 <= min(values) <= max(values) <= 1
+            expected = "must be of gray values 0 to 1: divide by 255, or give scale, offset."
+            require(valid, f"{name} {expected}", **{name: value})
         ways = {
             "range": self.range is not None,
             "scale and offset": (self.scale, self.offset) != (None, None),

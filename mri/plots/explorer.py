@@ -50,11 +50,8 @@ class Explorer:
         *,
         checks: Mapping[tuple[str, str], HeatmapCheck] | None = None,
     ) -> None:
-        if not runs or not len(rows):
-            raise ValueError(
-                "Expected at least one network and one slice. "
-                f"Received: {list(runs)} and {len(rows)} slices"
-            )
+        expected = "Expected at least one network and one slice."
+        require(bool(runs) and len(rows) > 0, expected, networks=list(runs), slices=len(rows))
         for name, run in runs.items():
             trained = hasattr(run, "model") and hasattr(run, "card")
             require(trained, "runs must map names to what mri.train returns.", **{name: run})
@@ -78,9 +75,13 @@ class Explorer:
     def layers(self, network: str) -> list[str]:
         """Return the names of the layers that can be explained, the usual one first."""
         found = [MARKED]
-        for layer in self.runs[network].model.layers[2:]:
-            shape = getattr(layer.output, "shape", ())
-            if len(shape) == 4 and min(shape[1:3]) > 1:
+        layers = self.runs[network].model.layers
+        layers = [layer for layer in layers if type(layer).__name__ != "InputLayer"]
+        # A change of scale shows the image itself.
+        for layer in layers[type(layers[0]).__name__ == "Rescaling" :]:
+            # Layers of a model's own class have no output; those of open size may be large.
+            shape = getattr(getattr(layer, "output", None), "shape", ())
+            if len(shape) == 4 and all(side is None or side > 1 for side in shape[1:3]):
                 found.append(layer.name)
         return found
 
@@ -101,15 +102,20 @@ class Explorer:
         and `explained` is a class name or 'predicted class'. By default, the first network answers.
         The others are as for `GradCAM` and `plots.heatmap_grid`.
         """
-        network = network or next(iter(self.runs))
+        network, names = network or next(iter(self.runs)), self.scans.class_names
+        require(network in self.runs, f"network must be one of {[*self.runs]}.", network=network)
+        require(person in self.people, f"person must be one of {[*self.people]}.", person=person)
+        count, known = len(self.people[person]), (PREDICTED, *names)
+        expected = f"position must be from 0 to {count - 1}."
+        require(0 <= position < count, expected, position=position)
+        require(explained in known, f"explained must be one of {known}.", explained=explained)
         if self.runs[network].card.get("input") == INPUT:
             return self._whole(network, person)
-        row, names = self.people[person][position], self.scans.class_names
+        row = self.people[person][position]
         wanted = None if explained == PREDICTED else names.index(explained)
         found = self._cam(network, method, layer)(self.scans.images[[row]], wanted)
-        temperature = self.runs[network].card["temperature"]
+        temperature = self.runs[network].card.get("temperature", 1.0)
         shares = softmax(found.logits / temperature, axis=1)
-        count = len(self.people[person])
         title = f"person {person}, slice {position + 1} of {count}; network {network}, {method}\n"
         title += f"probabilities calibrated on validation slices (temperature {temperature:.2f})"
         notes = (self.known(network, row), self.checked(network, method, layer))

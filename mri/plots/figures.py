@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mri._arguments import require, row_numbers
 from mri.evaluation.metrics import metric_label, reliability_bins
 from mri.plots.style import (
     BLACK,
@@ -62,6 +64,7 @@ def class_counts(
     """Draw count and share of each class in `labels` (n,); `unit` says what is counted."""
     ax = panel(ax, 6, 2.2)
     order = severity_order(class_names)
+    labels = row_numbers("labels", labels, len(class_names))
     counts = np.bincount(labels, minlength=len(class_names))[order]
     names = [readable(class_names[c]) for c in order]
     bars = ax.barh(names, counts, color=[class_colour(class_names, c) for c in order], height=0.7)
@@ -84,6 +87,7 @@ def sample_grid(
 ) -> Figure:
     """Draw random slices of uint8 `images` (n, h, w), one row per class, with its count."""
     rng, order = np.random.default_rng(seed), severity_order(class_names)
+    labels = row_numbers("labels", labels, len(class_names))
     size = (1.6 * per_class + 1.2, 1.65 * len(order) + 0.4)
     fig, axes = plt.subplots(len(order), per_class, figsize=size, squeeze=False)
     for row, c in zip(axes, order, strict=True):
@@ -221,6 +225,8 @@ def metric_intervals(
 ) -> Axes:
     """Draw a metric of several evaluations per slice and per subject, with 95% intervals."""
     ax = panel(ax, 7.5, 1 + 0.5 * len(evaluations))
+    known = {name for of in evaluations.values() for unit in of.metrics.values() for name in unit}
+    require(metric in known, f"metric must be one of {sorted(known)}.", metric=metric)
     for unit, marker, colour, shift in (("slice", "o", GREY, -0.17), ("subject", "s", BLACK, 0.17)):
         for i, evaluation in enumerate(evaluations.values()):
             if unit in evaluation.metrics:
@@ -296,7 +302,7 @@ def within_person(
 ) -> Axes:
     """Draw the score of each slice of several people, from low to high, and each person's mean."""
     ax = panel(ax, 9, 3.4)
-    for (name, values), colour in zip(scores.items(), (BLUE, PINK, GREEN, GREY) * 9, strict=False):
+    for (name, values), colour in zip(scores.items(), cycle((BLUE, PINK, GREEN, GREY))):
         places = np.arange(1, len(values) + 1)
         label = f"person {name.replace('_', ' ')}"
         ax.plot(places, values, "o-", color=colour, markersize=3, linewidth=1, label=label)
@@ -316,7 +322,7 @@ def bootstrap(
     """Draw the values of bootstrap draws, float (draws,), by what was drawn, and 95% intervals."""
     ax = panel(ax, 9, 3.2)
     bins = np.histogram_bin_edges(np.concatenate(list(draws.values())), 60).tolist()
-    for (name, values), colour in zip(draws.items(), (GREEN, GREY, PINK), strict=False):
+    for (name, values), colour in zip(draws.items(), cycle((GREEN, GREY, PINK, BLUE))):
         low, high = np.percentile(values, (2.5, 97.5))
         label = f"drawing {name}: [{low:.3f}, {high:.3f}]"
         ax.hist(values, bins, color=colour, alpha=0.6, label=label)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib import pyplot as plt
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
@@ -21,7 +21,7 @@ from mri.evaluation.persons import Answer, PersonModel
 from mri.models.files import ModelFile, load_model
 from mri.models.inputs import SLICE
 from mri.plots.maps import overlay, overlay_scale
-from mri.plots.style import mark_ends
+from mri.plots.style import NAMES, mark_ends
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +44,7 @@ def slab_means(images: np.ndarray) -> np.ndarray:
     return images.reshape(-1, SLAB, *images.shape[1:]).mean(1)
 
 
+@rc_context(NAMES)
 def plot_weights(
     weights: np.ndarray,
     low: np.ndarray,
@@ -70,6 +71,7 @@ def plot_weights(
     return figure
 
 
+@rc_context(NAMES)
 def plot_person(
     answer: Answer,
     *,

@@ -36,6 +36,7 @@ def overlay(
     maps = "heatmap must be one map of numbers, such as explanation.maps[0]."
     require(heat.dtype.kind in "buif", maps, heatmap=type(heatmap).__name__)
     heat = heat.astype(float)
+    require(np.all((heat >= 0) & (heat <= 1)), "heatmap must be in [0, 1].", heatmap=heat)
     fits = grey.shape == heat.shape and grey.ndim == 2
     shapes = {"image": grey.shape, "heatmap": heat.shape}
     require(fits, "image and heatmap must have the same shape (h, w).", **shapes)

@@ -35,7 +35,12 @@ COLOURS = {
 
 BLUE, GREEN, PINK, GREY, BLACK = "#0072B2", "#009E73", "#CC79A7", "#777777", "#000000"
 
+# A name is a name, whatever dollars it holds.
+NAMES: dict[RcKeyType, Any] = {"text.parse_math": False}
+"""What every figure needs whose titles hold names; part of `STYLE`."""
+
 STYLE: dict[RcKeyType, Any] = {
+    **NAMES,
     "axes.edgecolor": "#555555",
     "axes.facecolor": "white",
     "axes.labelcolor": "black",
@@ -51,8 +56,6 @@ STYLE: dict[RcKeyType, Any] = {
     "grid.color": "#E5E5E5",
     "legend.frameon": False,
     "text.color": "black",
-    # A name is a name, whatever dollars it holds.
-    "text.parse_math": False,
     "xtick.color": "#333333",
     "ytick.color": "#333333",
 }
@@ -84,9 +87,13 @@ plt.switch_backend(plt.get_backend())
 
 def class_colour(class_names: Sequence[str], label: int) -> str:
     """Return the colour of a class; classes outside the public set take spare colours in turn."""
-    spare = [*COLOURS.values(), "#009E73", "#CC79A7", "#F0E442", "#000000"]
-    name = checked_names("class_names", class_names)[label]
-    return COLOURS.get(name, spare[label % len(spare)])
+    names = checked_names("class_names", class_names)
+    if names[label] in COLOURS:
+        return COLOURS[names[label]]
+    others = [name for name in names if name not in COLOURS]
+    spare = ["#009E73", "#CC79A7", "#F0E442", "#000000"]
+    spare = [of for name, of in COLOURS.items() if name not in names] + spare
+    return spare[others.index(names[label]) % len(spare)]
 
 
 def figure_title(evaluation: Evaluation, unit: str) -> str:
@@ -143,7 +150,9 @@ def _name_pictures() -> None:
 
     def described(figure: Figure) -> Any:
         picture = draw(figure)
-        return picture and (picture, {"alt": title_of(figure)})
+        # Of some formats, such as 'retina', it comes with its size.
+        data, told = picture if isinstance(picture, tuple) else (picture, {})
+        return data and (data, {**told, "alt": title_of(figure)})
 
     formatter.for_type(Figure, described)
 

@@ -105,6 +105,8 @@ class Audit:
                 "mirrored, turned or inverted. Figures on this test part measure memory; take them "
                 "out."
             )
+        if not why and apart > 0 and max(figure[NEAR], figure[TURNED]) > 0:
+            why = "test slices are as like train slices as copies are, but so are other people's"
         if why:
             text = f"whether people stand in both parts cannot be decided, because {why}."
             return "undecided", f"Undecided: {text}"
@@ -247,7 +249,7 @@ def _people(scans: Scans) -> tuple[Subjects | None, tuple[str, ...]]:
 
 def _folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Parts:
     """Return (train, test) of subject-wise folds; none where there are too few people for them."""
-    folds = min(folds, len(np.unique(groups)))
+    folds = min(folds, len(np.unique(groups)), int(np.bincount(labels).max()))
     if folds < 3:
         return []
     with warnings.catch_warnings():

@@ -152,6 +152,7 @@ def fit_tissue(values: np.ndarray) -> Tissue:
     """
     values = np.asarray(values, float).ravel()
     require(len(values) >= _LEAST, f"values must be at least {_LEAST}.", values=len(values))
+    require(values.min() < values.max(), "values must differ.", value=values[0])
     counts, edges = np.histogram(values, np.arange(np.floor(values.min()), values.max() + 2, 2))
     bins = (edges[:-1] + edges[1:]) / 2
     white = bins[_white(counts)]

@@ -51,11 +51,12 @@ class Probes:
         labels, groups, keys = self.labels, self.groups, self.keys
         rows = np.concatenate([test for _, test in parts])
         similar, neighbour = found[name][1][rows], found[f"{name}: pixels"][0]
-        majority = np.bincount(labels[parts[0][0]]).argmax()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             guesses = list(pool.map(self._linear, *zip(*parts, strict=True)))
         tests = [test for _, test in parts]
         truth, neighbours = [labels[of] for of in tests], [neighbour[of] for of in tests]
+        majorities = [np.bincount(labels[train]).argmax() for train, _ in parts]
+        majority = [(of == most).mean() for of, most in zip(truth, majorities, strict=True)]
         shared = np.nan if groups is None else _across(groups, parts) / len(rows)
         figures = {
             "subjects": np.nan if groups is None else float(len(np.unique(groups))),
@@ -64,7 +65,7 @@ class Probes:
             NEAR: float((similar >= DUPLICATE).mean()),
             TURNED: np.nan,
             "highest correlation across": float(similar.max()),
-            "majority class: accuracy": float(np.mean([(of == majority).mean() for of in truth])),
+            "majority class: accuracy": float(np.mean(majority)),
             **_scores("1-nearest neighbour", truth, [labels[of] for of in neighbours]),
             **_scores("linear probe", truth, guesses),
         }

@@ -228,7 +228,8 @@ def order_slices(images: np.ndarray) -> np.ndarray:
     ndarray of int64, shape (n,)
     """
     images = np.asarray(images)
-    require(images.ndim == 3, "images must be (n, h, w).", shape=images.shape)
+    fits = images.ndim == 3 and len(images) > 0
+    require(fits, "images must be (n, h, w).", shape=images.shape)
     if len(images) < 3:
         likeness = np.ones((len(images),) * 2)
     else:

@@ -79,7 +79,8 @@ def subject_split(
     """
     labels = integers("labels", labels, np.size(labels))
     groups = integers("groups", groups, len(labels))
-    require(folds >= 2, "folds must be at least 2.", folds=folds)
+    whole = isinstance(folds, int | np.integer) and folds >= 2
+    require(whole, "folds must be at least 2.", folds=folds)
     require(fold in range(folds), f"fold must be 0 to {folds - 1}.", fold=fold)
     subjects = np.unique(np.stack([groups, labels]), axis=1)
     found, needed = len(np.unique(groups)), max(folds, 3)
@@ -134,7 +135,9 @@ def image_split(labels: np.ndarray, test: Sequence[int] | np.ndarray, *, seed: i
 
 def check_disjoint(split: Split, groups: np.ndarray) -> None:
     """Raise `DataLeakageError` if a subject of `groups` (n,) is in two parts of `split`."""
-    sides = {side: set(groups[getattr(split, side)]) for side in PARTS}
+    groups = np.asarray(groups)
+    rows = {side: row_numbers(side, getattr(split, side), len(groups)) for side in PARTS}
+    sides = {side: set(groups[of]) for side, of in rows.items()}
     for one, other in (("train", "test"), ("train", "validation"), ("validation", "test")):
         shared = sides[one] & sides[other]
         if shared:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,16 @@ SHUFFLED = ", diagnoses shuffled"
 
 TABLE = "accuracy", "balanced_accuracy", "balanced_accuracy_3", "demented_auc"
 """Figures of a table, in its order."""
+
+
+_T = TypeVar("_T")
+
+
+def _most_people(rows: Mapping[_T, pd.DataFrame]) -> list[_T]:
+    """Return the keys of the tables of `people` with the most people, who are the same in each."""
+    people = {key: frozenset(of["subject"]) for key, of in rows.items()}
+    most = max(people.values(), key=len, default=frozenset())
+    return [key for key, of in people.items() if of == most]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +103,10 @@ class CrossValidation:
                 f"There are no {part} logits of {lacking or wanted} in division {division}. "
                 f"Models: {self.models}, parts: {parts}, divisions: {divisions}"
             )
+        answered = chosen.groupby("row")["model"].nunique()
+        expected = "Models can be averaged only on slices that all of them have judged."
+        others = int((answered < len(set(wanted))).sum())
+        require(others == 0, expected, models=wanted, others=others)
         found = chosen.groupby(["row", "subject", "label"], as_index=False)[self._logits].mean()
         expected = "Only models with the same labels and subjects can be averaged."
         require(not found["row"].duplicated().any(), expected, models=wanted)
@@ -177,14 +191,13 @@ class CrossValidation:
 
     def divisions(self, model: str) -> list[int]:
         """Return the divisions in which a model has judged as many people as in its best one."""
-        sizes = {of: len(rows) for (name, of), rows in self._by_person.items() if name == model}
-        return [of for of, size in sizes.items() if size == max(sizes.values())]
+        rows = {of: rows for (name, of), rows in self._by_person.items() if name == model}
+        return _most_people(rows)
 
     def ranked(self) -> list[str]:
         """Return the models that have judged everybody in the first division, without controls."""
         known = [m for m in self.models if (m, self._first) in self._by_person]
-        sizes = {model: len(self.people(model)) for model in known if not model.endswith(SHUFFLED)}
-        return [model for model, size in sizes.items() if size == max(sizes.values())]
+        return _most_people({m: self.people(m) for m in known if not m.endswith(SHUFFLED)})
 
     def ranking(self, by: str = "balanced_accuracy_3", *, seed: int = 0) -> Comparison:
         """Rank all models by all people, and tell which are as good as the best.

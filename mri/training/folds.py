@@ -171,6 +171,8 @@ def sweep(
     """
     groups = integers("groups", groups, len(scans))
     require(divisions >= 1, "divisions must be at least 1.", divisions=divisions)
+    named = Path(output).suffix == ".parquet"
+    require(named, "output must end in .parquet.", output=str(output))
     before = [_kept_of(scans, groups, output)] if Path(output).is_file() else []
     options: dict[str, Any] = {"folds": folds, "folder": Path(output).with_suffix("")}
     found = [
@@ -217,6 +219,7 @@ def train_zoo(
     Others raise ValueError.
     """
     zoo = chosen_entries(names)
+    require(seeds >= 1, "seeds must be at least 1.", seeds=seeds)
     for name, seed, protocol in product(zoo, range(seeds), splits):
         builder, recipe = zoo[name]
         stem = f"{name}{f'-seed{seed}' if seed else ''}-{protocol}"

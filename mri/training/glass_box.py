@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedKFold
 from mri._arguments import integers, require
 from mri._files import file_sha256
 from mri.data.scans import Scans
-from mri.data.tone_map import HEIGHTS, tone_map
+from mri.data.tone_map import HEIGHTS, STEP, tone_map
 from mri.evaluation.persons import INPUT
 from mri.models.files import read_card, save_model
 from mri.subjects.person import Tones, people_tones, prepare_people
@@ -216,6 +216,10 @@ def train_people(
     """
     start = perf_counter()
     groups = integers("groups", groups, len(scans))
+    sides = scans.images.shape[1:]
+    fits = all(side % STEP == 0 for side in sides)
+    expected = f"Slices must have sides that {STEP} divides; give read_scans a size."
+    require(fits, expected, sides=sides)
     rows = np.arange(len(scans))
     if split is not None:
         check_disjoint(split, groups)

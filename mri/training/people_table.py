@@ -96,8 +96,6 @@ def against_one_number(found: CrossValidation) -> pd.DataFrame:
     For each figure the rival is the number that is best in it. It is chosen on these very people,
     so the bar is a little too high. Figures are means over the divisions that both models have.
 
-    `by` is 'accuracy', 'balanced_accuracy' or 'balanced_accuracy_3'; the AUC stands beside it.
-
     Returns
     -------
     DataFrame
@@ -108,9 +106,10 @@ def against_one_number(found: CrossValidation) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If there are no rows of a single number.
+        If there are no rows of a single number, or of nothing else.
     """
     rows: dict[str, dict[str, object]] = {name: {} for name in found.ranked()}
+    require(len(rows) > 1, "There must be another model than one number.", models=list(rows))
     for metric in COMPARED:
         rival = best_number(found, metric)
         others = [name for name in rows if name != rival]

@@ -607,3 +607,10 @@ def test_a_hostile_file_is_refused_in_little_time_and_memory(name, found):
 
 if __name__ == "__main__":
     work()
+
+
+def test_a_footer_of_lists_in_lists_is_refused(tmp_path):
+    path = tmp_path / "train.parquet"
+    path.write_bytes(b"PAR1" + b"\x19" * 5000 + (5000).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(DataError, match="nests deeper than"):
+        read_scans(path)

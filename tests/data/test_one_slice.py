@@ -286,6 +286,33 @@ def test_rescale_slope_and_intercept_are_applied(tmp_path, head):
     assert np.abs(read_slice(tmp_path / "b.dcm").image - expected).max() <= 1
 
 
+def test_a_series_is_read_to_its_end_whatever_lies_beside_it(tmp_path, head):
+    pydicom = pytest.importorskip("pydicom")
+    write_dicom(tmp_path / "one", np.rint(3 * head[::-1, :, 30].T[::-1]), DICOMS["as usual"][1])
+    data = pydicom.dcmread(tmp_path / "one")
+    (tmp_path / "one").unlink()
+    for i in range(600):
+        data.ImagePositionPatient = [0, 0, 2.0 * i]
+        data.save_as(tmp_path / f"{i:04d}.dcm")
+        (tmp_path / f"{i:04d}.txt").write_text("beside it")
+    assert read_slice(tmp_path, plane=0, check=False).place.endswith("plane 0 of 600")
+    for place in (None, [1.0, 2.0]):
+        data.ImagePositionPatient = place
+        data.save_as(tmp_path / "0003.dcm")
+        with pytest.raises(DataError, match=r"0003.dcm: its ImagePositionPatient is .*, not three"):
+            read_slice(tmp_path, plane=0, check=False)
+
+
+def test_an_orientation_without_two_axes_is_refused(tmp_path, head):
+    pydicom = pytest.importorskip("pydicom")
+    write_dicom(tmp_path / "a.dcm", np.rint(3 * head[::-1, :, 30].T[::-1]), DICOMS["as usual"][1])
+    data = pydicom.dcmread(tmp_path / "a.dcm")
+    data.ImageOrientationPatient = [0, 1, 0, 1, 1, 0]
+    data.save_as(tmp_path / "a.dcm")
+    with pytest.raises(DataError, match=r"a\.dcm: .*orientation"):
+        read_slice(tmp_path / "a.dcm", check=False)
+
+
 def test_a_folder_of_one_series_is_a_volume(tmp_path, head):
     pydicom = pytest.importorskip("pydicom")
     folder = tmp_path / "series"

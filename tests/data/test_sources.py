@@ -1049,3 +1049,157 @@ def test_a_cache_notices_another_division(tmp_path):
         divided = frame.assign(split=sides.split())
         scans = read_scans(divided, split="train", cache=tmp_path / "a.npy")
         assert scans.labels.tolist() == labels
+
+
+def test_the_minus_of_a_number_is_no_hyphen(tmp_path):
+    blobs = [png(x) for x in pictures(4)]
+
+    def read(labels, **options):
+        return read_scans(pd.DataFrame({"image": blobs, "label": labels}), **options)
+
+    named = {"-1": "healthy", "1": "ill"}
+    assert read(["-1", "1"] * 2, class_names=named).labels.tolist() == [0, 1, 0, 1]
+    with pytest.raises(DataError, match=r"row 0: label '?-1'? "):
+        read(["-1", "0", "1", "1"], class_names={"0": "healthy", "1": "ill"})
+    grades = read(["-0.5", "0.5"] * 2)
+    assert (grades.class_names, grades.labels.tolist()) == (("-0.5", "0.5"), [0, 1, 0, 1])
+    with pytest.raises(DataError, match="names a label twice"):
+        read(["a", "A"] * 2, class_names={"a": "x", "A": "y"})
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "frame", "arrow"])
+def test_a_cache_knows_when_a_picture_that_a_table_names_has_changed(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    first, second, other = pictures(3)
+    for name, image in (("p.png", first), ("q.png", second)):
+        Path(name).write_bytes(png(image))
+    table = pd.DataFrame({"image": ["p.png", "q.png"], "label": ["a", "b"]})
+    source = {"csv": "s.csv", "parquet": "s.parquet", "frame": table, "arrow": "s.arrow"}[kind]
+    if kind == "csv":
+        table.to_csv(source, index=False)
+    elif kind == "parquet":
+        table.to_parquet(source)
+    elif kind == "arrow":
+        with (
+            pa.OSFile(source, "wb") as sink,
+            pa.ipc.new_file(sink, (t := pa.table(table)).schema) as to,
+        ):
+            to.write_table(t)
+    before = read_scans(source, cache="c.npy").images.copy()
+    np.testing.assert_array_equal(before, [first, second])
+    np.testing.assert_array_equal(read_scans(source, cache="c.npy").images, before)
+    Path("p.png").write_bytes(png(other))
+    np.testing.assert_array_equal(read_scans(source, cache="c.npy").images, [other, second])
+
+
+def test_a_cache_knows_when_a_picture_in_memory_has_changed(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    first, second = pictures(2)
+    held = [image.fromarray(first), image.fromarray(second)]
+    table, cache = pd.DataFrame({"image": held, "label": ["a", "b"]}), tmp_path / "c.npy"
+    read_scans(table, cache=cache)
+    held[0].paste(held[1])
+    np.testing.assert_array_equal(read_scans(table, cache=cache).images, [second, second])
+
+
+def test_data_beside_other_pictures_is_said(tmp_path):
+    class_tree(tmp_path, names=("a", "b"))
+    class_tree(tmp_path / "data", names=("c", "d"), seed=1)
+    with pytest.warns(UserWarning, match="data/ was read, and not the pictures in a, b$"):
+        assert read_scans(tmp_path).class_names == ("c", "d")
+
+
+def test_a_class_may_be_called_phantom(tmp_path):
+    class_tree(tmp_path, names=("human", "phantom", "animal"))
+    assert read_scans(tmp_path).class_names == ("animal", "human", "phantom")
+
+
+def test_one_split_in_two_spellings_is_named_twice(tmp_path):
+    class_tree(tmp_path / "train")
+    with pytest.raises(ValueError, match="several different ones"):
+        read_scans(tmp_path, split=("train", "Training"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="others are locked out anyway")
+def test_a_folder_that_cannot_be_read_hides_no_slices(tmp_path):
+    class_tree(tmp_path / "set", names=("a", "b"))
+    deeper = tmp_path / "set" / "a" / "more"
+    deeper.mkdir()
+    (deeper / "x.png").write_bytes(png(pictures(1)[0]))
+    code = (
+        "import os, sys; from mri.data.scans import read_scans\n"
+        "from mri.data.decode import DataError\n"
+        "os.seteuid(65534)\n"
+        "try: read_scans('set'); sys.exit('read')\n"
+        "except DataError as error: print(error)"
+    )
+    for path in [tmp_path, *tmp_path.parents][:3]:
+        path.chmod(0o755)
+    deeper.chmod(0)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert "more: cannot be read" in done.stdout, done.stdout + done.stderr
+
+
+CELLS = {
+    "an array with a gap": "[[null, 1], [2, 3]]",
+    "an array of text": '[["a", "b"], ["c", "d"]]',
+    "two values": "b'abc', 1",
+    "too deep": "[" * 6000,
+}
+
+
+@pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
+def test_a_strange_cell_costs_its_row_alone(cell):
+    text = base64.b64encode(png(pictures(1)[0])).decode()
+    table = pd.DataFrame({"image": [text, cell, text], "label": ["a", "a", "b"]})
+    with pytest.warns(UserWarning, match="1 of 3 rows rejected"):
+        assert read_scans(table, on_error="skip").rejected["row"].tolist() == [1]
+    with pytest.raises(DataError, match="row 1: "):
+        read_scans(table)
+
+
+def test_records_whose_fields_are_of_other_kinds():
+    blob = png(pictures(1)[0])
+    plain = pd.DataFrame({"image": [{"bytes": np.frombuffer(blob, np.uint8)}], "label": ["a"]})
+    np.testing.assert_array_equal(read_scans(plain).images, [decoded(blob)])
+    numbers = pa.array([{"bytes": blob, "path": 3}, {"bytes": None, "path": 4}])
+    table = pa.table({"image": numbers, "label": ["a", "b"]})
+    with pytest.raises(DataError, match="row 1: the image is null"):
+        read_scans(table)
+    coded = pa.DictionaryArray.from_arrays(pa.array([0, 0, 1]), numbers)
+    with pytest.raises(DataError, match="row 2: the image is null"):
+        read_scans(pa.table({"image": coded, "label": ["a", "b", "b"]}))
+    with pytest.raises(DataError, match="mixes types"):
+        read_scans(pd.DataFrame({"image": [blob], "label": [2**70]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("state.json", "{}"),
+        ("state.json", '{"_data_files": [3]}'),
+        ("state.json", "[" * 100_000),
+        ("dataset_dict.json", '{"splits": null}'),
+    ],
+)
+def test_a_broken_file_of_a_saved_data_set_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"save (it|the data set) again"):
+        read_scans(tmp_path)
+
+
+def test_a_saved_data_set_whose_files_differ_is_refused(tmp_path):
+    folder = tmp_path / "saved"
+    save_to_disk(folder, pictures(4), [0, 1, 0, 1], ["a", "b"])
+    file = sorted(folder.glob("*.arrow"))[1]
+    table = pa.table({"image": [b"x"], "label": ["a"]})
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as to:
+        to.write_table(table)
+    with pytest.raises(DataError, match="its files differ"):
+        read_scans(folder)

@@ -16,6 +16,7 @@ import mri.evaluation.logits
 from mri._keras import keras
 from mri.data.scans import Scans
 from mri.evaluation.comparison import compare
+from mri.evaluation.leaderboard import Comparison
 from mri.models.builders import _BUILDERS, register
 from mri.models.files import load_model, read_card, save_model
 from mri.models.scores import predict_logits
@@ -487,3 +488,11 @@ def test_what_a_network_costs_is_that_of_its_subject_wise_file(made_up):
 def test_the_first_seed_is_no_repeat(made_up):
     found = made_up([("x-fold0-seed0", "subject", 0.9, 1), ("x-fold0-seed10", "subject", 0.8, 1)])
     assert list(found.networks()) == ["x-fold0-seed0"]
+
+
+def test_a_first_seed_with_a_number_is_a_seed_too():
+    models = [f"net-seed{i}-subject" for i in range(3)]
+    table = pd.DataFrame({"model": models, "protocol": "subject", "accuracy": [0.5, 0.6, 0.7]})
+    (row,) = Comparison(table, {}, {}, "accuracy", {}, {}, ()).seeds().itertuples()
+    assert (row.network, row.seeds) == ("net-subject", 3)
+    assert row.mean == pytest.approx(0.6)

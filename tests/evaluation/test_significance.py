@@ -285,3 +285,12 @@ def test_a_difference_of_shares_has_the_interval_of_its_strata(rng):
     error = np.sqrt(sum(len(x) * x.var() for x in of))
     np.testing.assert_allclose([low, high], [value - 1.96 * error, value + 1.96 * error], rtol=0.15)
     assert p < 0.01
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_no_number_has_no_p_value(wrong, rng):
+    with pytest.raises(ValueError, match=r"must be finite\. Received: rows=array\(\[1\]\)"):
+        sign_flip([[0.1, 0.2], [wrong, 0.1]])
+    scores, ill = rng.normal(size=(1, 10)), np.arange(10) < 4
+    with pytest.raises(ValueError, match="scores must be finite"):
+        auc_difference(np.full((1, 10), wrong), scores, ill)

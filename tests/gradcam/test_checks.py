@@ -20,7 +20,14 @@ from mri.data.phantom import SHORTCUT, make_phantoms
 from mri.gradcam import checks as faithfulness
 from mri.gradcam.cam import METHODS, GradCAM
 from mri.gradcam.checks import check_heatmaps, ground_truth
-from mri.gradcam.measures import brain_mask, cascade, control_maps, deletion_insertion, localisation
+from mri.gradcam.measures import (
+    brain_mask,
+    cascade,
+    control_maps,
+    deletion_insertion,
+    localisation,
+    rank_correlation,
+)
 from mri.models.builders import build_model
 from mri.models.files import save_model
 
@@ -681,3 +688,18 @@ def test_the_command_line_prints_a_row_a_model_and_method(tmp_path, monkeypatch,
     save_model(model, tmp_path / "m.keras", card | {"data": "0" * 64})
     assert main(options) == 1
     assert "trained on other slices" in capsys.readouterr().err
+
+
+def test_a_slice_without_brain_has_no_correlation(rng):
+    maps, brain = rng.uniform(0, 1, (2, 3, 8, 8)), np.ones((3, 8, 8), bool)
+    brain[1] = False
+    found = rank_correlation(*maps, brain)
+    assert np.isnan(found).tolist() == [False, True, False]
+    masked = [spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(*maps, strict=True)]
+    np.testing.assert_allclose(found[[0, 2]], np.array(masked)[[0, 2]])
+
+
+def test_a_class_that_is_not_there_is_refused(rng):
+    images = rng.uniform(0, 255, (2, 8, 8))
+    with pytest.raises(ValueError, match=r"classes must be from 0 to 1\. Received: outside=.*5"):
+        deletion_insertion(lambda x: np.zeros((len(x), 2)), images, images, np.array([0, 5]))

@@ -1,5 +1,6 @@
 """Receptive fields against brute force: one line of the image changed, which cells notice?"""
 
+import warnings
 from itertools import count
 
 import keras
@@ -196,7 +197,34 @@ GRIDS = {
     "filled up": ((24, 36, 1), stack(K.Resizing(24, 24, pad_to_aspect_ratio=True), conv(3))),
     "cut off": ((36, 24, 1), stack(K.Resizing(18, 18, crop_to_aspect_ratio=True), conv(3))),
     "rolled": ((24, 36, 1), stack(lambda x: keras.ops.roll(x, 5, axis=1), conv(3))),
+    **{
+        kind: ((24, 36, 1), stack(step, conv(3)))
+        for kind, step in {
+            "taken in another order": lambda x: keras.ops.take(x, np.arange(36)[::-1], axis=2),
+            "a product over columns": lambda x: keras.ops.einsum("bhwc,wv->bhvc", x, np.eye(36)),
+            "one with an ellipsis": lambda x: keras.ops.einsum("b...wc,wv->b...vc", x, np.eye(36)),
+            "a product over rows": lambda x: keras.ops.matmul(np.eye(36)[::-1].astype("f"), x),
+            "summed up": lambda x: keras.ops.cumsum(x, axis=1),
+        }.items()
+    },
 }
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: keras.ops.einsum("bhwc,cd->bhwd", x, np.eye(1, dtype="f")),
+        lambda x: keras.ops.einsum("...c,cd->...d", x, np.eye(1, dtype="f")),
+        lambda x: keras.ops.matmul(x, np.eye(1, dtype="f")),
+        lambda x: keras.ops.take(x, [0], axis=3),
+    ],
+)
+def test_a_product_over_channels_leaves_the_cells_where_they_are(step):
+    inputs = keras.Input((24, 36, 1))
+    x = K.Activation("relu", name="last_conv")(stack(step, conv(3))(inputs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GradCAM(positive(keras.Model(inputs, scored(x))))
 
 
 @pytest.mark.parametrize(("shape", "body"), GRIDS.values(), ids=list(GRIDS))

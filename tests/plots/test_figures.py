@@ -16,7 +16,7 @@ from mri.data.parquet import CLASS_NAMES
 from mri.data.phantom import make_phantoms
 from mri.data.scans import read_scans
 from mri.evaluation.metrics import evaluate, reliability_bins
-from mri.plots.style import BLACK, GREY, _name_pictures, readable, title_of
+from mri.plots.style import BLACK, GREY, _name_pictures, class_colour, readable, title_of
 from mri.subjects.recovery import order_slices, recover_subjects
 
 MILD, MODERATE, NON, VERY_MILD = range(4)
@@ -522,3 +522,43 @@ def test_real_slices_fill_their_panels(real_data):
     scans = read_scans(real_data, split="test")
     fig = plots.sample_grid(scans.images, scans.labels, scans.class_names, per_class=3)
     assert all(pictures(ax)[0].shape == (128, 128) for ax in fig.axes)
+
+
+def test_a_label_without_a_name_is_not_left_out():
+    with pytest.raises(ValueError, match=r"labels must be from 0 to 3\. Received: outside=.*4"):
+        plots.class_counts(np.array([0, 0, 0, 4]), CLASS_NAMES)
+
+
+def test_labels_may_be_a_list():
+    figure = plots.sample_grid(np.zeros((8, 4, 4), np.uint8), [0, 1, 2, 3] * 2, CLASS_NAMES)
+    assert all("n = 2" in ax.get_ylabel() for ax in figure.axes if ax.get_ylabel())
+
+
+def test_no_two_classes_have_one_colour():
+    for names in (
+        ("Healthy", "Non_Demented"),
+        ("Mild_Demented", "Moderate_Demented", "Healthy"),
+        ("a", "b", "c", "d", "e", "f", "g", "h"),
+    ):
+        colours = {class_colour(names, label) for label in range(len(names))}
+        assert len(colours) == len(names)
+
+
+def test_as_many_are_drawn_as_are_given(rng):
+    draws = {f"way {i}": rng.normal(size=50) for i in range(5)}
+    labels = [text.get_text() for text in plots.bootstrap(draws, 0).get_legend().get_texts()]
+    assert sum(of.startswith("drawing way") for of in labels) == 5
+    people = {str(i): rng.normal(size=4) for i in range(40)}
+    assert len(plots.within_person(people).get_legend().get_texts()) == 40
+
+
+def test_a_retina_picture_keeps_its_size_and_gets_its_title(monkeypatch):
+    formatters = pytest.importorskip("IPython.core.formatters")
+    formatter = formatters.PNGFormatter()
+    formatter.for_type(Figure, lambda figure: (b"png", {"width": 10, "height": 20}))
+    shell = SimpleNamespace(display_formatter=SimpleNamespace(formatters={"image/png": formatter}))
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    _name_pictures()
+    figure = plt.figure()
+    figure.suptitle("Said")
+    assert formatter(figure) == (b"png", {"width": 10, "height": 20, "alt": "Said"})

@@ -64,3 +64,9 @@ def test_the_bar_has_the_colours_of_the_maps(rng, images):
     pixels = cell.get_array() / 255
     # 256 colours a bar.
     np.testing.assert_allclose(shown, pixels, atol=0.02)
+
+
+@pytest.mark.parametrize("wrong", [2.0, -0.1, np.nan])
+def test_a_heat_outside_0_to_1_is_refused_and_not_wrapped(wrong):
+    with pytest.raises(ValueError, match=r"heatmap must be in \[0, 1\]"):
+        plots.overlay(np.zeros((2, 2), np.uint8), np.array([[0, 1], [wrong, 0.5]]))

@@ -323,6 +323,19 @@ def test_a_neighbour_far_better_as_published_is_no_clean_bill(parts):
     assert disagreement(labels, persons, found, rows) == ()
 
 
+@pytest.mark.parametrize("quality", [90, 60])
+def test_near_copies_between_people_that_are_said_to_differ_are_no_clean_bill(quality):
+    """Everybody of the test part is somebody of the train part, encoded anew."""
+    made = make_phantoms(12, 10, size=64)
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    blobs = [cv2.imencode(".jpg", image, options)[1] for image in made.images]
+    again = replace(made.scans, images=np.stack([cv2.imdecode(blob, 0) for blob in blobs]))
+    said = np.concatenate([made.subjects, made.subjects + 100])
+    wrong = Subjects(said, 0.4, np.array([0.9]), np.array([0.1]))
+    found = audit(made.scans, again, subjects=wrong)
+    assert found.status in ("leaky", "undecided") and "No leak" not in found.verdict
+
+
 def test_where_nobody_can_be_told_copies_twins_and_probes_are_reported():
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (60, 24, 24), dtype=np.uint8)

@@ -592,8 +592,8 @@ def test_an_image_level_split_keeps_the_published_test_rows_and_leaks(cohort):
 @pytest.mark.parametrize(
     ("test", "message"),
     [
-        ([0, 1600], r"test must be rows from 0 to 1599. Received: outside=array\(\[1600\]\)"),
-        ([-1, 2], r"test must be rows from 0 to 1599. Received: outside=array\(\[-1\]\)"),
+        ([0, 1600], r"test must be from 0 to 1599. Received: outside=array\(\[1600\]\)"),
+        ([-1, 2], r"test must be from 0 to 1599. Received: outside=array\(\[-1\]\)"),
         ([3, 3], "test must hold different rows. Received: repeats=1"),
         (np.ones(1600, bool), r"test must be integers. Received: .*dtype\('bool'\)"),
         (np.arange(1600), "test must leave 10 rows of some class to train on. Received: most=0"),

@@ -270,3 +270,24 @@ def test_files_of_other_classes_origins_or_kinds_are_not_put_together(found, tmp
     replace(found, frame=found.frame.drop(columns="fold")).save(tmp_path / "c")
     with pytest.raises(DataError, match=r"c: no logits of a cross-validation; it lacks \['fold'\]"):
         read_crossval(tmp_path / "c")
+
+
+def test_an_ensemble_is_of_slices_that_all_its_models_judged(found):
+    with pytest.raises(ValueError, match=r"all of them have judged\. Received: .* others=60"):
+        found.pooled(["good", "poor"])  # The one has two slices of each person, the other one.
+    assert len(found.pooled(["poor", "gray share"])) == 60
+
+
+def test_as_many_other_people_are_not_the_same_people(found):
+    """Rows of fold 0 are left out of two models, and those of fold 1 of the third."""
+    frame = found.frame[found.frame["division"] == 0]
+
+    def part(name, fold):
+        return frame[(frame["model"] == name) & (frame["fold"] != fold)]
+
+    parts = [part("gray share", 0), part("all fluid", 0), part("poor", 1)]
+    other = replace(found, frame=pd.concat(parts))
+    assert other.ranked() == ["gray share", "all fluid"]
+    assert "poor" not in against_one_number(other).index
+    with pytest.raises(ValueError, match="another model than one number"):
+        against_one_number(replace(found, frame=part("gray share", 0)))

@@ -11,7 +11,6 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -416,21 +415,6 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add("--unchecked", action="store_true", help="take what looks like no slice")
 
 
-@contextmanager
-def _plain_warnings(spelt: Callable[[str], str]) -> Iterator[None]:
-    """Show a warning as one line, without the place in the code that gave it."""
-    usual = warnings.formatwarning
-
-    def told(message: Warning | str, *_: object, **__: object) -> str:
-        return f"Warning: {for_line(spelt(str(message)))}\n"
-
-    warnings.formatwarning = told
-    try:
-        yield
-    finally:
-        warnings.formatwarning = usual
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 1 where it found or met a problem."""
     for stream in (sys.stdout, sys.stderr):
@@ -440,8 +424,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # The other commands have none of these options.
     spelt = as_options if options.command == "audit" else str
+
+    def told(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"Warning: {for_line(spelt(str(message)))}", file=sys.stderr)
+
     try:
-        with _plain_warnings(spelt):
+        with warnings.catch_warnings():
+            warnings.showwarning = told  # One line, without the place in the code.
             return int(options.function(options))
     except (ValueError, ModuleNotFoundError, OSError, RuntimeError) as error:
         # A note says what is kept, and what to do.

@@ -10,6 +10,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _BINARY = getattr(os, "O_BINARY", 0)  # Of Windows.
 
@@ -100,10 +104,14 @@ def _locked(path: Path, lock_name: str, suffix: str) -> Iterator[None]:
                 entry.unlink(missing_ok=True)
         yield
     finally:
-        # Before the release: a waiting process notices that the file is gone and makes a new one.
-        with suppress(OSError):  # Windows does not remove open files.
-            name.unlink()
-        lock.release()
+        _give_back(lock)
+
+
+def _give_back(lock: BaseFileLock) -> None:
+    # Before the release: a waiting process notices that the file is gone and makes a new one.
+    with suppress(OSError):  # Windows does not remove open files.
+        Path(lock.lock_file).unlink()
+    lock.release()
 
 
 def _in_use(temporary: Path, *, but: str) -> bool:
@@ -118,7 +126,5 @@ def _in_use(temporary: Path, *, but: str) -> bool:
         lock.acquire(blocking=False)
     except Timeout:
         return True
-    with suppress(OSError):
-        Path(lock.lock_file).unlink()
-    lock.release()
+    _give_back(lock)
     return False

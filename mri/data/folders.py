@@ -128,8 +128,8 @@ def _inside(folder: Path, columns: Columns, depth: int = 0) -> list[Part]:
     if depth < _DEPTH:
         data = [of for of in folders if of.name.lower() == "data"]
         if not shards and (below := _below(data, columns, depth)):
-            beside = [of.name for of in folders if of not in data and next(_pictures(of), None)]
-            if beside and not clone:
+            rest = [] if clone else [of for of in folders if of not in data]
+            if beside := [of.name for of in rest if next(_pictures(of), None)]:
                 others = f"{folder}: data/ was read, and not the pictures in {', '.join(beside)}"
                 warnings.warn(others, UserWarning, stacklevel=2)
             return below

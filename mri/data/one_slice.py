@@ -332,8 +332,10 @@ def _from_series(folder: Path, plane: int | None, check: bool) -> OneSlice:
     found: list[tuple[float, np.ndarray]] = []
     series: dict[str, Path] = {}
     for file in files:
+        if len(found) > _MOST_FILES:  # Too many already.
+            break
         content = _content(file)
-        if len(found) <= _MOST_FILES and _is_dicom(file, content):
+        if _is_dicom(file, content):
             image, data = _dicom_plane(file, content)
             series.setdefault(str(data.get("SeriesInstanceUID", "")), file)
             found.append((_height(file, data, len(found)), image))

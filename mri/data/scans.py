@@ -296,11 +296,12 @@ class _Batch(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """Rows as read, their labels, contents, the images of the usable ones, causes of the others."""
+    """Rows as read, labels, contents, which are usable, their images, causes of the others."""
 
     rows: Rows
     values: np.ndarray
     views: list[np.ndarray | str | None]
+    keep: list[int]
     images: np.ndarray
     causes: dict[int, str]
 
@@ -381,8 +382,8 @@ class _Reading:
         `new` makes.
         """
         kept, bad = 0, []
-        for rows, values, views, images, causes in _one_ahead(self._decoded(batch_size, new)):
-            keep = [i for i in range(len(views)) if i not in causes]
+        decoded = _one_ahead(self._decoded(batch_size, new))
+        for rows, values, views, keep, images, causes in decoded:
             held = rows.take(np.array(keep, np.int64))
             self.left.update(values[keep].tolist())
             self.glance.look(images, held.told, [views[i] for i in keep])
@@ -416,12 +417,11 @@ class _Reading:
                 self.lost |= {int(values[i]) for i in failed.keys() - causes.keys()}
                 causes |= failed
                 self._refuse(rows, causes)
+                keep = [i for i in range(n) if i not in causes]
                 if causes:
-                    keep = [i for i in range(n) if i not in causes]
                     out[: len(keep)] = out[keep]
-                left = n - len(causes)
-                kept += left
-                yield _Decoded(rows, values, views, out[:left], causes)
+                kept += len(keep)
+                yield _Decoded(rows, values, views, keep, out[: len(keep)], causes)
 
     def _refuse(self, rows: Rows, causes: dict[int, str]) -> None:
         """Raise DataError for the first bad row, if bad rows are not to be left out."""

@@ -15,6 +15,7 @@ from mri.evaluation.significance import leading_group
 
 SEED = re.compile(r"-seed[1-9]\d*(?=-|$)")
 """Part of a file name that marks a repeat of a network with another seed."""
+_ANY_SEED = re.compile(r"-seed\d+(?=-|$)")  # Also that of the first one.
 
 INFLATED = "subjects in training too: inflated"
 PROTOCOLS = ("subject", "image", "unknown")
@@ -24,7 +25,7 @@ COSTS = ("parameters", "size_mb", "ms_1", "ms_64", "seconds")
 def first_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that are ranked, without repeats of another row's network."""
     ranked = table[table["protocol"].isin(PROTOCOLS)]
-    network = ranked["model"].str.replace(r"-seed\d+(?=-|$)", "", regex=True)
+    network = ranked["model"].str.replace(_ANY_SEED, "", regex=True)
     repeat = ranked["model"].str.contains(SEED)
     return ranked[~(repeat & network.isin(network[~repeat]))]
 
@@ -188,7 +189,7 @@ class Comparison:
         one network have the same name except for ``-seed<number>``.
         """
         measured = self.table[self.table["protocol"].isin(PROTOCOLS)]
-        network = measured["model"].str.replace(r"-seed\d+(?=-|$)", "", regex=True)
+        network = measured["model"].str.replace(_ANY_SEED, "", regex=True)
         of = measured.assign(network=network).groupby(["network", "protocol"], sort=False)[self.by]
         found = of.agg(seeds="size", mean="mean", sd="std").reset_index()
         return found[found["seeds"] > 1].reset_index(drop=True)

@@ -27,7 +27,7 @@ _MOVING = ("Roll", "RandomShuffle", "GatherNd", "TopKV2", "Cumsum", "Cumprod",
            "FFT", "FFT2D", "IFFT", "IFFT2D")  # fmt: skip
 _PRODUCTS = "MatMul", "BatchMatMul", "BatchMatMulV2", "Einsum"
 # The result of these is no picture of the image, whatever its shape.
-_MIXING = ("Mean", "Sum", "Max", "Min", "Prod", "MatMul", "BatchMatMul", "BatchMatMulV2", "Einsum",
+_MIXING = (*_PRODUCTS, "Mean", "Sum", "Max", "Min", "Prod",
            "GatherV2", "GatherNd", "StridedSlice", "ConcatV2")  # fmt: skip
 BLIND = "Shape", "ShapeN", "Size", "Rank"
 """Operations that look at the form of a tensor alone, not at its numbers."""
@@ -192,9 +192,9 @@ def _kept(op: tf.Operation, number: int, rank: int) -> set[int]:
         own = rank - 2 if number == 0 else rank - 1
         return set(range(rank - 2)) | (set() if op.get_attr(flags[number]) else {own})
     sources, result = op.get_attr("equation").decode().replace(" ", "").split("->")
-    labels, spare = sources.split(",")[number], rank - len(sources.split(",")[number]) + 3
+    labels = sources.split(",")[number]
     # What an ellipsis stands for, in characters that no equation has.
-    rest = "".join(chr(1 + i) for i in range(spare))
+    rest = "".join(chr(1 + i) for i in range(rank - len(labels) + len("...")))
     labels, result = (of.replace("...", rest) for of in (labels, result))
     return {axis for axis, label in enumerate(labels) if result[axis : axis + 1] == label}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,9 +29,13 @@ def cached(path: Path, stamp: str, read: Callable[[New], Scans]) -> Scans:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not about.exists():
         raise DataError(f"{path}: is there, but no cache of slices; choose another cache=")
+    # Where it is absent, damaged, or of other data.
+    unusable = suppress(OSError, LookupError, TypeError, ValueError)
+    if not os.access(path.parent, os.W_OK):  # So nobody else changes it either.
+        with unusable:
+            return _kept(path, about, stamp)
     with alone(about):
-        # Where it is absent, damaged, or of other data.
-        with suppress(OSError, LookupError, TypeError, ValueError):
+        with unusable:
             return _kept(path, about, stamp)
         _write(path, about, stamp, read)
         return _kept(path, about, stamp)

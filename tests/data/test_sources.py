@@ -991,6 +991,21 @@ def test_a_cache_of_other_data_or_options_is_made_anew(tmp_path):
     assert other.read_bytes() == b"precious"
 
 
+def test_a_cache_on_a_disk_that_cannot_be_written_is_read(tmp_path, monkeypatch):
+    class_tree(tmp_path / "d")
+    cache = tmp_path / "c/slices.npy"
+    first = read_scans(tmp_path / "d", cache=cache)
+
+    def refuse(path):
+        raise PermissionError(13, "Read-only file system", str(path))
+
+    monkeypatch.setattr("mri.data.cache.os.access", lambda path, mode: False)
+    monkeypatch.setattr("mri.data.cache.alone", refuse)
+    assert read_scans(tmp_path / "d", cache=cache).fingerprint() == first.fingerprint()
+    with pytest.raises(PermissionError, match=r"Read-only.*slices\.npy\.json"):
+        read_scans(tmp_path / "d", size=(8, 8), cache=cache)
+
+
 MEMORY = """
 import numpy as np
 from mri.data.scans import read_scans

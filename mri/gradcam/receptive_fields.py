@@ -181,7 +181,8 @@ def _mixes(op: tf.Operation, known: Known) -> bool:
             axis = tf.get_static_value(op.inputs[2])
             return number == 0 and (axis is None or int(axis) % x.shape.rank in grid.at)
         if op.type in _PRODUCTS and len(grid.at) == 2:
-            return not set(grid.at) <= _kept(op, number, x.shape.rank)
+            if not set(grid.at) <= _kept(op, number, x.shape.rank):
+                return True
     return False
 
 

@@ -196,6 +196,10 @@ def test_a_dot_is_found_where_it_is_however_the_grid_lies(steps, shrunk):
 GRIDS = {
     "filled up": ((24, 36, 1), stack(K.Resizing(24, 24, pad_to_aspect_ratio=True), conv(3))),
     "cut off": ((36, 24, 1), stack(K.Resizing(18, 18, crop_to_aspect_ratio=True), conv(3))),
+    "a product with its own columns as rows": (
+        (24, 24, 1),
+        stack(lambda x: keras.ops.einsum("bhwc,bwhc->bhwc", x, x), conv(3)),
+    ),
     "rolled": ((24, 36, 1), stack(lambda x: keras.ops.roll(x, 5, axis=1), conv(3))),
     **{
         kind: ((24, 36, 1), stack(step, conv(3)))

@@ -16,10 +16,13 @@ from mri._files import alone, replacing
 from mri.data.decode import DataError
 from mri.data.scans import New, Scans
 
-_VERSION = 3
+_VERSION = 4
+
+Told = tuple[Scans, list[str]]
+"""Slices, and what to warn of."""
 
 
-def cached(path: Path, stamp: str, read: Callable[[New], Scans]) -> Scans:
+def cached(path: Path, stamp: str, read: Callable[[New], Told]) -> Told:
     """Return the slices kept at `path` under this stamp, mapped read-only; first read what is not.
 
     The file is one of NumPy, pixels uint8 (n, h, w); `<path>.json` has all that belongs to them.
@@ -41,9 +44,10 @@ def cached(path: Path, stamp: str, read: Callable[[New], Scans]) -> Scans:
         return _kept(path, about, stamp)
 
 
-def _write(path: Path, about: Path, stamp: str, read: Callable[[New], Scans]) -> None:
+def _write(path: Path, about: Path, stamp: str, read: Callable[[New], Told]) -> None:
     with replacing(path) as temporary:
-        scans = read(lambda shape: np.lib.format.open_memmap(temporary, "w+", np.uint8, shape))
+        mapped = np.lib.format.open_memmap
+        scans, told = read(lambda shape: mapped(temporary, "w+", np.uint8, shape))
         if isinstance(scans.images.base, np.memmap):
             scans.images.base.flush()
     facts = {
@@ -53,12 +57,13 @@ def _write(path: Path, about: Path, stamp: str, read: Callable[[New], Scans]) ->
         "synthetic": scans.synthetic,
         "rows": {"label": scans.labels.tolist(), "split": np.array(scans.splits).tolist()},
         "rejected": scans.rejected.to_dict("list"),
+        "told": told,
     }
     with replacing(about) as temporary:
         temporary.write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _kept(path: Path, about: Path, stamp: str) -> Scans:
+def _kept(path: Path, about: Path, stamp: str) -> Told:
     facts = json.loads(about.read_text(encoding="utf-8"))
     same = (facts["version"], facts["stamp"]) == (_VERSION, stamp)
     require(same, "The cache must be of these slices.", cache=str(path))
@@ -69,4 +74,5 @@ def _kept(path: Path, about: Path, stamp: str) -> Scans:
     fits = images.dtype == np.uint8 and images.ndim == 3 and len(images) >= len(labels)
     require(fits, "The cache must hold uint8 (n, h, w).", cache=str(path))
     names = tuple(facts["class_names"])
-    return Scans(images[: len(labels)], labels, names, rejected, facts["synthetic"], splits)
+    scans = Scans(images[: len(labels)], labels, names, rejected, facts["synthetic"], splits)
+    return scans, [str(said) for said in facts["told"]]

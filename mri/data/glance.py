@@ -11,20 +11,21 @@ _NOTHING = 16  # Range of gray values of a slice: 12 bits of 16 leave it 15, and
 _DIM = 128  # Whole sets reach 255 or nearly so.
 _PART = 0.05  # Of the slices; single ones at the end of a head may be dim.
 _SMALL = 256  # Pixels of a picture that is too small to tell.
-_CLOSELY, _FEW = 4, 16  # Slices looked at closely, and fewer gray values than scans have.
+_CLOSELY, _EVERY = 4, 256  # Slices of a batch looked at closely, and the least of so many.
+_FEW = 16  # Fewer gray values than scans have.
 _SCALE = "scale the values to 0 to 255 first if they were of 10 or 12 bits, or from 0 to 1"
 
 
 class Glance:
     """Looks at slices batch by batch: one line of a slice tells that it shows something.
 
-    Only the others, and a few of the first batch, are looked at as a whole.
+    Only the others, and a few of each batch, are looked at as a whole: a class may come from
+    another place than those before it.
     """
 
     def __init__(self) -> None:
-        self.slices = self.brightest = self.faint = self.dim = 0
-        self.first = self.dimmed = self.depth = self.odd = ""
-        self.values = 256
+        self.slices = self.brightest = self.faint = self.dim = self.due = 0
+        self.first = self.dimmed = self.depth = self.odd = self.few = ""
 
     def look(
         self, images: np.ndarray, name: Callable[[int], str], views: Sequence[object] = ()
@@ -32,8 +33,9 @@ class Glance:
         """Look at slices uint8 (m, h, w), whose names `name` gives, and at the bytes of some."""
         if not len(images) or images[0].size < _SMALL:
             return
-        if not self.slices:
+        if self.slices >= self.due:
             self._closely(images, name, views)
+            self.due = self.slices + _EVERY
         line = images[:, images.shape[1] // 2]
         low, high = line.min(1), line.max(1)
         self.brightest = max(self.brightest, int(high.max()))
@@ -52,8 +54,14 @@ class Glance:
     def _closely(
         self, images: np.ndarray, name: Callable[[int], str], views: Sequence[object]
     ) -> None:
-        step = len(images) // _CLOSELY + 1
-        self.values = int(np.count_nonzero(np.bincount(images[::step].ravel())))
+        step = min(len(images) // _CLOSELY + 1, _EVERY)
+        counts = [np.count_nonzero(np.bincount(image.ravel())) for image in images[::step]]
+        few = [i for i, count in enumerate(counts) if count < _FEW]
+        # One alone may be the end of a head.
+        if len(few) >= min(2, len(counts)) and not self.few:
+            named = self.slices or few[0]
+            which = f"slices such as {name(few[0] * step)}" if named else "the first slices"
+            self.few = f"{which} have {counts[few[0]]} gray values in all; masks? Give the scans"
         for i, blob in list(enumerate(views))[::step]:
             if isinstance(blob, np.ndarray) and blob.ndim == 1:
                 whole = cv2.imdecode(blob, cv2.IMREAD_UNCHANGED)
@@ -87,7 +95,7 @@ class Glance:
                 f"{self.dim} of {self.slices} slices are dimmer than the others, with no pixel of "
                 f"{_DIM} or more; the first is {self.dimmed}{self.depth}; {_SCALE}"
             )
-        elif self.values < _FEW:
-            yield f"the first slices have {self.values} gray values in all; masks? Give the scans"
+        elif self.few:
+            yield self.few
         if self.odd:
             yield self.odd

@@ -225,14 +225,12 @@ def read_scans(
     columns = Columns(image or "image", label or "label")
     reading = _Reading(source, split, columns, class_names, size, on_error, threads)
     if cache is None:
-        scans = reading.whole(_in_memory)
+        scans, told = reading.whole(_in_memory)
     else:
         from mri.data.cache import cached
 
-        scans = cached(Path(cache), reading.stamp(), reading.whole)
-    if not reading.glance.slices:  # All of them came from the cache.
-        reading.glance.look(scans.images, "slice {}".format)
-    for said in reading.told(len(scans.rejected)):
+        scans, told = cached(Path(cache), reading.stamp(), reading.whole)
+    for said in told:
         warnings.warn(said, UserWarning, stacklevel=2)
     return scans
 
@@ -361,14 +359,14 @@ class _Reading:
             yield f"{rejected} of {self.total} rows rejected{gone}"
         yield from self.glance.told()
 
-    def whole(self, new: New) -> Scans:
-        """Decode all rows into one array that `new` makes."""
+    def whole(self, new: New) -> tuple[Scans, list[str]]:
+        """Decode all rows into one array that `new` makes; return what to warn of, too."""
         images, labels, splits, bad = zip(*self.batches(None, new), strict=True)
         rejected = pd.DataFrame(
             [row for rows in bad for row in rows], columns=["file", "row", "cause"]
         )
         # The batches are views that fill one array from its start, so it is their base.
-        return Scans(
+        scans = Scans(
             images[-1].base[: sum(map(len, labels))],
             np.concatenate(labels),
             self.slices.class_names,
@@ -376,6 +374,7 @@ class _Reading:
             self.parts[0].synthetic,
             np.concatenate(splits).astype(str),
         )
+        return scans, [*self.told(len(rejected))]
 
     def batches(self, batch_size: int | None, new: New = _in_memory) -> Iterator[_Batch]:
         """Yield batches of up to `batch_size` rows.

@@ -74,7 +74,7 @@ def test_slices_that_show_nothing_are_counted_and_the_first_is_named(change, tmp
     told = "2 of 5 slices show next to nothing: all gray values of {} are within 16 of 256; scale"
     with pytest.warns(UserWarning, match=told.format("the table, row 2")):
         read_scans(table(images), cache=tmp_path / "a.npy")
-    with pytest.warns(UserWarning, match=told.format("slice 2")):  # From the cache.
+    with pytest.warns(UserWarning, match=told.format("the table, row 2")):  # From the cache.
         read_scans(table(images), cache=tmp_path / "a.npy")
 
 
@@ -105,6 +105,36 @@ def test_masks_and_false_colours_are_told():
     coloured = [cv2.applyColorMap(x, cv2.COLORMAP_JET) for x in heads().astype(np.uint8)]
     with pytest.warns(UserWarning, match="row 0 is in colours; only its brightness was read"):
         read_scans(table(coloured, encode=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: cv2.applyColorMap(x, cv2.COLORMAP_JET), r"row \d+ is in colours; only its"),
+        (
+            lambda x: (x > 0).astype(np.uint8) * 255,
+            r"such as the table, row \d{3,4} have 2 gray values",
+        ),
+    ],
+    ids=["colours", "masks"],
+)
+def test_what_is_odd_in_a_later_class_alone_is_told_and_by_the_cache_too(change, told, tmp_path):
+    one = heads().astype(np.uint8)
+    images = [one[i % 5] for i in range(600)]
+    source = table([*images, *(change(image) for image in images)], encode=True)
+    for options in ({}, {"cache": tmp_path / "a.npy"}, {"cache": tmp_path / "a.npy"}):
+        with pytest.warns(UserWarning, match=told):
+            read_scans(source, threads=1, **options)
+    with pytest.warns(UserWarning, match=told):
+        assert sum(len(labels) for _, labels in iter_batches(source, batch_size=50)) == 1200
+
+
+def test_a_class_that_skipping_costs_is_named_by_the_cache_too(tmp_path):
+    source = table(heads().astype(np.uint8), encode=True)
+    source.loc[[0, 2, 4], "image"] = b"broken"
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="3 of 5 rows rejected, no slice is left of a"):
+            read_scans(source, on_error="skip", cache=tmp_path / "a.npy")
 
 
 def test_one_picture_of_few_bits_is_no_segmentation(tmp_path):

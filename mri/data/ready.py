@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mri.data.parquet import REMEDY
+from mri.data.scans import iter_batches
 from mri.data.sources import Slices, describe, find_data
 
 _NEEDED = 1 << 30
@@ -42,10 +43,13 @@ def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
     Raises
     ------
     DataError
-        If a given folder holds no slices, or files are present but unusable.
+        If a given folder holds no slices, or what is there cannot be read to its end.
     """
     if found := find_data(folder):
-        return describe(found, Slices(found).select(("train", "test")))
+        parts = ("train", "test")
+        for _ in iter_batches(found, split=parts):  # A bad row, or another size, stops a run too.
+            pass
+        return describe(found, Slices(found).select(parts))
     path = Path("data")
     what = "no slices there" if path.is_dir() else "no such folder"
     here = sorted(p.name for p in path.glob("[!.]*") if p.is_file() and p.name != "README.md")

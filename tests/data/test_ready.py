@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mri.__main__ import main
@@ -104,6 +106,17 @@ def test_a_damaged_data_set_stops_the_run_before_it_begins(monkeypatch, capsys, 
     monkeypatch.setenv("MRI_DATA", str(folder))
     assert main(["check"]) == 1
     assert "test.parquet: not a readable parquet" in capsys.readouterr().err
+
+
+def test_a_bad_slice_stops_the_run_before_it_begins(monkeypatch, capsys, tmp_path):
+    folder = write_phantom(tmp_path / "data", subjects=8, slices=2)
+    table = pq.read_table(folder / "test.parquet")
+    cells = [{"bytes": b"broken", "path": None}, *table["image"].to_pylist()[1:]]
+    image = pa.array(cells, table.schema.field("image").type)
+    pq.write_table(table.set_column(0, table.schema.field("image"), image), folder / "test.parquet")
+    monkeypatch.setenv("MRI_DATA", str(folder))
+    assert main(["check"]) == 1
+    assert "test.parquet, row 0: not a JPEG or PNG image" in capsys.readouterr().err
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -45,6 +45,10 @@ _ARCHIVES = (".zip", ".gz", ".tar", ".tgz", ".rar", ".7z")
 # What a clone of this project holds beside its slices, pictures among it, is no data.
 _CLONE = (".git", "pyproject.toml", "main.ipynb")
 _DEPTH = 6
+# Names of classes, not of the people that a class folder may hold.
+_CLASS = re.compile(
+    "dement|impair|mild|moderate|alzheimer|healthy|^\\d?(normal|controls?|ad|[el]?mci|cn|nc|hc)$"
+)
 _NO_CLASSES = {"mask", "masks", "annotation", "annotations", "segmentation", "segmentations"}
 
 
@@ -195,6 +199,12 @@ def _trees(
         empty = [of.name for of in folders if of not in pictured and begun_split(of.name)]
         _tell(folder, empty, "these parts are empty")
         inside = {of: _inside(of, columns, depth + 1) for of in pictured}
+        unread = [of.name for of, parts in inside.items() if not parts]
+        if 0 < len(unread) < len(inside):
+            raise DataError(
+                f"{folder}: the pictures in {', '.join(unread)} are in no class folders; give a "
+                "table of their labels, or move them away"
+            )
         return [_of_split(part, of, splits[of]) for of, parts in inside.items() for part in parts]
     if not any(of.suffix.lower() in PICTURES for up in pictured for of in up.iterdir()):
         if len(pictured) == 1:
@@ -203,6 +213,8 @@ def _trees(
     # One folder alone is a class of a part, else just a folder of pictures.
     if len(pictured) == 1 and not split_of(folder.name):
         return []
+    for of in pictured:
+        _refuse_classes_in(of)
     _tell(folder, [of.name for of in folders if of not in pictured], "these are no classes")
     return [from_tree(folder, pictured)]
 
@@ -228,6 +240,17 @@ def _refuse_shared(folder: Path, classes: Sequence[Path]) -> None:
                 f"has {', '.join(sorted(shared)[:4])}; give one of them"
                 f"{hint if any(map(split_of, shared)) else ''}"
             )
+
+
+def _refuse_classes_in(folder: Path) -> None:
+    """Raise DataError if what stands for a class holds folders that are named as classes are."""
+    inner = [of for of in sorted(folder.iterdir()) if _CLASS.search(name_key(of.name))]
+    named = [of.name for of in inner if of.is_dir() and next(_pictures(of), None)]
+    if len(named) > 1:
+        raise DataError(
+            f"{folder}: stands for a class, but holds {', '.join(named[:4])}; give the one folder "
+            "whose folders are the classes"
+        )
 
 
 def from_tree(folder: Path, classes: Sequence[Path]) -> Part:

@@ -371,9 +371,10 @@ def from_csv(file: Path, columns: Columns) -> list[Part]:
     options: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "dtype": str}
     options |= {"index_col": False, "encoding": "utf-8-sig"}
     try:
-        frame = pd.read_csv(file, sep="\t" if file.suffix.lower() == ".tsv" else ",", **options)
-        if len(frame.columns) == 1 and ";" in str(frame.columns[0]):
-            frame = pd.read_csv(file, sep=";", **options)
+        with file.open(encoding="utf-8-sig") as opened:
+            # Below it, a comma may also be that of a decimal fraction.
+            head = opened.readline(_MANY)
+        frame = pd.read_csv(file, sep=max(",;\t", key=head.count), **options)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file. {REMEDY}") from None
     except (ValueError, OSError) as error:

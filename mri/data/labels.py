@@ -23,6 +23,7 @@ from mri.data.parquet import CLASS_NAMES
 Names = Sequence[str] | Mapping[Any, str]
 
 _NUMBER = re.compile(r"\s*-?\d{1,9}(\.0*)?\s*")
+_COPY = re.compile(r"^aug(mented)?|(aug(mented|mentation)?|copy|copie|kopie)?(\(\d+\))?$")
 _NAME_THEM = "pass class_names=: the names in label order, or a dict from label to name"
 
 
@@ -136,7 +137,9 @@ def settle(
     found = _distinct(place, columns, isinstance(class_names, Mapping))
     if isinstance(class_names, Mapping):
         own = list(dict.fromkeys(class_names.values()))
-        keys = [name_key(of) if isinstance(of, str) else of for of in class_names]
+        # A grade such as 0.5 stands in the data as text.
+        text = [str(of) if isinstance(of, float) and of % 1 else of for of in class_names]
+        keys = [name_key(of) if isinstance(of, str) else of for of in text]
         labels = map(own.index, class_names.values())
         if len(set(keys)) < len(keys):
             raise DataError(f"{place}: class_names {class_names} names a label twice; name it once")
@@ -153,6 +156,9 @@ def settle(
     for near in (get_close_matches(key, plain, 2, 0.93) for key in plain):
         if len(near) == 2:
             said = f"{place}: the classes {near[0]} and {near[1]} are nearly the same; a typo?"
+    for copy in plain and sorted(values):
+        if (of := _COPY.sub("", copy)) != copy and of in values:
+            said = f"{place}: is the class {spelt[copy]!r} a copy of {spelt[of]!r}? Merge the two"
     return Meaning(named, values, said)
 
 

@@ -254,6 +254,38 @@ def test_a_class_of_the_test_part_that_train_lacks_is_told(tmp_path):
     assert len(scans.class_names) == 3
 
 
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        (["binary/AD", "binary/CN", "four/Mild", "four/Moderate"], "binary"),
+        (["augmented/MildDemented", "augmented/NonDemented", "NonDemented"], "augmented"),
+        (["figures", "dataset/0 normal", "dataset/1 mild impairment"], "dataset"),
+    ],
+)
+def test_a_data_set_in_the_place_of_a_class_is_refused(tmp_path, places, told):
+    """Of two sets with other names, and of one beside pictures, each set was a class."""
+    for i, place in enumerate(places):
+        picture(tmp_path / f"{place}/{i}.png", i)
+    with pytest.raises(DataError, match=f"{told}: stands for a class, but holds .* give the"):
+        read_scans(tmp_path)
+
+
+def test_a_part_without_class_folders_is_not_left_out(tmp_path):
+    """As the test part of a contest, whose labels are secret: the train part would be all."""
+    for i, place in enumerate(["train/a/0", "train/b/1", "test/2"]):
+        picture(tmp_path / f"{place}.png", i)
+    with pytest.raises(DataError, match="the pictures in test are in no class folders; give a tab"):
+        read_scans(tmp_path)
+
+
+@pytest.mark.parametrize("copy", ["sick - Copy", "Sick (1)", "sick_aug", "augmented sick"])
+def test_a_class_that_looks_like_a_copy_is_told(tmp_path, copy):
+    for i, place in enumerate(["sick", copy, "well"]):
+        picture(tmp_path / f"{place}/{i}.png", i)
+    with pytest.warns(UserWarning, match=r"is the class '.*' a copy of 'sick'\? Merge the two"):
+        assert len(read_scans(tmp_path).class_names) == 3
+
+
 # What is given for the names of classes -----------------------------------------------------------
 
 
@@ -274,6 +306,12 @@ def test_numbers_as_text_name_numbers():
     )
     names = np.array(["sick", "well"])
     right(read_scans({"image": IMAGES, "label": [1, 0] * 4}, class_names=names))
+
+
+def test_a_number_may_name_a_grade_that_is_text():
+    source = {"image": IMAGES, "label": ["0.5", "0.0"] * 4}
+    for names in ({0.5: "well", 0: "sick"}, {"0.5": "well", "0": "sick"}):
+        right(read_scans(source, class_names=names))
 
 
 def test_labels_from_one_are_told_where_only_the_caller_names_them():
@@ -333,6 +371,8 @@ def test_pictures_of_pillow_are_read_as_their_files_are_or_refused():
         ('"image","label"', '"{}","{}"', "\r\n\r\n"),
         ("\ufeffImage;Label", "{};{}", "\n"),
         ("index,image,label", "7,{},{}", "\n"),
+        ("image;label;age", "{};{};72,5", "\n"),
+        ("image\tlabel\tage", "{}\t{}\t72,5", "\n"),
     ],
 )
 def test_csv_as_programs_write_it(tmp_path, head, line, end):

@@ -24,6 +24,7 @@ Names = Sequence[str] | Mapping[Any, str]
 
 _NUMBER = re.compile(r"\s*-?\d{1,9}(\.0*)?\s*")
 _COPY = re.compile(r"^aug(mented)?|(aug(mented|mentation)?|copy|copie|kopie)?(\(\d+\))?$")
+_GRADE = re.compile(r"-?[0-9]{0,6}\.[0-9]{1,4}")
 _NAME_THEM = "pass class_names=: the names in label order, or a dict from label to name"
 
 
@@ -85,7 +86,8 @@ def name_key(name: str) -> str:
         name = unicodedata.normalize("NFKC", "".join(shown)).casefold()
     # The minus sign of a number is no hyphen.
     sign = "-" if re.match(r"\s*-\.?\d", name) else ""
-    return sign + re.sub(r"[\s_-]", "", name).lower()
+    key = sign + re.sub(r"[\s_-]", "", name).lower()
+    return f"{float(key):g}" if _GRADE.fullmatch(key) else key
 
 
 def checked_names(place: object, names: Sequence[str]) -> tuple[str, ...]:
@@ -136,14 +138,8 @@ def settle(
         raise ValueError(f"To name classes, {_NAME_THEM}. Received: class_names={class_names!r}")
     found = _distinct(place, columns, isinstance(class_names, Mapping))
     if isinstance(class_names, Mapping):
-        own = list(dict.fromkeys(class_names.values()))
-        # A grade such as 0.5 stands in the data as text.
-        text = [str(of) if isinstance(of, float) and of % 1 else of for of in class_names]
-        keys = [name_key(of) if isinstance(of, str) else of for of in text]
-        labels = map(own.index, class_names.values())
-        if len(set(keys)) < len(keys):
-            raise DataError(f"{place}: class_names {class_names} names a label twice; name it once")
-        return Meaning(checked_names(place, own), dict(zip(keys, labels, strict=True)))
+        numbers = not any(isinstance(value, str) for value in found)
+        return _by_mapping(place, class_names, names if names and numbers else ())
     given = None if class_names is None else checked_names(place, list(class_names))
     if not any(isinstance(value, str) for value in found):
         return _by_number(place, found, checked_names(place, names) if names else None, given)
@@ -160,6 +156,27 @@ def settle(
         if (of := _COPY.sub("", copy)) != copy and of in values:
             said = f"{place}: is the class {spelt[copy]!r} a copy of {spelt[of]!r}? Merge the two"
     return Meaning(named, values, said)
+
+
+def _by_mapping(place: object, told: Mapping[Any, str], names: Sequence[str]) -> Meaning:
+    """Decide by a mapping from label to name, or from the names that the data give."""
+    own, at = list(dict.fromkeys(told.values())), {name_key(of): i for i, of in enumerate(names)}
+    # A grade such as 0.5 stands in the data as text.
+    texts = [str(of) if isinstance(of, float) and of % 1 else of for of in told]
+    keys = [name_key(of) if isinstance(of, str) else of for of in texts]
+    keys = [at.get(key, key) for key in keys]
+    if len(set(keys)) < len(keys):
+        raise DataError(f"{place}: class_names {told} names a label twice; name it once")
+    said = dict(zip(keys, map(name_key, told.values()), strict=True))
+    for key, of in said.items():
+        # To merge classes under the name of one of them is no contradiction.
+        if of in at and said.get(at[of], of) != of:
+            raise DataError(
+                f"{place}: its classes are {tuple(names)} in label order, but class_names calls "
+                f"label {key} {of!r}; leave it out, or make it a dict from these names"
+            )
+    labels = map(own.index, told.values())
+    return Meaning(checked_names(place, own), dict(zip(keys, labels, strict=True)))
 
 
 def _by_number(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 
 import cv2
 import numpy as np
@@ -312,6 +313,30 @@ def test_a_number_may_name_a_grade_that_is_text():
     source = {"image": IMAGES, "label": ["0.5", "0.0"] * 4}
     for names in ({0.5: "well", 0: "sick"}, {"0.5": "well", "0": "sick"}):
         right(read_scans(source, class_names=names))
+
+
+def test_two_spellings_of_a_grade_are_one():
+    """As where one part of a study has whole grades only."""
+    source = {"image": IMAGES, "label": ["0", "0.5", "0.0", "1", "0.50", "2", "0.5", "10"]}
+    scans = read_scans(source)
+    assert [scans.class_names[label] for label in scans.labels] == [
+        "0", "0.5", "0", "1", "0.5", "2", "0.5", "10",
+    ]  # fmt: skip
+
+
+def test_a_dict_that_contradicts_the_names_in_the_data_is_refused():
+    """A list of names is an order; a dict from label to name would have swapped the classes."""
+    meta = {"info": {"features": {"label": {"names": ["sick", "well"], "_type": "ClassLabel"}}}}
+    table = pa.table({"image": BLOBS, "label": [1, 0] * 4})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(meta)})
+    with pytest.raises(
+        DataError, match=r"its classes are .*, but class_names calls label 0 'well'"
+    ):
+        read_scans(table, class_names={0: "well", 1: "sick"})
+    for names in (["well", "sick"], {0: "sick", 1: "well"}, {"Well": "well", "SICK": "sick"}):
+        right(read_scans(table, class_names=names))
+    for names in ({0: "sick", 1: "sick"}, {"sick": "sick", "well": "sick"}, {0: "x", 1: "x"}):
+        assert read_scans(table, class_names=names).labels.tolist() == [0] * N
 
 
 def test_labels_from_one_are_told_where_only_the_caller_names_them():

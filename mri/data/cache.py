@@ -28,6 +28,7 @@ def cached(path: Path, stamp: str, read: Callable[[New], Told]) -> Told:
     The file is one of NumPy, pixels uint8 (n, h, w); `<path>.json` has all that belongs to them.
     `read` takes a function that makes an array of a shape. DataError if the name is taken.
     """
+    require(path.name != "", "cache must be the name of a file.", cache=str(path))
     about = path.with_name(path.name + ".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not about.exists():

@@ -49,7 +49,9 @@ _DEPTH = 6
 _CLASS = re.compile(
     "dement|impair|mild|moderate|alzheimer|healthy|^\\d?(normal|controls?|ad|[el]?mci|cn|nc|hc)$"
 )
-_NO_CLASSES = {"mask", "masks", "annotation", "annotations", "segmentation", "segmentations"}
+_NO_CLASSES = frozenset(
+    "mask masks annotation annotations segmentation segmentations thumbs thumbnails".split()
+)
 
 
 class NoSlicesError(DataError):
@@ -257,8 +259,6 @@ def from_tree(folder: Path, classes: Sequence[Path]) -> Part:
     """Read class folders: the name of each is its class; pictures may lie deeper in it."""
     spelt: dict[str, Path] = {}
     for of in classes:
-        if name_key(of.name) in _NO_CLASSES:
-            raise DataError(f"{folder}: the folder {of.name!r} is no class; move it away")
         if (other := spelt.setdefault(name_key(of.name), of)) is not of:
             raise DataError(
                 f"{folder}: the folders {other.name!r} and {of.name!r} name the same class; "
@@ -269,6 +269,9 @@ def from_tree(folder: Path, classes: Sequence[Path]) -> Part:
     ]
     for home in sorted({file.parent for _, file in found}):
         own, *deeper = home.relative_to(folder).parts
+        if not _NO_CLASSES.isdisjoint(map(name_key, (own, *deeper))):
+            below = str(home.relative_to(folder))
+            raise DataError(f"{folder}: the folder {below!r} is no class; move it away")
         if any(map(split_of, [*deeper, *re.split("[^a-z]+", own.lower())])):
             raise DataError(
                 f"{home}: is named after a part, but stands for a class or inside of one; put "
@@ -310,5 +313,5 @@ def _pictures(folder: Path, deep: bool = True) -> Iterator[Path]:
 
 
 def _is_visible(name: str) -> bool:
-    """Whether a file or folder is no by-product of a system, as ``.git`` or ``__MACOSX``."""
-    return not name.startswith((".", "__"))
+    """Whether a file or folder is no by-product of a system: ``.git``, ``__MACOSX``, ``@eaDir``."""
+    return not name.startswith((".", "__", "@", "$"))

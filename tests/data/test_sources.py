@@ -989,6 +989,8 @@ def test_a_cache_of_other_data_or_options_is_made_anew(tmp_path):
     with pytest.raises(DataError, match=r"other\.npy: is there, but no cache of slices"):
         read_scans(tmp_path / "d", cache=other)
     assert other.read_bytes() == b"precious"
+    with pytest.raises(ValueError, match="cache must be the name of a file"):
+        read_scans(tmp_path / "d", cache="")
 
 
 def test_a_cache_on_a_disk_that_cannot_be_written_is_read(tmp_path, monkeypatch):

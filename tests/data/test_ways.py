@@ -279,6 +279,18 @@ def test_a_part_without_class_folders_is_not_left_out(tmp_path):
         read_scans(tmp_path)
 
 
+def test_what_lies_beside_the_slices_of_a_class_is_no_slice(tmp_path):
+    """Masks and small copies, and what a network drive adds to each folder."""
+    for i, place in enumerate(["sick/0", "well/1", "well/@eaDir/1.png/THUMB", "$RECYCLE.BIN/2"]):
+        picture(tmp_path / f"{place}.png", i)
+    assert read_scans(tmp_path).labels.tolist() == [0, 1]
+    for name in ("thumbnails", "Masks"):
+        picture(tmp_path / f"well/{name}/1.png")
+        with pytest.raises(DataError, match=f"the folder 'well/{name}' is no class; move it away"):
+            read_scans(tmp_path)
+        (tmp_path / f"well/{name}/1.png").unlink()
+
+
 @pytest.mark.parametrize("copy", ["sick - Copy", "Sick (1)", "sick_aug", "augmented sick"])
 def test_a_class_that_looks_like_a_copy_is_told(tmp_path, copy):
     for i, place in enumerate(["sick", copy, "well"]):

@@ -24,6 +24,8 @@ Names = Sequence[str] | Mapping[Any, str]
 
 _NUMBER = re.compile(r"\s*-?\d{1,9}(\.0*)?\s*")
 _COPY = re.compile(r"^aug(mented)?|(aug(mented|mentation)?|copy|copie|kopie)?(\(\d+\))?$")
+# What programs make of an empty cell. "None" and "NA" may mean healthy.
+_GAPS = frozenset("nan <na> nat n/a #n/a null ? missing".split())
 _GRADE = re.compile(r"-?[0-9]{0,6}\.[0-9]{1,4}")
 _NAME_THEM = "pass class_names=: the names in label order, or a dict from label to name"
 
@@ -152,6 +154,8 @@ def settle(
     for near in (get_close_matches(key, plain, 2, 0.93) for key in plain):
         if len(near) == 2:
             said = f"{place}: the classes {near[0]} and {near[1]} are nearly the same; a typo?"
+    for gap in plain and sorted(values.keys() & _GAPS):
+        said = f"{place}: {spelt[gap]!r} is taken for a class; if it is a gap, leave the cell empty"
     for copy in plain and sorted(values):
         if (of := _COPY.sub("", copy)) != copy and of in values:
             said = f"{place}: is the class {spelt[copy]!r} a copy of {spelt[of]!r}? Merge the two"

@@ -378,6 +378,14 @@ def test_a_class_that_looks_like_a_typo_is_told(names, told):
         read_scans(source)
 
 
+@pytest.mark.parametrize("gap", ["nan", "<NA>", "N/A", "?"])
+def test_a_gap_that_became_text_is_told(gap):
+    """As `astype(str)` writes it."""
+    with pytest.warns(UserWarning, match="is taken for a class; if it is a gap, leave the cell em"):
+        read_scans(frame(label=[gap, *LABELS[1:]]))
+    read_scans(frame(label=["None", *LABELS[1:]]))
+
+
 # Pictures of Pillow, and CSV as programs write it -------------------------------------------------
 
 

@@ -26,6 +26,7 @@ _NUMBER = re.compile(r"\s*-?\d{1,9}(\.0*)?\s*")
 _COPY = re.compile(r"^aug(mented)?|(aug(mented|mentation)?|copy|copie|kopie)?(\(\d+\))?$")
 # What programs make of an empty cell. "None" and "NA" may mean healthy.
 _GAPS = frozenset("nan <na> nat n/a #n/a null ? missing".split())
+_MANY = 20  # Classes: folders or identifiers of people are as many.
 _GRADE = re.compile(r"-?[0-9]{0,6}\.[0-9]{1,4}")
 _NAME_THEM = "pass class_names=: the names in label order, or a dict from label to name"
 
@@ -148,18 +149,27 @@ def settle(
     # Sorted as they are compared: another spelling changes no order.
     spelt = {name_key(of): of.strip() for of in sorted(found, reverse=True) if of.strip()}
     named = given or checked_names(place, names or [spelt[key] for key in sorted(spelt)])
-    values, said = {name_key(name): i for i, name in enumerate(named)}, ""
+    values = {name_key(name): i for i, name in enumerate(named)}
+    return Meaning(named, values, "" if given or names else _doubts(place, spelt))
+
+
+def _doubts(place: object, spelt: Mapping[str, str]) -> str:
+    """Return what to warn of about names that only the labels give: from key to one spelling."""
+    said, keys = "", sorted(spelt)
     # What differs in digits only is no typo, and a thousand names would take long.
-    plain = [] if given or names else sorted({re.sub(r"\d", "", key) for key in values})[:50]
+    plain = sorted({re.sub(r"\d", "", key) for key in keys})[:50]
     for near in (get_close_matches(key, plain, 2, 0.93) for key in plain):
         if len(near) == 2:
             said = f"{place}: the classes {near[0]} and {near[1]} are nearly the same; a typo?"
-    for gap in plain and sorted(values.keys() & _GAPS):
+    if len(keys) >= _MANY:
+        said = f"{place}: {len(keys)} classes, such as {spelt[keys[0]]!r} and "
+        said += f"{spelt[keys[1]]!r}; are they people?"
+    for gap in sorted(_GAPS.intersection(keys)):
         said = f"{place}: {spelt[gap]!r} is taken for a class; if it is a gap, leave the cell empty"
-    for copy in plain and sorted(values):
-        if (of := _COPY.sub("", copy)) != copy and of in values:
+    for copy in keys:
+        if (of := _COPY.sub("", copy)) != copy and of in spelt:
             said = f"{place}: is the class {spelt[copy]!r} a copy of {spelt[of]!r}? Merge the two"
-    return Meaning(named, values, said)
+    return said
 
 
 def _by_mapping(place: object, told: Mapping[Any, str], names: Sequence[str]) -> Meaning:

@@ -386,6 +386,15 @@ def test_a_gap_that_became_text_is_told(gap):
     read_scans(frame(label=["None", *LABELS[1:]]))
 
 
+def test_a_folder_for_each_person_and_none_for_the_classes_is_told(tmp_path):
+    for i in range(20):
+        picture(tmp_path / f"OAS1_{i:04}/{i}.png", i % N)
+    with pytest.warns(
+        UserWarning, match="20 classes, such as 'OAS1_0000' and 'OAS1_0001'; are they"
+    ):
+        assert len(read_scans(tmp_path)) == 20
+
+
 # Pictures of Pillow, and CSV as programs write it -------------------------------------------------
 
 

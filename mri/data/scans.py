@@ -269,7 +269,8 @@ def iter_batches(
     ...     [len(labels) for images, labels in iter_batches(parquet, batch_size=15)]
     [8, 15, 15, 2]
     """
-    require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
+    some = isinstance(batch_size, int | np.integer) and batch_size >= 1
+    require(some, "batch_size must be an integer of at least 1.", batch_size=batch_size)
     columns = Columns(image or "image", label or "label")
     reading = _Reading(source, split, columns, class_names, size, on_error, threads)
     return _stream(reading, batch_size)
@@ -335,7 +336,8 @@ class _Reading:
         check_size(self.size)
         known, threads = self.on_error in ("raise", "skip"), self.threads
         require(known, "on_error must be 'raise' or 'skip'.", on_error=self.on_error)
-        require(threads is None or threads >= 1, "threads must be at least 1.", threads=threads)
+        some = threads is None or (isinstance(threads, int | np.integer) and threads >= 1)
+        require(some, "threads must be an integer of at least 1.", threads=threads)
         self.workers, self.glance = threads or os.cpu_count() or 1, Glance()
         self.lost: set[int] = set()
         self.left: set[int] = set()

@@ -602,7 +602,8 @@ def test_zero_rows(tmp_path):
     ("options", "message"),
     [
         ({"on_error": "ignore"}, "on_error must be 'raise' or 'skip'. Received: on_error='ignore'"),
-        ({"threads": 0}, "threads must be at least 1. Received: threads=0"),
+        ({"threads": 0}, "threads must be an integer of at least 1. Received: threads=0"),
+        ({"threads": 2.0}, "threads must be an integer of at least 1. Received: threads=2.0"),
     ],
 )
 def test_wrong_options(file, options, message):
@@ -614,6 +615,8 @@ def test_wrong_options(file, options, message):
 def test_wrong_batch_size(file):
     with pytest.raises(ValueError, match=r"at least 1\. Received: batch_size=0"):
         iter_batches(file, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1"):
+        iter_batches(file, batch_size=2.5)
 
 
 # Bad rows -----------------------------------------------------------------------------------------

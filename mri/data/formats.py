@@ -50,7 +50,8 @@ from mri.data.parts import (
 _MANY = 1 << 16
 # Columns that often divide the rows of a table, as `name_key` has them.
 _DIVIDING = frozenset(
-    "split splits subset set dataset partition phase usage fold istrain istest".split()
+    "split splits datasplit splitname traintest subset set dataset partition phase usage fold "
+    "istrain istest".split()
 )
 
 

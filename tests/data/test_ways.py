@@ -44,6 +44,7 @@ def picture(path, i=0):
 
 
 NAMES = ["Split", "SPLIT", "split ", "subset", "Set", "partition", "phase", "dataset", "usage"]
+NAMES += ["data_split", "train_test"]
 
 
 @pytest.mark.parametrize(

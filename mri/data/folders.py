@@ -47,7 +47,7 @@ _CLONE = (".git", "pyproject.toml", "main.ipynb")
 _DEPTH = 6
 # Names of classes, not of the people that a class folder may hold.
 _CLASS = re.compile(
-    "dement|impair|mild|moderate|alzheimer|healthy|^\\d?(normal|controls?|ad|[el]?mci|cn|nc|hc)$"
+    "dement|impair|mild|moderate|alzheimer|healthy|^(normal|controls?|ad|[el]?mci|cn|nc|hc)$"
 )
 _NO_CLASSES = frozenset(
     "mask masks annotation annotations segmentation segmentations thumbs thumbnails".split()
@@ -246,12 +246,15 @@ def _refuse_shared(folder: Path, classes: Sequence[Path]) -> None:
 
 def _refuse_classes_in(folder: Path) -> None:
     """Raise DataError if what stands for a class holds folders that are named as classes are."""
-    inner = [of for of in sorted(folder.iterdir()) if _CLASS.search(name_key(of.name))]
-    named = [of.name for of in inner if of.is_dir() and next(_pictures(of), None)]
+    own, named = name_key(folder.name), dict[str, str]()
+    for of in sorted(folder.iterdir()):
+        key = re.sub(r"\d", "", name_key(of.name))  # People may be numbered in their class.
+        if _CLASS.search(key) and own not in key and of.is_dir() and next(_pictures(of), None):
+            named.setdefault(key, of.name)
     if len(named) > 1:
         raise DataError(
-            f"{folder}: stands for a class, but holds {', '.join(named[:4])}; give the one folder "
-            "whose folders are the classes"
+            f"{folder}: stands for a class, but holds {', '.join([*named.values()][:4])}; give the "
+            "one folder whose folders are the classes"
         )
 
 

@@ -272,6 +272,19 @@ def test_a_data_set_in_the_place_of_a_class_is_refused(tmp_path, places, told):
         read_scans(tmp_path)
 
 
+def test_people_and_kinds_below_a_class_may_be_named_after_it(tmp_path):
+    places = [
+        "AD/AD mild/0",
+        "AD/AD moderate/1",
+        "mild/mild_01/2",
+        "mild/mild_02/3",
+        "CN/normal 1/4",
+    ]
+    for i, place in enumerate([*places, "CN/normal 2/5"]):
+        picture(tmp_path / f"{place}.png", i)
+    assert read_scans(tmp_path).labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
 def test_a_part_without_class_folders_is_not_left_out(tmp_path):
     """As the test part of a contest, whose labels are secret: the train part would be all."""
     for i, place in enumerate(["train/a/0", "train/b/1", "test/2"]):

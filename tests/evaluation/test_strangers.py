@@ -11,7 +11,7 @@ from mri.data.phantom import make_phantoms
 from mri.evaluation.comparison import compare
 from mri.evaluation.doubts import doubts
 from mri.evaluation.logits import VERSION, LogitsTable
-from mri.evaluation.metrics import evaluate
+from mri.evaluation.metrics import evaluate, fit_temperature
 from mri.gradcam.cam import GradCAM
 from mri.models.files import load_model
 from mri.predict import predict_slice
@@ -241,3 +241,21 @@ def test_probabilities_in_place_of_logits_are_noticed():
     with pytest.warns(UserWarning, match="these logits are shares of 1"):
         evaluate(labels, p, class_names=("a", "b"), draws=10)
     evaluate(labels, np.log(p), class_names=("a", "b"), draws=10)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda p: 100 * p, "shares of 1 or 100"),
+        (lambda p: p.round(2), "shares of 1 or 100"),
+        (lambda p: np.sqrt(p), "all from 0 to 1"),  # As sigmoids are, one a class.
+    ],
+)
+def test_probabilities_of_any_form_are_noticed(made, told):
+    p = np.random.default_rng(0).dirichlet(np.ones(4), 50)
+    labels = np.arange(50) % 4
+    with pytest.warns(UserWarning, match=told):
+        evaluate(labels, made(p), draws=10)
+    with pytest.warns(UserWarning, match=told):
+        fit_temperature(labels, made(p))
+    evaluate(labels, np.log(p), draws=10)

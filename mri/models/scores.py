@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -27,6 +28,7 @@ _TOLERANCE = 1e-2  # of a sum of bfloat16 numbers
 LEARNT = ("Conv2D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "MatMul", "BatchMatMulV2",
           "Einsum", "PartitionedCall", "StatefulPartitionedCall")  # fmt: skip
 _FIRST = frozenset({1, 3})  # numbers of channels that an image may have
+_scales: WeakKeyDictionary[keras.Model, float] = WeakKeyDictionary()  # A trace is slow.
 _GRAYS = 0, 63, 127, 191, 255
 TO_SLICES = " (mri.models.adapt makes a model of other sizes, channels or values take those)"
 SMALL, TWICE = 0.1, 1e-3  # A gray value made small once is at least 1 / 255 of it.
@@ -283,8 +285,8 @@ def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 
     sides = zip(takes.shape[1:], shape[1:], strict=False)
     require(
         many and all(wanted in (None, side) for wanted, side in sides),
-        f"images must be finite numbers (n, h, w) for a model of {takes.shape[1:]}, such as "
-        f"scans.images{TO_SLICES}.",
+        f"images must be finite numbers (n, h, w) for a model of {takes.shape[1:]}{TO_SLICES}, "
+        "such as scans.images.",
         shape=images.shape,
         dtype=images.dtype,
     )
@@ -313,7 +315,11 @@ def warn_of_draws(graph: tf.Graph) -> None:
 
 def warn_of_small(model: keras.Model, images: np.ndarray) -> None:
     """Warn of images that were rescaled before they came to a model that does so itself."""
-    if 0 < images.max() <= 1 and 0 < scale_of(model, images.shape) < SMALL:
+    if not 0 < images.max() <= 1:
+        return
+    if (scale := _scales.get(model)) is None:
+        _scales[model] = scale = scale_of(model, images.shape)
+    if 0 < scale < SMALL:
         warnings.warn(
             "these images have values 0 to 1, and this model rescales gray values 0 to 255 itself: "
             "give it the slices as they were read",

@@ -88,6 +88,8 @@ def sample_grid(
     """Draw random slices of uint8 `images` (n, h, w), one row per class, with its count."""
     rng, order = np.random.default_rng(seed), severity_order(class_names)
     labels = row_numbers("labels", labels, len(class_names))
+    of = f"labels must be of the {len(images)} images."
+    require(len(labels) == len(images), of, labels=len(labels))
     size = (1.6 * per_class + 1.2, 1.65 * len(order) + 0.4)
     fig, axes = plt.subplots(len(order), per_class, figsize=size, squeeze=False)
     for row, c in zip(axes, order, strict=True):

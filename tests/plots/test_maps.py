@@ -5,6 +5,7 @@ import pytest
 
 from mri import plots
 from mri.data.parquet import CLASS_NAMES
+from mri.evaluation import evaluate, pairwise
 from mri.gradcam.cam import Explanation
 
 pytestmark = pytest.mark.usefixtures("closed")
@@ -101,3 +102,12 @@ def test_slices_that_were_divided_by_255_are_not_black(rng, images):
     assert plots.overlay(dark, np.zeros_like(heat)).max() == 1, "whole numbers are gray values"
     with pytest.raises(ValueError, match=r"of the 2 images.*labels=3"):
         plots.sample_grid(images[:2], np.zeros(3, int), ["a"])
+
+
+def test_one_evaluation_and_no_labels_are_refused():
+    one = evaluate([0, 1], np.eye(2) - 0.5, [0, 1], class_names=("a", "b"), draws=5)
+    for call in (pairwise, plots.metric_intervals):
+        with pytest.raises(ValueError, match=r"by name.*Received: evaluations='Evaluation'"):
+            call(one)
+    with pytest.raises(ValueError, match="labels must not be empty"):
+        plots.class_counts(np.array([], int), ("a", "b"))

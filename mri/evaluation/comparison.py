@@ -228,8 +228,17 @@ def _test(
         peers = max(
             boards.values(), key=lambda of: (any(claims[n] == VERIFIED for n in of), len(of))
         )
-        ranked = {name: evaluations[name] for name in peers}
-        p_values[protocol] = pairwise(ranked, metric=by, seed=seed)
+        # Copies of a model are one: each more would cost all others certainty.
+        first: dict[bytes, str] = {}
+        same = {name: first.setdefault(kept[name].logits.tobytes(), name) for name in peers}
+        ranked = {name: evaluations[name] for name in first.values()}
+        tested = pairwise(ranked, metric=by, seed=seed).fillna(1.0)
+        found = tested.loc[list(same.values()), list(same.values())].set_axis(peers).T
+        p_values[protocol] = found.set_axis(peers).mask(np.eye(len(peers), dtype=bool))
+        for name, one in same.items():
+            if name != one:
+                note = table["note"][at := table["model"] == name] + f"; answers all as {one} does"
+                table.loc[at, "note"] = note.str.removeprefix("; ")
         alone = table["model"].isin(set(names) - set(peers)) & ~table["other"].astype(bool)
         notes = table.loc[alone, "note"] + f"; not tested: other slices than those of {peers[0]}"
         table.loc[alone, "note"] = notes.str.removeprefix("; ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from sklearn.metrics import confusion_matrix
 
 _RARE = 0.1  # share of the slices below which a class may well never be answered
 _SURE = 0.999
+_ROUNDED = 0.03  # of a sum of probabilities in few digits
+_MANY = 10  # Fewer rows may lie between 0 and 1 by chance.
 # Of accuracy, by which another order has to be better than this one, and than chance.
 _MARGIN, _ABOVE_CHANCE = 0.15, 0.1
 
@@ -53,3 +56,15 @@ def doubts(
         order = ", ".join(class_names[i] for i in stands_for)
         found.append(f"in the order {order} it would be right on {best:.0%}, here on {right:.0%}")
     return found
+
+
+def warn_of_shares(logits: np.ndarray) -> None:
+    """Warn the caller's caller of logits (n, k) that may be probabilities."""
+    sums, most = logits.sum(1), logits.max()
+    shares = any((abs(sums / whole - 1) < _ROUNDED).all() for whole in (1, 100))
+    if logits.min() >= 0 and most > 0 and (shares or (most <= 1 and len(logits) >= _MANY)):
+        warnings.warn(
+            f"these logits are {'shares of 1 or 100' if shares else 'all from 0 to 1'}: if they "
+            "are probabilities, give their logarithms, np.log(p.clip(1e-7))",
+            stacklevel=3,
+        )

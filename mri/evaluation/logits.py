@@ -282,7 +282,7 @@ def answers(
 ) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
     """Yield after the first slices, and again with what a model says of all; see `Answers`."""
     from mri.models.files import load_handed
-    from mri.models.scores import rescalings
+    from mri.models.scores import TWICE, scale_of
 
     images, path = arrays["images"], told["handed"]["shown"]
     model = load_handed(**told["handed"])
@@ -291,7 +291,8 @@ def answers(
     first = scorer(images[:few])
     yield {}, {}
     logits = scorer(images)
-    small_twice = bool(VALUES & told["handed"]["expects"].keys()) and rescalings(model) > 1
+    declared = bool(VALUES & told["handed"]["expects"].keys())
+    small_twice = declared and 0 < scale_of(model, (*images.shape[:3], 1)) < TWICE
     signs = {RANDOM: differs(first, logits[:few]), _TWICE: small_twice}
     facts = {"parameters": model.count_params()}
     facts["doubts"] = [sign for sign, found in signs.items() if found]

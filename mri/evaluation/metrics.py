@@ -7,7 +7,6 @@ doi:10.1111/j.1467-9868.2007.00593.x). The input is labels, logits and subject n
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from mri._arguments import integers, require
 from mri.data.labels import checked_names
 from mri.data.parquet import CLASS_NAMES
 from mri.data.scans import Scans
+from mri.evaluation.doubts import warn_of_shares
 
 METRICS = {
     "accuracy": "Accuracy",
@@ -198,12 +198,7 @@ def evaluate(
     names = checked_names("class_names", names)
     require(0 < temperature < np.inf, "temperature must be positive.", temperature=temperature)
     require(draws >= 1, "draws must be at least 1.", draws=draws)
-    if (logits >= 0).all() and np.allclose(logits.sum(1), 1, rtol=0, atol=1e-3):
-        warnings.warn(
-            "these logits are shares of 1: if they are probabilities, give their logarithms, "
-            "np.log(p.clip(1e-7))",
-            stacklevel=2,
-        )
+    warn_of_shares(logits)
     logits /= temperature
     units = np.arange(len(labels)) if subjects is None else _subject_index(subjects, labels)
     samples = {"slice": Sample(labels, logits, units)}
@@ -232,6 +227,7 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     rows = np.arange(len(labels))
     if (logits[rows, labels] == logits.max(1)).all():
         return 1.0
+    warn_of_shares(logits)
 
     def loss(log_t: float) -> float:
         return -log_softmax(logits / np.exp(log_t), axis=1)[rows, labels].mean()

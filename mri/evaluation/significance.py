@@ -83,6 +83,9 @@ def pairwise(
     """
     require(metric in ADDITIVE, f"metric must be one of {ADDITIVE}.", metric=metric)
     require(draws >= 1, "draws must be at least 1.", draws=draws)
+    expected = "evaluations must be by name: {name: evaluate(…), …}."
+    given = type(evaluations).__name__
+    require(isinstance(evaluations, Mapping), expected, evaluations=given)
     names = list(evaluations)
     known = all("subject" in evaluation.metrics for evaluation in evaluations.values())
     require(known, "Slices of a person are not independent; evaluate with subjects.", models=names)

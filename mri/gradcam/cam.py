@@ -22,12 +22,14 @@ from mri.data.parquet import CLASS_NAMES
 from mri.gradcam.receptive_fields import cells_of, stretch
 from mri.gradcam.trace import choose, record_calls
 from mri.models.scores import (
+    TO_SLICES,
     batches,
     image_input,
     kind_of,
     log_shares,
     one_output,
     read,
+    warn_of_draws,
     warn_of_small,
 )
 
@@ -156,6 +158,7 @@ class GradCAM:
         self._model, self._wanted, self._output = model, layer, output
         self.method = method
         self._trace()
+        warn_of_draws(self._explain.graph)
         usual = CLASS_NAMES if self._k == len(CLASS_NAMES) else ()
         names = usual if class_names is None else tuple(class_names)
         require(
@@ -269,7 +272,8 @@ class GradCAM:
         if not (fits and x.dtype.kind in "buif" and np.isfinite(x).all()):
             raise ValueError(
                 "`images` must be finite numbers (n, h, w, c), such as scans.images, that fit "
-                f"{shape}. Received: images.shape={np.shape(images)}, images.dtype={x.dtype}"
+                f"{shape}{TO_SLICES}. Received: images.shape={np.shape(images)}, "
+                f"images.dtype={x.dtype}"
             )
         return x
 

@@ -363,13 +363,13 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
         for name in FIELDS
         if before.get(name) != now.get(name)
     ]
-    from mri.models.scores import image_input, rescalings
+    from mri.models.scores import SMALL, image_input, scale_of
 
     scale, offset = after.values
     low, high = (", ".join(f"{of:.4g}" for of in v * scale + offset) for v in (0, 255))
     takes = image_input(model).shape
     lines.append(f"takes: {takes}; a gray value of 0 reaches it as {low}, one of 255 as {high}")
-    if scale.max() < 0.1 and rescalings(model) > 0:
+    if scale.max() < 0.1 and 0 < scale_of(model) < SMALL:
         lines.append("careful: the model makes gray values small itself; does it take 0 to 255?")
     if write:
         card = {"sha256": file.sha256, **now}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -27,6 +28,10 @@ _TOLERANCE = 1e-2  # of a sum of bfloat16 numbers
 LEARNT = ("Conv2D", "DepthwiseConv2dNative", "Conv2DBackpropInput", "MatMul", "BatchMatMulV2",
           "Einsum", "PartitionedCall", "StatefulPartitionedCall")  # fmt: skip
 _FIRST = frozenset({1, 3})  # numbers of channels that an image may have
+_scales: WeakKeyDictionary[keras.Model, float] = WeakKeyDictionary()  # A trace is slow.
+_GRAYS = 0, 63, 127, 191, 255
+TO_SLICES = " (mri.models.adapt makes a model of other sizes, channels or values take those)"
+SMALL, TWICE = 0.1, 1e-3  # A gray value made small once is at least 1 / 255 of it.
 
 
 class ImageInput(NamedTuple):
@@ -263,7 +268,8 @@ def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 
     Warns
     -----
     UserWarning
-        If the images look rescaled, and the model is one that rescales them itself.
+        If the images look rescaled, and the model is one that rescales them itself, or if the
+        model's answers are random.
 
     Examples
     --------
@@ -273,23 +279,47 @@ def predict_logits(model: keras.Model, images: np.ndarray, *, batch_size: int = 
     """
     images = np.asarray(images)
     many = images.ndim in (3, 4) and len(images) >= 1 and images.dtype.kind in "uif"
+    many = many and (images.dtype.kind != "f" or bool(np.isfinite(images).all()))
     shape = images.shape if images.ndim == 4 else (*images.shape, 1)
     takes = image_input(model, like=shape)
     sides = zip(takes.shape[1:], shape[1:], strict=False)
     require(
         many and all(wanted in (None, side) for wanted, side in sides),
-        f"images must be numbers (n, h, w) for a model of {takes.shape[1:]}, such as scans.images.",
+        f"images must be finite numbers (n, h, w) for a model of {takes.shape[1:]}{TO_SLICES}, "
+        "such as scans.images.",
         shape=images.shape,
         dtype=images.dtype,
     )
     require(batch_size >= 1, "batch_size must be at least 1.", batch_size=batch_size)
-    warn_of_small(model, images)
-    return Scorer(model, like=shape)(images, batch_size)
+    warn_of_small(model, images.reshape(shape))
+    scorer = Scorer(model, like=shape)
+    warn_of_draws(scorer._score.graph)
+    return scorer(images, batch_size)
+
+
+def warn_of_draws(graph: tf.Graph) -> None:
+    """Warn where random numbers go into the outputs of a trace of a model."""
+    behind = list(dict.fromkeys(x.op for x in graph.outputs))
+    seen = set(behind)
+    for op in behind:
+        new = {x.op for x in op.inputs} - seen
+        seen |= new
+        behind += new
+    if any("Random" in op.type for op in behind):
+        warnings.warn(
+            "this model draws random numbers when it answers, as does a dropout that is always on "
+            "or a network that never got weights: it would answer otherwise another time",
+            stacklevel=3,
+        )
 
 
 def warn_of_small(model: keras.Model, images: np.ndarray) -> None:
     """Warn of images that were rescaled before they came to a model that does so itself."""
-    if 0 < images.max() <= 1 and rescalings(model) > 0:
+    if not 0 < images.max() <= 1:
+        return
+    if (scale := _scales.get(model)) is None:
+        _scales[model] = scale = scale_of(model, images.shape)
+    if 0 < scale < SMALL:
         warnings.warn(
             "these images have values 0 to 1, and this model rescales gray values 0 to 255 itself: "
             "give it the slices as they were read",
@@ -297,15 +327,29 @@ def warn_of_small(model: keras.Model, images: np.ndarray) -> None:
         )
 
 
-def rescalings(model: keras.Model) -> int:
-    """Return how often gray values are made small on their way, less how often large again."""
-    scales = []
-    for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.Rescaling):
-            scales.append(np.max(np.abs(layer.scale)))
-        elif isinstance(layer, keras.layers.Normalization) and layer.built:
-            scales.append(1 / np.sqrt(np.max(layer.variance) + 1e-9))
-    return sum(bool(of < 0.1) - bool(of > 10) for of in scales)
+def scale_of(model: keras.Model, like: Sequence[int] | None = None) -> float:
+    """Return how much of a gray value reaches what was learnt: 1 / 255 of one that is made small.
+
+    The model is asked, not its layers: rescaling may be a layer, an operation or a normalisation.
+    It is 0 where an even image says nothing. `like` is that of `image_input`.
+    """
+    takes = image_input(model, like)
+
+    def prepared(images: tf.Tensor) -> list[tf.Tensor]:
+        takes.give(model, images)
+        still, ends = {images.ref()}, []
+        for op in images.graph.get_operations():
+            of = [x for x in op.inputs if x.ref() in still and x.dtype.is_floating]
+            ends += of if op.type in LEARNT else []
+            still |= {x.ref() for x in op.outputs if of and op.type not in LEARNT}
+        return [tf.cast(x, tf.float32) for x in ends]
+
+    usual = (1, *(like or (1, 128, 128, 1))[1:])
+    shape = [of or wanted for of, wanted in zip(takes.shape, usual, strict=True)]
+    call = tf.function(prepared, autograph=False).get_concrete_function(takes.spec)
+    levels = [call(tf.cast(tf.fill(shape, gray), takes.dtype)) for gray in _GRAYS]
+    spans = [np.ptp(np.stack(of), axis=0).max() for of in zip(*levels, strict=True)]
+    return float(max(spans, default=0.0) / _GRAYS[-1])
 
 
 def batches(images: np.ndarray, to: ImageInput, batch_size: int) -> list[tf.Tensor]:

@@ -62,9 +62,10 @@ def class_counts(
     title: str = "",
 ) -> Axes:
     """Draw count and share of each class in `labels` (n,); `unit` says what is counted."""
+    labels = row_numbers("labels", labels, len(class_names))
+    require(len(labels) > 0, "labels must not be empty.", labels=labels)
     ax = panel(ax, 6, 2.2)
     order = severity_order(class_names)
-    labels = row_numbers("labels", labels, len(class_names))
     counts = np.bincount(labels, minlength=len(class_names))[order]
     names = [readable(class_names[c]) for c in order]
     bars = ax.barh(names, counts, color=[class_colour(class_names, c) for c in order], height=0.7)
@@ -88,6 +89,8 @@ def sample_grid(
     """Draw random slices of uint8 `images` (n, h, w), one row per class, with its count."""
     rng, order = np.random.default_rng(seed), severity_order(class_names)
     labels = row_numbers("labels", labels, len(class_names))
+    of = f"labels must be of the {len(images)} images."
+    require(len(labels) == len(images), of, labels=len(labels))
     size = (1.6 * per_class + 1.2, 1.65 * len(order) + 0.4)
     fig, axes = plt.subplots(len(order), per_class, figsize=size, squeeze=False)
     for row, c in zip(axes, order, strict=True):
@@ -224,6 +227,8 @@ def metric_intervals(
     title: str = "",
 ) -> Axes:
     """Draw a metric of several evaluations per slice and per subject, with 95% intervals."""
+    fits, of = isinstance(evaluations, Mapping), type(evaluations).__name__
+    require(fits, "evaluations must be by name: {name: evaluate(…), …}.", evaluations=of)
     ax = panel(ax, 7.5, 1 + 0.5 * len(evaluations))
     known = {name for of in evaluations.values() for unit in of.metrics.values() for name in unit}
     require(metric in known, f"metric must be one of {sorted(known)}.", metric=metric)

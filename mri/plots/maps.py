@@ -11,10 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mri._arguments import require
+from mri._arguments import require, row_numbers
 from mri.plots.style import (
     STYLE,
     class_colour,
+    gray_values,
     mark_ends,
     readable,
     severity_order,
@@ -32,7 +33,7 @@ def overlay(
 
     Opacity is `alpha` times the strength, so the anatomy is visible where the map is weak.
     """
-    heat, grey = np.asarray(heatmap), np.asarray(image, dtype=float)
+    heat, grey = np.asarray(heatmap), np.asarray(gray_values(image), float)
     maps = "heatmap must be one map of numbers, such as explanation.maps[0]."
     require(heat.dtype.kind in "buif", maps, heatmap=type(heatmap).__name__)
     heat = heat.astype(float)
@@ -69,7 +70,14 @@ def heatmap_grid(
     `images` are uint8 (n, h, w), `labels` (n,) or None if unknown, `probabilities` (n, k).
     `opacity`, 0 to 1, is that of the map where it is strongest. `notes` stand in the pictures.
     """
-    n = len(images)
+    n, shares = len(images), np.asarray(probabilities, float)
+    _check_rows(n, labels, {"explanation": explanation}, class_names)
+    fits = shares.shape == (n, len(class_names))
+    fits = fits and bool((shares >= 0).all() and (abs(shares.sum(1) - 1) < 0.01).all())
+    expected = (
+        f"probabilities must be ({n}, {len(class_names)}), shares of 1 in each row: no logits."
+    )
+    require(fits, expected, probabilities=shares.ravel()[:8], shape=shares.shape)
     size = (10.4, 3.95 * n + 1.1)
     fig, axes = plt.subplots(n, 3, figsize=size, squeeze=False, width_ratios=(1, 1, 0.58))
     for i, (left, middle, right) in enumerate(axes):
@@ -81,13 +89,26 @@ def heatmap_grid(
             place: dict[str, Any] = {"transform": middle.transAxes, "fontsize": 8, "bbox": frame}
             middle.text(0.02, 0.97 - 0.06 * line, note, color="#FFD966", va="top", **place)
         label = None if labels is None else int(labels[i])
-        _bars(right, probabilities[i], class_names, int(explanation.classes[i]), label)
+        _bars(right, shares[i], class_names, int(explanation.classes[i]), label)
         right.set_xlabel("probability" if i == n - 1 else "")
     for ax, name in zip(axes[0], ("slice", "heatmap over it"), strict=False):
         ax.set_title(name, loc="center")
     _scale_below(fig, axes[:, :2], opacity)
     fig.suptitle(title)
     return fig
+
+
+def _check_rows(
+    n: int,
+    labels: np.ndarray | None,
+    explanations: Mapping[str, Explanation],
+    class_names: Sequence[str],
+) -> None:
+    """Raise ValueError unless labels and explanations are of `n` images."""
+    rows = {name: len(of.maps) for name, of in explanations.items()}
+    if labels is not None:
+        rows["labels"] = len(row_numbers("labels", labels, len(class_names)))
+    require({*rows.values()} <= {n}, f"Each must be of the {n} images.", **rows)
 
 
 def _scale_below(fig: Figure, axes: np.ndarray, opacity: float = 0.6) -> None:
@@ -139,6 +160,7 @@ def overlay_columns(
     `images` are uint8 (n, h, w), `labels` (n,); the explanations, by name, are of these images.
     """
     n, k = len(images), len(explanations)
+    _check_rows(n, labels, explanations, class_names)
     wide, deep = min(k + 1, 3), -(-(k + 1) // 3)
     size = (3.65 * wide + 0.5, 4.05 * n * deep + 0.6)
     fig, axes = plt.subplots(n * deep, wide, figsize=size, squeeze=False, layout="compressed")

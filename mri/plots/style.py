@@ -115,13 +115,21 @@ def bare(ax: Axes) -> None:
 
 
 def show_image(ax: Axes, image: np.ndarray, **options: Any) -> AxesImage:
-    """Draw an image without ticks and frame, by default gray values 0 to 255.
+    """Draw an image without ticks and frame, by default gray values 0 to 255 (see `gray_values`).
 
     Every pixel stays a square: a smoothed picture would look finer than the slice is.
     """
     bare(ax)
     crisp = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
-    return ax.imshow(image, **{**crisp, **options})
+    plain = np.ndim(image) == 2 and not options.keys() & {"vmin", "vmax", "norm"}
+    return ax.imshow(gray_values(image) if plain else image, **{**crisp, **options})
+
+
+def gray_values(image: np.ndarray) -> np.ndarray:
+    """Return gray values 0 to 255 of a slice, also of one that was divided by 255."""
+    image = np.asarray(image)
+    small = image.dtype.kind == "f" and image.size and image.max() <= 1
+    return 255 * image if small else image
 
 
 def mark_ends(ax: Axes) -> None:

@@ -94,8 +94,9 @@ def cross_validate(
     32
     """
     builders = np.atleast_1d(builders).tolist()
-    some = bool(builders) and len(seeds) > 0
-    require(some, "builders and seeds must not be empty.", builders=builders, seeds=[*seeds])
+    some = bool(builders) and np.ndim(seeds) == 1 and len(seeds) > 0
+    given = {"builders": builders, "seeds": [*seeds] if np.ndim(seeds) else seeds}
+    require(some, "builders and seeds must be lists, not empty.", **given)
     zoo = chosen_entries(builders)
     groups = integers("groups", groups, len(scans))
     require(folds >= 2, "folds must be at least 2.", folds=folds)

@@ -348,6 +348,9 @@ def _fit(
 def _card(model: keras.Model, run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     rows = run.split.validation
     logits, labels = predict_logits(model, run.scans.images[rows]), run.scans.labels[rows]
+    if not np.isfinite(logits).all():  # The last step spoilt it, behind the last loss.
+        rate = run.recipe.learning_rate
+        raise RuntimeError(f"The network answers NaN. Lower the learning rate; it is {rate} now.")
     last = run.recipe.monitor == "last"
     return {
         **run.identity,

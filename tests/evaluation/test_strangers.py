@@ -11,7 +11,7 @@ from mri.data.phantom import make_phantoms
 from mri.evaluation.comparison import compare
 from mri.evaluation.doubts import doubts
 from mri.evaluation.logits import VERSION, LogitsTable
-from mri.evaluation.metrics import evaluate
+from mri.evaluation.metrics import evaluate, fit_temperature
 from mri.gradcam.cam import GradCAM
 from mri.models.files import load_model
 from mri.predict import predict_slice
@@ -241,3 +241,43 @@ def test_probabilities_in_place_of_logits_are_noticed():
     with pytest.warns(UserWarning, match="these logits are shares of 1"):
         evaluate(labels, p, class_names=("a", "b"), draws=10)
     evaluate(labels, np.log(p), class_names=("a", "b"), draws=10)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda p: 100 * p, "shares of 1 or 100"),
+        (lambda p: p.round(2), "shares of 1 or 100"),
+        (lambda p: np.sqrt(p), "all from 0 to 1"),  # As sigmoids are, one a class.
+    ],
+)
+def test_probabilities_of_any_form_are_noticed(made, told):
+    p = np.random.default_rng(0).dirichlet(np.ones(4), 50)
+    labels = np.arange(50) % 4
+    with pytest.warns(UserWarning, match=told):
+        evaluate(labels, made(p), draws=10)
+    with pytest.warns(UserWarning, match=told):
+        fit_temperature(labels, made(p))
+    evaluate(labels, np.log(p), draws=10)
+
+
+def test_copies_of_a_model_cost_the_others_nothing(tmp_path, phantoms):
+    for seed in range(3):
+        keras.utils.set_random_seed(seed)
+        net = keras.Sequential([keras.Input((128, 128, 1)), K.AveragePooling2D(16), K.Flatten()])
+        net.add(K.Dense(4))
+        net.save(tmp_path / f"net{seed}.keras")
+    before = compare(phantoms.scans, phantoms.subjects, tmp_path, by="log_loss")
+    copied = keras.saving.load_model(tmp_path / "net0.keras")
+    copied.save(tmp_path / "again.keras")  # Other bytes, the same network.
+    (tmp_path / "net3.keras").write_bytes((tmp_path / "net1.keras").read_bytes())
+    after = compare(phantoms.scans, phantoms.subjects, tmp_path, by="log_loss")
+    names, (p,) = ["net0", "net1", "net2"], after.p_values.values()
+    (expected,) = before.p_values.values()
+    for one, other in (("net0", "net1"), ("net0", "net2"), ("net1", "net2")):
+        assert p.loc[one, other] == expected.loc[one, other] < 1
+    assert p.loc["again", "net1"] == p.loc["net0", "net3"] == expected.loc["net0", "net1"]
+    assert p.loc["again", "net0"] == p.loc["net3", "net1"] == 1
+    assert np.isnan(np.diag(p)).all() and set(p) == {*names, "again", "net3"}
+    told = after.table.set_index("model")["note"].str.contains("answers all as")
+    assert told.sum() == 2 and told[["net0", "again"]].sum() == told[["net1", "net3"]].sum() == 1

@@ -628,6 +628,7 @@ def fingerprint(model):
     }
 
 
+@pytest.mark.filterwarnings("ignore:this model draws random numbers")  # The meddler does.
 def test_the_model_is_left_as_it_was():
     model = functional([Meddler(), *dense("softmax")])
     model.get_layer("first").trainable = False

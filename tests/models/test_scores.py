@@ -7,7 +7,8 @@ import pytest
 from scipy.special import log_softmax
 
 from mri._keras import keras, tf
-from mri.models.scores import Scorer, are_probabilities, predict_logits
+from mri.gradcam import GradCAM
+from mri.models.scores import Scorer, are_probabilities, predict_logits, scale_of
 
 K, ops = keras.layers, keras.ops
 SIZE = 8
@@ -33,6 +34,11 @@ def images():
 @pytest.fixture(scope="module")
 def z(images):
     return model(lambda z: z).predict(images[..., None], verbose=0)
+
+
+class AlwaysOn(K.Dropout):
+    def call(self, x, training=None):
+        return super().call(x, training=True)
 
 
 class Hidden(K.Layer):
@@ -190,12 +196,15 @@ def test_the_live_model_is_left_alone(images):
 def test_images_with_a_channel_and_unbuilt_models(images, z):
     np.testing.assert_array_equal(predict_logits(model(lambda z: z), images[..., None]), z)
     unbuilt = keras.Sequential([K.Flatten(), K.Dense(4)])
-    assert predict_logits(unbuilt, images).shape == (5, 4)
+    with pytest.warns(UserWarning, match="a network that never got weights"):
+        assert predict_logits(unbuilt, images).shape == (5, 4)
 
 
 def test_what_does_not_fit_is_said(images):
     network = model(lambda z: z)
-    with pytest.raises(ValueError, match=r"numbers \(n, h, w\) for a model of \(8, 8, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"numbers \(n, h, w\) for a model of \(8, 8, 1\).*mri\.models\.adapt"
+    ):
         predict_logits(network, images[:, :7])
     with pytest.raises(ValueError, match=r"Received: shape=\(8, 8\)"):
         predict_logits(network, images[0])
@@ -214,6 +223,56 @@ def test_images_that_were_rescaled_before_are_noticed(images):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         predict_logits(plain, images / 255)
+
+
+def normalised(x):
+    return K.Normalization(mean=127.0, variance=80.0**2)(x)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "scale"),
+    [
+        (lambda x: x / 255.0, 1 / 255),
+        (lambda x: ops.subtract(x * (1 / 127.5), 1), 2 / 255),
+        (keras.applications.mobilenet_v2.preprocess_input, 2 / 255),
+        (lambda x: K.ZeroPadding2D()(K.Rescaling(1 / 255)(x)), 1 / 255),
+        (normalised, 1 / 80),
+        (lambda x: K.Rescaling(1 / 255)(K.Rescaling(1 / 255)(x)), 1 / 255**2),
+        (lambda x: K.Rescaling(255)(K.Rescaling(1 / 255)(x)), 1),
+        (lambda x: x, 1),
+        (K.LayerNormalization(axis=(1, 2)), 0),
+    ],
+)
+def test_rescaling_is_found_however_it_is_done(images, prepare, scale):
+    inputs = keras.Input((SIZE, SIZE, 1))
+    network = keras.Model(inputs, K.Dense(4)(K.Flatten()(K.Conv2D(2, 3)(prepare(inputs)))))
+    assert scale_of(network) == pytest.approx(scale, rel=1e-4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        predict_logits(network, images / 255)
+        GradCAM(network)(images / 255)
+    told = ["values 0 to 1" in str(warning.message) for warning in caught]
+    assert told == [True] * 2 * (0 < scale < 0.1)
+
+
+def test_answers_that_are_drawn_are_warned_of(images):
+    inputs, z = body()
+    drawn = keras.Model(inputs, K.Dense(4)(AlwaysOn(0.5)(z)))
+    with pytest.warns(UserWarning, match="draws random numbers"):
+        predict_logits(drawn, images)
+    with pytest.warns(UserWarning, match="draws random numbers"):
+        GradCAM(drawn)
+    usual = keras.Model(inputs, K.Dense(4)(K.Dropout(0.5)(K.GaussianNoise(1.0)(z))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict_logits(usual, images)
+
+
+def test_images_that_are_not_finite_are_refused(images):
+    damaged = images.astype(float)
+    damaged[2, 3, 3] = np.nan  # A ReLU makes 0 of it, and an answer like any other.
+    with pytest.raises(ValueError, match="images must be finite numbers"):
+        predict_logits(model(lambda z: z), damaged)
 
 
 def test_shares_are_told_from_logits():

@@ -5,6 +5,7 @@ import pytest
 
 from mri import plots
 from mri.data.parquet import CLASS_NAMES
+from mri.evaluation import evaluate, pairwise
 from mri.gradcam.cam import Explanation
 
 pytestmark = pytest.mark.usefixtures("closed")
@@ -70,3 +71,43 @@ def test_the_bar_has_the_colours_of_the_maps(rng, images):
 def test_a_heat_outside_0_to_1_is_refused_and_not_wrapped(wrong):
     with pytest.raises(ValueError, match=r"heatmap must be in \[0, 1\]"):
         plots.overlay(np.zeros((2, 2), np.uint8), np.array([[0, 1], [wrong, 0.5]]))
+
+
+def test_a_grid_draws_what_belongs_together_and_shares_of_one(rng, images):
+    found, labels, logits = explanation(rng, [0, 2, 3]), np.array([0, 2, 3]), 3 * np.eye(4)[:3]
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    plots.heatmap_grid(images, found, labels, shares, CLASS_NAMES)
+    for wrong in (logits, shares[:2], shares[:, :3], np.log(shares), np.nan * shares):
+        with pytest.raises(ValueError, match="probabilities must be"):
+            plots.heatmap_grid(images, found, labels, wrong, CLASS_NAMES)
+    with pytest.raises(ValueError, match=r"of the 2 images.*explanation=3, labels=3"):
+        plots.heatmap_grid(images[:2], found, labels, shares[:2], CLASS_NAMES)
+    with pytest.raises(ValueError, match="labels must be integers"):
+        plots.heatmap_grid(images, found, np.array(CLASS_NAMES)[labels], shares, CLASS_NAMES)
+    with pytest.raises(ValueError, match=r"of the 3 images.*b=2, labels=3"):
+        two = explanation(rng, [0, 2])
+        plots.overlay_columns(images, {"a": found, "b": two}, labels, CLASS_NAMES)
+
+
+def test_slices_that_were_divided_by_255_are_not_black(rng, images):
+    heat = rng.random((12, 10))
+    np.testing.assert_array_equal(
+        plots.overlay(images[0] / 255, heat), plots.overlay(images[0], heat)
+    )
+    fig = plots.sample_grid(images / 255, np.zeros(3, int), ["a"], per_class=3)
+    drawn = [ax.get_images()[0] for ax in fig.axes]
+    shown = sorted(float(of.norm(of.get_array()).mean()) for of in drawn)
+    np.testing.assert_allclose(shown, sorted(images.mean((1, 2)) / 255))
+    dark = np.ones((12, 10), np.uint8)
+    assert plots.overlay(dark, np.zeros_like(heat)).max() == 1, "whole numbers are gray values"
+    with pytest.raises(ValueError, match=r"of the 2 images.*labels=3"):
+        plots.sample_grid(images[:2], np.zeros(3, int), ["a"])
+
+
+def test_one_evaluation_and_no_labels_are_refused():
+    one = evaluate([0, 1], np.eye(2) - 0.5, [0, 1], class_names=("a", "b"), draws=5)
+    for call in (pairwise, plots.metric_intervals):
+        with pytest.raises(ValueError, match=r"by name.*Received: evaluations='Evaluation'"):
+            call(one)
+    with pytest.raises(ValueError, match="labels must not be empty"):
+        plots.class_counts(np.array([], int), ("a", "b"))

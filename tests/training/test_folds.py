@@ -256,6 +256,7 @@ def test_another_question_is_another_cell(done, case, fits, change, tmp_path):
         ({"builders": "absent"}, r"There are .*flat.*Received: names=\['absent'\]"),
         ({"builders": ()}, "Received: "),
         ({"seeds": ()}, r"seeds=\[\]"),
+        ({"seeds": 3}, r"must be lists.*seeds=3"),
     ],
 )
 def test_a_sweep_of_nothing_is_refused(case, tmp_path, options, words):

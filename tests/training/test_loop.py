@@ -733,6 +733,20 @@ def test_a_loss_that_is_not_finite_raises(tmp_path):
     assert not (tmp_path / "m.keras").exists()
 
 
+class Last(keras.callbacks.Callback):
+    """Spoils the weights behind the last loss, as a last step that is too long does."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.set_weights([np.full_like(w, np.nan) for w in self.model.get_weights()])
+
+
+def test_a_last_step_that_diverges_is_named(tmp_path):
+    recipe = Recipe(epochs=1, batch_size=1000, learning_rate=0.5, dtype="float32")
+    with pytest.raises(RuntimeError, match=r"answers NaN. Lower the learning rate; it is 0.5 now"):
+        run(tmp_path, "flat", recipe, callbacks=[Last()])
+    assert not (tmp_path / "m.keras").exists()
+
+
 class Poison(keras.callbacks.Callback):
     """Spoils the weights in the third epoch, as a diverging run does."""
 

@@ -90,18 +90,17 @@ def audit(options: Options) -> int:
     source = options.train
     if options.test is not None:
         source = {"train": options.train, "test": options.test}
-    there = Slices(source, columns, class_names=names).splits
+    slices = Slices(source, columns, class_names=names)
+    there = slices.splits
     sides = [side for side in PARTS if side in there]
     if len(there) > 1 and (sides[:1] != ["train"] or len(sides) < len(there)):
         raise ValueError(f"{options.train}: is divided into {there}, expected train and test")
     scans = read_scans(
-        source,
+        slices,
         split=sides if len(there) > 1 else None,
         size=tuple(options.size) if options.size else None,
         on_error=options.on_error,
         cache=options.cache,
-        class_names=names,
-        **columns._asdict(),
     )
     progress = None if options.quiet else _show_progress
     answers = []

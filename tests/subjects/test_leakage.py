@@ -539,12 +539,13 @@ def test_the_command_ends_with_3_where_nothing_is_decided(tmp_path, capsys):
 
 def test_the_command_opens_its_source_once(tmp_path, monkeypatch, capsys):
     noise = np.random.default_rng(0).integers(0, 256, (12, 24, 24), dtype=np.uint8)
-    made = scans_of(noise, np.arange(12) % 2)
-    root, opened = folders(tmp_path, {"train": made, "test": made}), []
+    made = {side: scans_of(of, np.arange(12) % 2)
+            for side, of in (("train", noise), ("test", noise[:, ::-1]))}  # fmt: skip
+    root, opened = folders(tmp_path, made), []
     from_path = sources.from_path
     monkeypatch.setattr(sources, "from_path", lambda *of: opened.append(of) or from_path(*of))
     assert main(["audit", str(root), "--quiet"]) == 1
-    assert len(opened) == 1
+    assert capsys.readouterr().out.startswith("Leaky: 100.0%") and len(opened) == 1
 
 
 def test_messages_of_the_command_name_its_options(tmp_path, capsys):

@@ -111,9 +111,10 @@ def audit(options: Options) -> int:
     # Shown is the first that is not clean, or else that of the test part.
     found, parts, what = answers[-1 if answers[-1][0].status != "clean" else 0]
     print(for_terminal("\n\n".join([found.verdict + what, *found.shown("to_string")])))
-    told = {"html": "", "json": json.dumps(found.to_dict(), indent=1)}
+    figures = {**found.to_dict(), "compared": what.strip()}
+    told = {"html": "", "json": json.dumps(figures, indent=1)}
     if options.html:
-        told["html"] = audit_html(found, parts[0], parts[1] if len(parts) > 1 else None)
+        told["html"] = audit_html(found, parts[0], *parts[1:], compared=what)
     for kind, text in told.items():
         if path := getattr(options, kind):
             path.parent.mkdir(parents=True, exist_ok=True)

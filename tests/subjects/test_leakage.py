@@ -603,8 +603,12 @@ def test_the_command_takes_the_validation_part_for_a_part_of_train(tmp_path, cap
     assert "Compared: test with train and validation." in out
     assert len(json.loads((tmp_path / "a.json").read_text())["twins"]) == 20
     shutil.rmtree(root / "test")
-    assert main(["audit", str(root), "--quiet"]) == 3
-    assert "Compared: validation with train." in capsys.readouterr().out
+    files = ["--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]
+    assert main(["audit", str(root), "--quiet", *files]) == 3
+    # In the figures the validation part is called test.
+    told = "Compared: validation with train."
+    assert told in capsys.readouterr().out and told in (tmp_path / "a.html").read_text()
+    assert json.loads((tmp_path / "a.json").read_text())["compared"] == told
     shutil.rmtree(root / "train")
     (root / "val").rename(root / "test")
     assert main(["audit", str(root), "--quiet"]) == 0

@@ -280,7 +280,10 @@ def _contradiction(
         return ()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # They would name other groups.
-        found = _people(scans)[0]
+        found, why = _people(scans)
+    if found is None:
+        told = f"the given subjects are believed; the pixels cannot check them, because {why[0]}"
+        warnings.warn(told, stacklevel=3)
     shared = np.isin(found.groups[test], found.groups[rest]).mean() if found else 0
     text = "test slices show a subject of the train part, whom the given subjects take for another"
     return (f"by the pixels {shared:.1%} of the {text}",) if shared else ()

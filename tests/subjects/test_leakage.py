@@ -194,6 +194,7 @@ def test_real_split_is_leaky_in_every_subject(real_data):
     assert table.loc["1-NN, diagnoses shuffled: accuracy", "as published"] > 0.99
 
 
+@pytest.mark.filterwarnings("ignore:the given subjects are believed")
 def test_one_black_slice_hides_no_duplicate(parts):
     train, test, _ = parts
     scans = train + test
@@ -355,6 +356,13 @@ def test_one_person_whom_the_given_ids_take_for_another_is_no_clean_bill():
     split = Split("subject", places[:100], places[100:156], places[156:])
     table = checklist(sides[0] + sides[1], split, np.unique(ids, return_inverse=True)[1])
     assert table["passes"][2] == "undecided" and "by the pixels 33.3%" in table["found"][2]
+
+
+def test_ids_that_the_pixels_cannot_check_are_believed_with_a_warning():
+    noise = np.random.default_rng(0).integers(0, 256, (40, 24, 24), dtype=np.uint8)
+    sides = [scans_of(noise[of], np.zeros(20, int)) for of in (slice(20), slice(20, 40))]
+    with pytest.warns(UserWarning, match="pixels cannot check them, because no clear gap"):
+        assert audit(*sides, subjects=np.arange(40) // 4).status == "clean"
 
 
 def test_ids_of_any_kind_are_taken_and_others_refused(parts):

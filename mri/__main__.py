@@ -90,18 +90,17 @@ def audit(options: Options) -> int:
     source = options.train
     if options.test is not None:
         source = {"train": options.train, "test": options.test}
-    there = Slices(source, columns, class_names=names).splits
+    slices = Slices(source, columns, class_names=names)
+    there = slices.splits
     sides = [side for side in PARTS if side in there]
     if len(there) > 1 and (sides[:1] != ["train"] or len(sides) < len(there)):
         raise ValueError(f"{options.train}: is divided into {there}, expected train and test")
     scans = read_scans(
-        source,
+        slices,
         split=sides if len(there) > 1 else None,
         size=tuple(options.size) if options.size else None,
         on_error=options.on_error,
         cache=options.cache,
-        class_names=names,
-        **columns._asdict(),
     )
     progress = None if options.quiet else _show_progress
     answers = []
@@ -112,9 +111,10 @@ def audit(options: Options) -> int:
     # Shown is the first that is not clean, or else that of the test part.
     found, parts, what = answers[-1 if answers[-1][0].status != "clean" else 0]
     print(for_terminal("\n\n".join([found.verdict + what, *found.shown("to_string")])))
-    told = {"html": "", "json": json.dumps(found.to_dict(), indent=1)}
+    figures = {**found.to_dict(), "compared": what.strip()}
+    told = {"html": "", "json": json.dumps(figures, indent=1)}
     if options.html:
-        told["html"] = audit_html(found, parts[0], parts[1] if len(parts) > 1 else None)
+        told["html"] = audit_html(found, parts[0], *parts[1:], compared=what)
     for kind, text in told.items():
         if path := getattr(options, kind):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -342,7 +342,9 @@ class _Reading:
         self.lost: set[int] = set()
         self.left: set[int] = set()
         told = data_folder()[0] if self.source is None else self.source
-        self.slices = Slices(told, self.columns, class_names=self.class_names)
+        if not isinstance(told, Slices):
+            told = Slices(told, self.columns, class_names=self.class_names)
+        self.slices = told
         self.parts = self.slices.select(self.split)
         self.total = sum(map(len, self.parts))
         if self.source is None:

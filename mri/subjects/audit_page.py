@@ -23,12 +23,15 @@ _STYLE = (
 )
 
 
-def audit_html(found: Audit, train: Scans, test: Scans | None) -> str:
-    """Return a page of HTML of an audit of `train` and `test`: verdict, figures, twins."""
+def audit_html(found: Audit, train: Scans, test: Scans | None = None, *, compared: str = "") -> str:
+    """Return a page of HTML of an audit of `train` and `test`: verdict, figures, twins.
+
+    `compared` says after the verdict which parts these are.
+    """
     page = (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Leakage report</title>"
         f"<style>{_STYLE}</style><h1>Leakage report</h1>"
-        f"<p class='verdict {found.status}'>{escape(found.verdict)}</p>"
+        f"<p class='verdict {found.status}'>{escape(found.verdict + compared)}</p>"
     )
     page += "".join(found.shown("to_html"))
     if test is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from mri._arguments import integers, require, row_numbers
 from mri.data.scans import Scans
-from mri.subjects.identity import unequal
+from mri.subjects.identity import doubted, unequal
 from mri.subjects.likeness import Likeness, Progress, View, nearest, turned_copies
 from mri.subjects.probes import (
     APART,
@@ -90,11 +91,12 @@ class Audit:
             )  # fmt: skip
             text = "Not divided: there is no train and test part to compare; "
             return "undivided", text + people
+        more = f" Whether it is more cannot be decided, because {why}." if why else ""
         figure, apart = self.table[PUBLISHED], self.table.loc[NEAR, APART]
         if figure[SHARED] > 0:
             return "leaky", (
                 f"Leaky: {figure[SHARED]:.0%} of the test slices show a subject of the train part. "
-                "Figures on this test part measure recognition of people; use subject_split."
+                f"Figures on this test part measure recognition of people; use subject_split.{more}"
             )
         # Where strangers are as alike, likeness is no proof of a copy.
         copied = 0.0 if apart > 0 else max(figure[NEAR], figure[TURNED])
@@ -103,7 +105,7 @@ class Audit:
             return "leaky", (
                 f"Leaky: {copied:.1%} of the test slices are copies of a train slice, exact, near, "
                 "mirrored, turned or inverted. Figures on this test part measure memory; take them "
-                "out."
+                f"out.{more}"
             )
         if not why and apart > 0 and max(figure[NEAR], figure[TURNED]) > 0:
             why = "test slices are as like train slices as copies are, but so are other people's"
@@ -147,7 +149,7 @@ def audit(
     train: Scans,
     test: Scans | None = None,
     *,
-    subjects: Subjects | None = None,
+    subjects: Subjects | Sequence[Any] | np.ndarray | None = None,
     folds: int = 5,
     seed: int = 0,
     progress: Progress | None = None,
@@ -169,8 +171,9 @@ def audit(
     ----------
     train, test : Scans
         Without `test`, nothing is compared across: duplicates within and subjects are reported.
-    subjects : Subjects, optional
-        Of ``train + test``; by default recovered from the pixels.
+    subjects : Subjects or sequence of ids, optional
+        Of ``train + test``, train first; by default recovered from the pixels. Where they keep the
+        parts apart and the pixels speak against it, the verdict is that it cannot be decided.
     folds, seed : int
         Of the subject-wise folds (2 at least) and the shuffle.
     progress : callable, optional
@@ -188,19 +191,25 @@ def audit(
     >>> print(audit(phantoms.take(~odd).scans, phantoms.take(odd).scans).verdict.split(".")[0])
     Leaky: 100% of the test slices show a subject of the train part
     """
-    sizes = (len(train),) if test is None else (len(train), len(test))
+    given = (train,) if test is None else (train, test)
+    kinds = [type(of).__name__ for of in given]
+    require(all(isinstance(of, Scans) for of in given), "Pass Scans, of read_scans.", given=kinds)
+    sizes = tuple(map(len, given))
     require(min(sizes) >= 1, "train and test must have slices.", sizes=sizes)
     require(folds >= 2, "folds must be at least 2.", folds=folds)
     scans = train if test is None else train + test
-    if subjects is not None:
-        integers("subjects.groups", subjects.groups, len(scans))
+    first, second = np.split(np.arange(len(scans)), [len(train)])
     told = progress or (lambda what, share: None)
     told("finding people", 0.0)
-    subjects, reasons = (subjects, subjects.warnings) if subjects else _people(scans)
-    groups = None if subjects is None else subjects.groups
+    if subjects is None:
+        people, reasons = _people(scans)
+    else:
+        people = _given(subjects, scans.labels)
+        against = () if test is None else _contradiction(scans, people.groups, first, second)
+        reasons = people.warnings + against
+    groups = None if people is None else people.groups
     told("preparing slices", 0.0)
-    like, keys = Likeness(scans.images), unequal(scans.images)[1]
-    first, second = np.split(np.arange(len(scans)), [len(train)])
+    like, keys = _prepared(scans.images)
     apart = [] if groups is None or test is None else _folds(scans.labels, groups, folds, seed)
     sides = {"all": first} if test is None else {"train": first, "test": second}
     views = {f"within {side}": View(of, of, np.arange(len(scans))) for side, of in sides.items()}
@@ -216,7 +225,7 @@ def audit(
     )
     if test is None:
         none, empty = np.empty(0), pd.DataFrame(columns=[PUBLISHED, APART])
-        return Audit(subjects, empty, within, none.astype(np.int64), none, none, reasons)
+        return Audit(people, empty, within, none.astype(np.int64), none, none, reasons)
     told("probes", 0.0)
     probes = Probes(scans.labels, like.frequencies(), keys, groups, seed)
     published = [(first, second)]
@@ -232,7 +241,7 @@ def audit(
         reasons += disagreement(scans.labels, groups, found, second)
     strangers = found["strangers"][1][second] if apart else np.full(len(second), np.nan)
     twins, correlations = (of[second] for of in found[PUBLISHED])
-    return Audit(subjects, figures, within, twins, correlations, strangers, reasons)
+    return Audit(people, figures, within, twins, correlations, strangers, reasons)
 
 
 def _people(scans: Scans) -> tuple[Subjects | None, tuple[str, ...]]:
@@ -245,6 +254,45 @@ def _people(scans: Scans) -> tuple[Subjects | None, tuple[str, ...]]:
             raise
         return None, (str(error),)
     return found, found.warnings
+
+
+def _given(subjects: Any, labels: np.ndarray) -> Subjects:
+    """Return given people, or make them of the ids of slices."""
+    n = len(labels)
+    if hasattr(subjects, "groups"):
+        groups = integers("subjects.groups", subjects.groups, n)
+        known: Subjects = replace(subjects, groups=groups)
+        return known
+    ids = np.asarray(subjects)
+    fits = ids.shape == (n,) and not pd.isna(ids).any()
+    expected = f"subjects must be an id of each of {n} slices, train first."
+    require(fits, expected, shape=ids.shape, dtype=ids.dtype)
+    groups, unknown = pd.factorize(ids.astype(str))[0], np.array([np.nan])
+    mixed = tuple(np.unique(groups[doubted(groups, labels)]).tolist())
+    return Subjects(groups, np.nan, unknown, unknown, mixed)
+
+
+def _contradiction(
+    scans: Scans, groups: np.ndarray, rest: np.ndarray, test: np.ndarray
+) -> tuple[str, ...]:
+    """Say so if the pixels show people in both parts, whom the groups (n,) keep apart."""
+    if np.isin(groups[test], groups[rest]).any():
+        return ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # They would name other groups.
+        found, why = _people(scans)
+    if found is None:
+        told = f"the given subjects are believed; the pixels cannot check them, because {why[0]}"
+        warnings.warn(told, stacklevel=3)
+    shared = np.isin(found.groups[test], found.groups[rest]).mean() if found else 0
+    text = "test slices show a subject of the train part, whom the given subjects take for another"
+    return (f"by the pixels {shared:.1%} of the {text}",) if shared else ()
+
+
+def _prepared(images: np.ndarray) -> tuple[Likeness, np.ndarray]:
+    """Return slices to compare, and numbers that equal ones share; a blank slice has its own."""
+    like, keys = Likeness(images), unequal(images)[1]
+    return like, np.where(like.norms < 1e-3, len(keys) + np.arange(len(keys)), keys)
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> Parts:
@@ -312,7 +360,7 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray | None) -> pd.DataF
     require(all(map(len, parts)), "Every part must have slices.", sizes=[*map(len, parts)])
     rest, test = np.concatenate(parts[:2]), parts[2]
     apart = [] if groups is None else _folds(scans.labels, groups, 5, 0)
-    like, keys = Likeness(scans.images), unequal(scans.images)[1]
+    like, keys = _prepared(scans.images)
     everything = np.arange(n)
     views = _across(rest, test, apart, groups, n)
     views = {name: views[name] for name in views if name not in (APART, "strangers")}
@@ -332,7 +380,8 @@ def checklist(scans: Scans, split: Split, groups: np.ndarray | None) -> pd.DataF
     else:
         count = "/".join(str(len(np.unique(groups[part]))) for part in parts)
         size += f" of {count} people"
-        doubts = disagreement(scans.labels, groups, found, test) if apart else ()
+        doubts = _contradiction(scans, groups, rest, test)
+        doubts += disagreement(scans.labels, groups, found, test) if apart else ()
         tested, first = np.unique(groups[test], return_index=True)
         shared = len(np.intersect1d(groups[rest], tested))
         people = f"{shared} of {len(tested)} people on both sides"

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from mri.__main__ import main
+from mri.data import sources
 from mri.data.phantom import make_phantoms
 from mri.data.scans import Scans, read_scans
 from mri.subjects.leakage import audit, checklist
@@ -193,6 +194,7 @@ def test_real_split_is_leaky_in_every_subject(real_data):
     assert table.loc["1-NN, diagnoses shuffled: accuracy", "as published"] > 0.99
 
 
+@pytest.mark.filterwarnings("ignore:the given subjects are believed")
 def test_one_black_slice_hides_no_duplicate(parts):
     train, test, _ = parts
     scans = train + test
@@ -336,6 +338,68 @@ def test_near_copies_between_people_that_are_said_to_differ_are_no_clean_bill(qu
     assert found.status in ("leaky", "undecided") and "No leak" not in found.verdict
 
 
+@pytest.mark.filterwarnings("ignore:fewer subjects than the")
+def test_one_person_whom_the_given_ids_take_for_another_is_no_clean_bill():
+    """Ids that begin anew in the test part, of which one person of two is in train too."""
+    made = make_phantoms(8, 24, size=64, seed=4)
+    height, person = np.tile(np.arange(24), 8), made.subjects
+    moved = (person == 7) & (height % 2 == 0)
+    train, test = (person < 6) | moved, (person >= 6) & ~moved
+    rows = np.r_[np.flatnonzero(train), np.flatnonzero(test)]
+    ids = [f"{'train' if train[i] else 'test'} {person[i]}" for i in rows]
+    sides = [scans_of(made.images[of], made.labels[of]) for of in (train, test)]
+    found = audit(*sides, subjects=ids)
+    assert (found.status, found.table.iloc[0, 0]) == ("undecided", 9)
+    # 12 slices of the person in both parts, and 24 of the other one.
+    assert "because by the pixels 33.3% of the test slices show a subject of the" in found.verdict
+    places = np.arange(len(rows))
+    split = Split("subject", places[:100], places[100:156], places[156:])
+    table = checklist(sides[0] + sides[1], split, np.unique(ids, return_inverse=True)[1])
+    assert table["passes"][2] == "undecided" and "by the pixels 33.3%" in table["found"][2]
+
+
+def test_ids_that_the_pixels_cannot_check_are_believed_with_a_warning():
+    noise = np.random.default_rng(0).integers(0, 256, (40, 24, 24), dtype=np.uint8)
+    sides = [scans_of(noise[of], np.zeros(20, int)) for of in (slice(20), slice(20, 40))]
+    with pytest.warns(UserWarning, match="pixels cannot check them, because no clear gap"):
+        assert audit(*sides, subjects=np.arange(40) // 4).status == "clean"
+
+
+def test_ids_of_any_kind_are_taken_and_others_refused(parts):
+    train, test, truth = parts
+    held = np.isin(truth, [0, 5, 9])
+    scans, order = train + test, np.r_[np.flatnonzero(~held), np.flatnonzero(held)]
+    sides = [scans_of(scans.images[of], scans.labels[of]) for of in (~held, held)]
+    ids = truth[order]
+    for given in (ids, ids.tolist(), pd.Series(ids), [f"OAS1_{i:04d}" for i in ids], ids - 4.0):
+        found = audit(*sides, subjects=given)
+        assert (found.status, found.table.iloc[0, 0]) == ("clean", 16)
+        assert len(set(zip(found.subjects.groups, ids, strict=True))) == 16
+    for wrong in (ids[: len(train)], np.where(ids == 3, np.nan, ids), ids[:, None]):
+        with pytest.raises(ValueError, match="must be an id of each of 160 slices, train first"):
+            audit(*sides, subjects=wrong)
+    with pytest.raises(ValueError, match=r"Pass Scans.*given=\['ndarray', 'ndarray'\]"):
+        audit(train.images, test.images)
+
+
+def test_blank_slices_in_both_parts_are_no_copies(parts):
+    """As exports of whole volumes have them below and above the head."""
+    train, test, truth = parts
+    held = np.isin(truth, [0, 5, 9])
+    scans = train + test
+    blank = np.zeros_like(scans.images[:2])
+    sides = [scans_of(np.r_[scans.images[of], blank], np.r_[scans.labels[of], [0, 1]])
+             for of in (~held, held)]  # fmt: skip
+    found = audit(*sides)
+    assert found.status == "undecided" and "4 slices are constant" in found.verdict
+    assert found.table.loc["pixel-identical slices across", "as published"] == 0
+    assert "another label" not in found.verdict
+    n, first = len(scans) + 4, len(sides[0])
+    split = Split("subject", np.arange(50), np.arange(50, first), np.arange(first, n))
+    table = checklist(sides[0] + sides[1], split, None).set_index("leakage")
+    assert table.loc["L1.4 no duplicates across", "passes"] == "yes"
+
+
 def test_where_nobody_can_be_told_copies_twins_and_probes_are_reported():
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (60, 24, 24), dtype=np.uint8)
@@ -353,6 +417,8 @@ def test_where_nobody_can_be_told_copies_twins_and_probes_are_reported():
     assert found.table.loc["pixel-identical slices across", "as published"] == 5
     assert found.table.loc[TURNED, "as published"] == 1 / 20
     assert found.verdict.startswith("Leaky: 25.0% of the test slices are copies")
+    # Who takes these out would believe that the others are clean.
+    assert "take them out. Whether it is more cannot be decided, because no cle" in found.verdict
     split = Split("image", np.arange(30), np.arange(30, 40), np.arange(40, 60))
     table = checklist(scans_of(noise, labels), split, None).set_index("leakage")["passes"]
     assert table.tolist() == ["yes", "yes", "undecided", "undecided"]
@@ -479,6 +545,17 @@ def test_the_command_ends_with_3_where_nothing_is_decided(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("Undecided: ")
 
 
+def test_the_command_opens_its_source_once(tmp_path, monkeypatch, capsys):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 24, 24), dtype=np.uint8)
+    made = {side: scans_of(of, np.arange(12) % 2)
+            for side, of in (("train", noise), ("test", noise[:, ::-1]))}  # fmt: skip
+    root, opened = folders(tmp_path, made), []
+    from_path = sources.from_path
+    monkeypatch.setattr(sources, "from_path", lambda *of: opened.append(of) or from_path(*of))
+    assert main(["audit", str(root), "--quiet"]) == 1
+    assert capsys.readouterr().out.startswith("Leaky: 100.0%") and len(opened) == 1
+
+
 def test_messages_of_the_command_name_its_options(tmp_path, capsys):
     rng = np.random.default_rng(0)
     sizes = [(24, 24)] * 20 + [(24, 26)] * 20
@@ -534,8 +611,12 @@ def test_the_command_takes_the_validation_part_for_a_part_of_train(tmp_path, cap
     assert "Compared: test with train and validation." in out
     assert len(json.loads((tmp_path / "a.json").read_text())["twins"]) == 20
     shutil.rmtree(root / "test")
-    assert main(["audit", str(root), "--quiet"]) == 3
-    assert "Compared: validation with train." in capsys.readouterr().out
+    files = ["--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]
+    assert main(["audit", str(root), "--quiet", *files]) == 3
+    # In the figures the validation part is called test.
+    told = "Compared: validation with train."
+    assert told in capsys.readouterr().out and told in (tmp_path / "a.html").read_text()
+    assert json.loads((tmp_path / "a.json").read_text())["compared"] == told
     shutil.rmtree(root / "train")
     (root / "val").rename(root / "test")
     assert main(["audit", str(root), "--quiet"]) == 0

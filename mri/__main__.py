@@ -285,6 +285,7 @@ def predict(options: Options) -> int:
     from mri.predict import predict_slice
 
     files, row = options.files, options.row
+    require(not options.output.is_file(), "--output takes a folder.", file=str(options.output))
     if not files:
         folder = find_data() or write_phantom("data/phantom")
         file, row = row_place(folder, split="test", row=row)
@@ -403,14 +404,19 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     files = (
-        "JPEG, PNG, parquet, NIfTI (nibabel) or DICOM (pydicom); by default the test file of the "
-        "slices that are there, or of phantoms; several are slices of one person, for a model of "
-        "people such as glass_box"
+        "JPEG, PNG, parquet, CSV, a folder of save_to_disk; NIfTI, Analyze, MGH (nibabel); DICOM "
+        "or a folder of one series (pydicom); by default the test part of the slices that are "
+        "there, or of phantoms; several are slices of one person, for a model of people such as "
+        "glass_box"
     )
     add("files", metavar="FILE", nargs="*", help=files)
     add("--model", default=DEFAULT_MODEL, help=f"by default {DEFAULT_MODEL}")
-    add("--row", type=int, default=0, help="of a parquet file, from 0")
-    add("--plane", type=int, help="of a volume, from its lowest")
+    add("--row", type=int, default=0, help="of a table such as parquet, from 0")
+    add(
+        "--plane",
+        type=int,
+        help="of a volume or series, from 0 at its lowest; by default the likest",
+    )
     add("--output", type=Path, default=Path("runs"), help="folder of the picture")
     add("--unchecked", action="store_true", help="take what looks like no slice")
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from mri._arguments import require
 from mri._text import for_line, for_terminal
 from mri.data.decode import DataError
 from mri.data.labels import places_of
@@ -127,9 +126,9 @@ def predict_slice(
         Name of a file of ``models/``, else of ``models/zoo/``, or a path ending in ``.keras``; the
         ending ``-subject`` may be left out.
     row
-        Of a parquet file.
+        Of a table, from 0.
     plane
-        Of a volume, from its lowest; by default the one most like the data set.
+        Of a volume or a series, from its lowest; by default the one most like the data set.
     check
         Refuse what does not look like a slice of the data set.
 
@@ -194,10 +193,11 @@ def _slices(
         if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
             given = type(source).__name__ if len(paths) else "no slice"
             raise DataError(f"expected a file, files, or pixels as an array. Received: {given}")
-        require(isinstance(row, int | np.integer), "row must be an integer.", row=row)
         for path in paths:
             yield read_slice(path, row=row, plane=plane, check=check)
         return
+    if row or plane:
+        raise DataError(f"pixels have no rows or planes. Received: row={row}, plane={plane}")
     fits = source.shape[-2:] == (SIZE, SIZE) and source.ndim <= 3 and source.size
     if not fits or source.dtype != np.uint8:
         raise DataError(

@@ -289,6 +289,19 @@ def test_no_slices_are_refused(model):
         predict_slice(np.zeros((0, 128, 128), np.uint8), model=model)
 
 
+def test_numbers_that_would_be_ignored_are_refused(image, tmp_path, capsys):
+    with pytest.raises(DataError, match=r"pixels have no rows or planes\. Received: row=1"):
+        predict_slice(np.stack([image, image]), model="glass_box", row=1)
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), image)
+    assert main(["predict", str(file), "--plane", "3"]) == 1
+    assert main(["predict", str(file), "--output", str(file)]) == 1
+    said, refused = capsys.readouterr()
+    assert not said
+    assert "planes of a volume or a series. Received: row=0, plane=3" in refused
+    assert "--output takes a folder. Received: file=" in refused
+
+
 @pytest.mark.parametrize("row", [1.5, "a", None])
 def test_a_row_is_a_whole_number(row):
     with pytest.raises(ValueError, match="row must be an integer"):

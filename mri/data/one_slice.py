@@ -34,6 +34,7 @@ SIZE = 128
 
 _DARK = 16  # Gray values up to here are background: JPEG leaves some ringing around the brain.
 _BRIGHT = 237  # 99th percentile of the brain: the median over the public slices.
+_USUAL = 160, 246  # From here to there it goes in 99 of 100 of them.
 # What 6400 real slices keep to and other pictures do not: tests/test_slices.py counts both.
 _LEAST_OVERLAP, _LEAST_LIKENESS = 0.95, 0.35
 _TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -56,6 +57,7 @@ _SIDES = (
     "A picture does not say which side is the patient's right: it is taken to be on the left, as "
     "in the data set. A mirrored head may get another answer."
 )
+_ALONE = "One slice does not tell the size of its head: its outline was scaled to the usual one."
 _EXTRAS = {
     "nibabel": ("NIfTI and Analyze volumes", "'nibabel~=5.4'"),
     "pydicom": ("DICOM files", "'pydicom~=3.0,>=3.0.2'"),
@@ -280,6 +282,15 @@ def _from_picture(path: Path, content: bytes, check: bool) -> OneSlice:
     image, notes = _image(path, content, check)
     whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     _refuse_values(path, whole, check)
+    lit = image[image > _DARK]
+    bright = np.percentile(lit, 99) if lit.size else 0
+    if not _USUAL[0] <= bright <= _USUAL[1]:
+        notes = (
+            *notes,
+            f"Its bright tissue has the gray value {bright:.0f}; in 99 of 100 slices of the data "
+            f"set it is {_USUAL[0]} to {_USUAL[1]}. A darkened or brightened scan may get another "
+            "answer.",
+        )
     return OneSlice(image, None, str(path), None, (_SIDES, *notes))
 
 
@@ -342,7 +353,8 @@ def _of_planes(path: Path, planes: np.ndarray, plane: int | None, check: bool) -
         raise DataError(f"{path}: has planes 0 to {len(planes) - 1}. Received: plane={plane}")
     _refuse_values(f"{path}, plane {plane}", planes[plane], check)
     place = f"{path}, plane {plane} of {len(planes)}"
-    return OneSlice(frame.place(planes[plane]), None, place, None, _enlarged(1 / frame.zoom.min()))
+    notes = (*((_ALONE,) if len(planes) == 1 else ()), *_enlarged(1 / frame.zoom.min()))
+    return OneSlice(frame.place(planes[plane]), None, place, None, notes)
 
 
 def _from_dicom(path: Path, content: bytes, check: bool) -> OneSlice:

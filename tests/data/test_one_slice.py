@@ -269,9 +269,9 @@ def test_dicom_is_turned_by_its_header(tmp_path, head, name):
     found = read_slice(tmp_path / "a.dcm")
     right, front = spots(found.image)
     assert right[1] < 40 and front[0] > 95
-    assert [of[:30] for of in found.notes] == ["Its planes are tilted by 18° a"] * (
-        name == "tilted"
-    )
+    *tilted, alone = found.notes
+    assert [of[:30] for of in tilted] == ["Its planes are tilted by 18° a"] * (name == "tilted")
+    assert alone.startswith("One slice does not tell the size of its head")
     (tmp_path / "a.dcm").rename(tmp_path / "IM0001")  # Often they have no ending.
     np.testing.assert_array_equal(read_slice(tmp_path / "IM0001").image, found.image)
 
@@ -523,6 +523,11 @@ def test_a_picture_says_what_it_cannot_tell(tmp_path, phantoms):
     cv2.imwrite(str(tmp_path / "a.jpg"), cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
     (note,) = read_slice(tmp_path / "a.jpg").notes
     assert "does not say which side is the patient's right" in note
+    dim = (image * 0.6).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "dim.png"), dim)
+    note = read_slice(tmp_path / "dim.png").notes[-1]
+    usual = re.fullmatch(r"Its bright tissue has the gray value (\d+); .* 160 to 246\. .*", note)
+    assert abs(int(usual[1]) - np.sort(dim[dim > 16])[-(dim > 16).sum() // 100]) <= 1
     cv2.imwrite(str(tmp_path / "b.png"), cv2.applyColorMap(image, cv2.COLORMAP_JET))
     assert "in colours" in read_slice(tmp_path / "b.png", check=False).notes[1]
     # Its background is bright, so that it is refused: the colours are the reason.

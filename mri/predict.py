@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from mri._text import for_line, for_terminal
 from mri.data.decode import DataError
-from mri.data.labels import places_of
+from mri.data.labels import Names, places_of
 from mri.data.one_slice import PHANTOM, SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
 from mri.evaluation.logits import RANDOM, differs, fitting_scorer
@@ -111,6 +111,9 @@ def predict_slice(
     row: int = 0,
     plane: int | None = None,
     check: bool = True,
+    image: str = "image",
+    label: str = "label",
+    class_names: Names | None = None,
 ) -> Prediction:
     """Ask a trained model about one slice, or about a person.
 
@@ -131,6 +134,8 @@ def predict_slice(
         Of a volume or a series, from its lowest; by default the one most like the data set.
     check
         Refuse what does not look like a slice of the data set.
+    image, label, class_names
+        Of a table, as in `read_scans`.
 
     Raises
     ------
@@ -150,7 +155,8 @@ def predict_slice(
 
     file = ModelFile(find_model(model))
     card = file.card or {}
-    slices = list(_slices(source, row=row, plane=plane, check=check))
+    table = {"image": image, "label": label, "class_names": class_names}
+    slices = list(_slices(source, row=row, plane=plane, check=check, **table))
     names = CLASS_NAMES
     if file.trained_here:
         names = tuple(card.get("class_names", CLASS_NAMES))
@@ -187,6 +193,7 @@ def _slices(
     row: int,
     plane: int | None,
     check: bool,
+    **table: Any,
 ) -> Iterator[OneSlice]:
     if not isinstance(source, np.ndarray):
         paths: Sequence[Any] = source if isinstance(source, list | tuple) else [source]
@@ -194,7 +201,7 @@ def _slices(
             given = type(source).__name__ if len(paths) else "no slice"
             raise DataError(f"expected a file, files, or pixels as an array. Received: {given}")
         for path in paths:
-            yield read_slice(path, row=row, plane=plane, check=check)
+            yield read_slice(path, row=row, plane=plane, check=check, **table)
         return
     if row or plane:
         raise DataError(f"pixels have no rows or planes. Received: row={row}, plane={plane}")

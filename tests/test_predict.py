@@ -151,6 +151,23 @@ def test_the_truth_of_a_row_is_told_by_its_name(tmp_path, image):
 
 
 @pytest.mark.slow
+def test_columns_and_classes_of_other_names_are_given(tmp_path, image, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    (tmp_path / "a.csv").write_text("scan,grade\na.png,0\na.png,1\na.png,2\na.png,3\n")
+    asked = ["predict", str(tmp_path / "a.csv"), "--row", "1", "--output", str(tmp_path / "out")]
+    assert main(asked) == 1
+    assert "name them by --image and --label" in capsys.readouterr().err
+    asked += ["--image", "scan", "--label", "grade"]
+    assert main(asked) == 0
+    said, warned = capsys.readouterr()
+    assert "The file itself says: Moderate Demented." in said  # As sorted by name, so it warns.
+    assert "1 = Moderate_Demented" in warned and "pass --classes NAME,NAME" in warned
+    names = "Non_Demented,Very_Mild_Demented,Mild_Demented,Moderate_Demented"
+    assert main([*asked, "--classes", names]) == 0
+    said, warned = capsys.readouterr()
+    assert "The file itself says: Very Mild Demented." in said and "assumed" not in warned
+
+
 def test_without_a_file_it_takes_what_is_there(tmp_path, monkeypatch, capsys):
     """So that a first heatmap needs no more than a clone."""
     (tmp_path / "models").symlink_to(ZOO.parent)

@@ -23,9 +23,10 @@ from scipy import ndimage
 from mri._arguments import require
 from mri._files import read_regular
 from mri.data.decode import DataError, declared_pixels, dict_to_image
-from mri.data.formats import READERS
+from mri.data.formats import READERS, Columns
 from mri.data.glance import Glance
 from mri.data.headers import dicom_plane, height_of, open_volume, orientation_notes
+from mri.data.labels import Names
 from mri.data.phantom import make_phantoms
 from mri.data.sources import Slices, one_row
 
@@ -82,7 +83,14 @@ class OneSlice(NamedTuple):
 
 
 def read_slice(
-    path: str | os.PathLike[str], *, row: int = 0, plane: int | None = None, check: bool = True
+    path: str | os.PathLike[str],
+    *,
+    row: int = 0,
+    plane: int | None = None,
+    check: bool = True,
+    image: str = "image",
+    label: str = "label",
+    class_names: Names | None = None,
 ) -> OneSlice:
     """Read one slice and lay it out as those of the data set.
 
@@ -102,6 +110,8 @@ def read_slice(
         data set.
     check : bool
         Refuse what `check_slice` refuses.
+    image, label, class_names
+        Of a table, as in `read_scans`.
 
     Returns
     -------
@@ -129,7 +139,8 @@ def read_slice(
             f"Received: row={row}, plane={plane}"
         )
     if table:
-        found = _from_table(path, row, check)
+        slices = Slices(path, Columns(image, label), class_names=class_names)
+        found = _from_table(slices, row, check)
     elif path.is_dir():
         found = _from_series(path, plane, check)
     elif not path.is_file():
@@ -240,9 +251,8 @@ def _compare(image: np.ndarray) -> tuple[float, float, str]:
     return float(overlap), _likeness(_pattern(coarse[inner]), inside), best
 
 
-def _from_table(path: Path, row: int, check: bool) -> OneSlice:
+def _from_table(slices: Slices, row: int, check: bool) -> OneSlice:
     """Return a row of a file of slices and labels."""
-    slices = Slices(path)
     rows = one_row(slices, None, row)
     slices.warn([rows.part], stacklevel=3)
     content, place = rows.content(0), rows.told(0)

@@ -24,7 +24,7 @@ from mri._arguments import require
 from mri._files import read_regular
 from mri.data.decode import DataError, declared_pixels, dict_to_image
 from mri.data.formats import READERS, Columns
-from mri.data.glance import Glance
+from mri.data.glance import Glance, rim
 from mri.data.headers import dicom_plane, height_of, open_volume, orientation_notes
 from mri.data.labels import Names
 from mri.data.phantom import make_phantoms
@@ -37,7 +37,7 @@ _DARK = 16  # Gray values up to here are background: JPEG leaves some ringing ar
 _BRIGHT = 237  # 99th percentile of the brain: the median over the public slices.
 _USUAL = 160, 246  # From here to there it goes in 99 of 100 of them.
 # What 6400 real slices keep to and other pictures do not: tests/test_slices.py counts both.
-_LEAST_OVERLAP, _LEAST_LIKENESS = 0.95, 0.35
+_LEAST_OVERLAP, _LEAST_LIKENESS, _LEAST_RIM = 0.95, 0.35, 0.7
 _TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "": np.asarray,
     "by 180°": partial(np.rot90, k=2),
@@ -203,6 +203,8 @@ def check_slice(image: np.ndarray) -> str | None:
             f"its inside correlates by {likeness:.2f} with the mean, {_LEAST_LIKENESS} is needed; "
             f"{expected}"
         )
+    if rim(image, _DARK) < _LEAST_RIM:
+        return f"a dark ring below its outline looks like the skull: strip it first; {expected}"
     return None
 
 

@@ -90,6 +90,23 @@ def test_what_is_no_slice_is_refused(rng, phantoms, head):
     assert "(64, 128) pixels" in check_slice(oval[::2])
 
 
+@pytest.mark.parametrize(("bone", "thick"), [(20, 4), (40, 4), (30, 6)])
+def test_a_head_with_its_skull_is_refused(tmp_path, phantoms, bone, thick):
+    """Around the brain: fluid, the dark skull, and the bright scalp."""
+    nibabel = pytest.importorskip("nibabel")
+    whole = np.pad(phantoms.images[phantoms.subjects == 2], ((0, 0), (24, 24), (24, 24)))
+    for image in whole:
+        away = ndimage.distance_transform_edt(~ndimage.binary_fill_holes(image > 16))
+        for begin, end, gray in [(0, 3, 40), (3, 3 + thick, bone), (3 + thick, 8 + thick, 210)]:
+            image[(away > begin) & (away <= end)] = gray
+    volume = whole[:, :, ::-1].transpose(2, 1, 0).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(DataError, match=r"looks like the skull: strip it first|outline overlaps"):
+        read_slice(tmp_path / "a.nii")
+    with pytest.raises(DataError, match=r"looks like the skull: strip it first"):
+        read_slice(tmp_path / "a.nii", plane=8)
+
+
 @pytest.mark.stress
 @pytest.mark.real_data
 def test_nearly_all_real_slices_pass_and_no_turned_one(real_data):

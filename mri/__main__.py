@@ -85,7 +85,7 @@ def audit(options: Options) -> int:
 
     for path in filter(None, (options.html, options.json)):
         require(not path.is_dir(), "--html and --json take the name of a file.", folder=str(path))
-    columns = Columns(options.image or "image", options.label or "label")
+    columns = Columns(options.image, options.label)
     names = _class_names(options.classes)
     source = options.train
     if options.test is not None:
@@ -285,13 +285,14 @@ def predict(options: Options) -> int:
     from mri.predict import predict_slice
 
     files, row = options.files, options.row
+    require(not options.output.is_file(), "--output takes a folder.", file=str(options.output))
     if not files:
         folder = find_data() or write_phantom("data/phantom")
         file, row = row_place(folder, split="test", row=row)
         files = [file]
-    source = files[0] if len(files) == 1 else files
-    told = {"row": row, "plane": options.plane, "check": not options.unchecked}
-    found = predict_slice(source, model=options.model, **told)
+    told = {name: getattr(options, name) for name in ("model", "plane", "image", "label")}
+    told |= {"check": not options.unchecked, "class_names": _class_names(options.classes)}
+    found = predict_slice(files, row=row, **told)
     # Before the picture: a full disk loses no answer.
     print(found, flush=True)
     place = found.slice.place.removeprefix(str(Path(files[0]).parent))
@@ -388,14 +389,17 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     add("test", metavar="TEST", nargs="?", help="the test part")
     add("--html", type=Path, metavar="FILE", help="write a page with the twins")
     add("--json", type=Path, metavar="FILE", help="write the figures")
-    add("--image", help="name of the column of slices, by default image")
-    add("--label", help="name of the column of labels, by default label")
-    names = "names of the classes in label order, or 0=NAME,1=NAME"
-    add("--classes", metavar="NAME,NAME", help=names)
+    _add_columns(add)
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="of mixed sizes")
     add("--on-error", choices=("raise", "skip"), default="raise", help="bad rows")
     add("--cache", metavar="FILE", help="keep the pixels there, not in memory")
     add("--quiet", action="store_true", help="show no progress")
+
+
+def _add_columns(add: Callable[..., argparse.Action]) -> None:
+    add("--image", default="image", help="name of the column of slices, by default image")
+    add("--label", default="label", help="name of the column of labels, by default label")
+    add("--classes", metavar="NAME,NAME", help="names of the labels in order, or 0=NAME,1=NAME")
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
@@ -403,14 +407,15 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     files = (
-        "JPEG, PNG, parquet, NIfTI (nibabel) or DICOM (pydicom); by default the test file of the "
-        "slices that are there, or of phantoms; several are slices of one person, for a model of "
-        "people such as glass_box"
+        "JPEG, PNG, parquet, CSV, NIfTI, Analyze (nibabel), DICOM or a folder of one series "
+        "(pydicom); by default the test part of the slices that are there, or of phantoms; "
+        "several are slices of one person, for a model of people such as glass_box"
     )
     add("files", metavar="FILE", nargs="*", help=files)
     add("--model", default=DEFAULT_MODEL, help=f"by default {DEFAULT_MODEL}")
-    add("--row", type=int, default=0, help="of a parquet file, from 0")
-    add("--plane", type=int, help="of a volume, from its lowest")
+    add("--row", type=int, default=0, help="of a table such as parquet, from 0")
+    add("--plane", type=int, help="of a volume or series, from 0 at its lowest")
+    _add_columns(add)
     add("--output", type=Path, default=Path("runs"), help="folder of the picture")
     add("--unchecked", action="store_true", help="take what looks like no slice")
 
@@ -422,8 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
-    # The other commands have none of these options.
-    spelt = as_options if options.command == "audit" else str
+    spelt = as_options if "label" in options else str  # The other commands lack these options.
 
     def told(message: Warning | str, *_: object, **__: object) -> None:
         print(f"Warning: {for_line(spelt(str(message)))}", file=sys.stderr)

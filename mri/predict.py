@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from mri._arguments import require
 from mri._text import for_line, for_terminal
 from mri.data.decode import DataError
-from mri.data.labels import places_of
+from mri.data.labels import Names, places_of
 from mri.data.one_slice import PHANTOM, SIZE, OneSlice, check_slice, read_slice
 from mri.data.parquet import CLASS_NAMES
 from mri.evaluation.logits import RANDOM, differs, fitting_scorer
@@ -112,6 +111,9 @@ def predict_slice(
     row: int = 0,
     plane: int | None = None,
     check: bool = True,
+    image: str = "image",
+    label: str = "label",
+    class_names: Names | None = None,
 ) -> Prediction:
     """Ask a trained model about one slice, or about a person.
 
@@ -127,11 +129,13 @@ def predict_slice(
         Name of a file of ``models/``, else of ``models/zoo/``, or a path ending in ``.keras``; the
         ending ``-subject`` may be left out.
     row
-        Of a parquet file.
+        Of a table, from 0.
     plane
-        Of a volume, from its lowest; by default the one most like the data set.
+        Of a volume or a series, from its lowest; by default the one most like the data set.
     check
         Refuse what does not look like a slice of the data set.
+    image, label, class_names
+        Of a table, as in `read_scans`.
 
     Raises
     ------
@@ -151,7 +155,8 @@ def predict_slice(
 
     file = ModelFile(find_model(model))
     card = file.card or {}
-    slices = list(_slices(source, row=row, plane=plane, check=check))
+    table = {"image": image, "label": label, "class_names": class_names}
+    slices = list(_slices(source, row=row, plane=plane, check=check, **table))
     names = CLASS_NAMES
     if file.trained_here:
         names = tuple(card.get("class_names", CLASS_NAMES))
@@ -188,16 +193,18 @@ def _slices(
     row: int,
     plane: int | None,
     check: bool,
+    **table: Any,
 ) -> Iterator[OneSlice]:
     if not isinstance(source, np.ndarray):
         paths: Sequence[Any] = source if isinstance(source, list | tuple) else [source]
         if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
             given = type(source).__name__ if len(paths) else "no slice"
             raise DataError(f"expected a file, files, or pixels as an array. Received: {given}")
-        require(isinstance(row, int | np.integer), "row must be an integer.", row=row)
         for path in paths:
-            yield read_slice(path, row=row, plane=plane, check=check)
+            yield read_slice(path, row=row, plane=plane, check=check, **table)
         return
+    if row or plane:
+        raise DataError(f"pixels have no rows or planes. Received: row={row}, plane={plane}")
     fits = source.shape[-2:] == (SIZE, SIZE) and source.ndim <= 3 and source.size
     if not fits or source.dtype != np.uint8:
         raise DataError(

@@ -110,6 +110,9 @@ def _free(name: str, taken: Collection[str]) -> str:
 def _notebook(path: Path) -> Any:
     import nbformat
 
+    if not path.is_file():
+        told = "run this in the folder of the project, or name the notebooks"
+        raise FileNotFoundError(f"{path}: no such notebook; {told}")
     try:
         return nbformat.read(path, as_version=4)
     except OSError:

@@ -151,6 +151,23 @@ def test_the_truth_of_a_row_is_told_by_its_name(tmp_path, image):
 
 
 @pytest.mark.slow
+def test_columns_and_classes_of_other_names_are_given(tmp_path, image, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    (tmp_path / "a.csv").write_text("scan,grade\na.png,0\na.png,1\na.png,2\na.png,3\n")
+    asked = ["predict", str(tmp_path / "a.csv"), "--row", "1", "--output", str(tmp_path / "out")]
+    assert main(asked) == 1
+    assert "name them by --image and --label" in capsys.readouterr().err
+    asked += ["--image", "scan", "--label", "grade"]
+    assert main(asked) == 0
+    said, warned = capsys.readouterr()
+    assert "The file itself says: Moderate Demented." in said  # As sorted by name, so it warns.
+    assert "1 = Moderate_Demented" in warned and "pass --classes NAME,NAME" in warned
+    names = "Non_Demented,Very_Mild_Demented,Mild_Demented,Moderate_Demented"
+    assert main([*asked, "--classes", names]) == 0
+    said, warned = capsys.readouterr()
+    assert "The file itself says: Very Mild Demented." in said and "assumed" not in warned
+
+
 def test_without_a_file_it_takes_what_is_there(tmp_path, monkeypatch, capsys):
     """So that a first heatmap needs no more than a clone."""
     (tmp_path / "models").symlink_to(ZOO.parent)
@@ -287,6 +304,19 @@ def test_what_a_network_is_is_said_or_refused(network, card, said, tmp_path, ima
 def test_no_slices_are_refused(model):
     with pytest.raises(DataError, match=r"Received: \(0, 128, 128\), uint8"):
         predict_slice(np.zeros((0, 128, 128), np.uint8), model=model)
+
+
+def test_numbers_that_would_be_ignored_are_refused(image, tmp_path, capsys):
+    with pytest.raises(DataError, match=r"pixels have no rows or planes\. Received: row=1"):
+        predict_slice(np.stack([image, image]), model="glass_box", row=1)
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), image)
+    assert main(["predict", str(file), "--plane", "3"]) == 1
+    assert main(["predict", str(file), "--output", str(file)]) == 1
+    said, refused = capsys.readouterr()
+    assert not said
+    assert "planes of a volume or a series. Received: row=0, plane=3" in refused
+    assert "--output takes a folder. Received: file=" in refused
 
 
 @pytest.mark.parametrize("row", [1.5, "a", None])

@@ -251,3 +251,9 @@ def test_what_is_no_notebook_is_named(tmp_path, text):
     (tmp_path / "x.ipynb").write_text(text)
     with pytest.raises(ValueError, match=r"x\.ipynb: not a notebook"):
         write_report(str(tmp_path / "out"), notebooks=[tmp_path / "x.ipynb"])
+
+
+def test_a_notebook_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^main\.ipynb: no such notebook; run this in the"):
+        write_report()

@@ -1,4 +1,4 @@
-"""Volumes and DICOM files, unpacked no further than their headers may ask for.
+"""Volumes and DICOM files, unpacked no further than their headers may ask for, and how they lie.
 
 Both can be compressed, so a few bytes can become gigabytes. Sizes are read from the header first.
 Then no more bytes are unpacked than a volume or slice of that size has.
@@ -24,7 +24,9 @@ from mri.data.decode import MAX_SIDE, DataError, declared_size
 MAX_VOXELS, MAX_AXIS = 2**26, 1024
 """Voxels of a volume, and along one axis: 400 × 400 × 400 are below."""
 
-CONVERT = "convert it with dcm2niix and give the NIfTI file"
+_CONVERT = "convert it with dcm2niix and give the NIfTI file"
+
+_TILTED, _NOT_AXIAL = 10, 37  # Degrees between the planes and the axes of the scanner.
 
 _MAX_FILE = 2**29
 _MAX_HEADER = 4 * 2**20  # With the extensions that stand before the voxels.
@@ -65,16 +67,67 @@ def open_volume(path: Path, nibabel: ModuleType) -> Any:
     return kind.from_bytes(content)
 
 
+def orientation_notes(path: Path, image: Any, nibabel: ModuleType) -> tuple[str, ...]:
+    """Say so if a header leaves open which side is which, or if the planes are tilted."""
+    tilt = _tilt_notes(path, image.affine[:3, :3])
+    return (*_unsure_of(image, nibabel), *tilt)
+
+
+def _unsure_of(image: Any, nibabel: ModuleType) -> tuple[str, ...]:
+    header = image.header
+    if not hasattr(header, "get_qform"):
+        told = type(image).__name__.startswith("MGH")
+        return () if told else ("This format does not say which side is the patient's right.",)
+    forms = [(header[f"{kind}form_code"], getattr(header, f"get_{kind}form")()) for kind in "qs"]
+    if not any(code for code, _ in forms):
+        return (
+            "Its header has no orientation (qform and sform codes are 0): which side is the "
+            "patient's right, and where the front is, was guessed.",
+        )
+    axes = ["".join(nibabel.aff2axcodes(affine)) for code, affine in forms if code]
+    if len(set(axes)) > 1:
+        return (f"Its header contradicts itself: qform says {axes[0]}, sform {axes[1]}, taken.",)
+    if image.affine[:3, 3].any():
+        return ()
+    return (
+        "Its header puts the origin at the first voxel, as programs do that know no orientation: "
+        "which side is the patient's right may be made up.",
+    )
+
+
+def _tilt_notes(path: Path, axes: np.ndarray) -> tuple[str, ...]:
+    """Say so if `axes`, a column each, are tilted against those of the scanner.
+
+    DataError if they are hardly the same axes.
+    """
+    lengths = np.linalg.norm(axes, axis=0)
+    if not lengths.min() > 0:
+        raise DataError(f"{path}: its header has an axis without length, {axes.tolist()}")
+    tilt = np.degrees(np.arccos(np.abs(axes / lengths).max(0).clip(0, 1).min()))
+    if tilt > _NOT_AXIAL:
+        raise DataError(
+            f"{path}: its orientation is turned by {tilt:.0f}° against the scanner's axes; "
+            "resample it first, such as with nibabel.processing.resample_to_output"
+        )
+    if tilt <= _TILTED:
+        return ()
+    return (
+        f"Its planes are tilted by {tilt:.0f}° against the scanner's axes, as the head may be.",
+    )
+
+
 def _open_pair(path: Path, nibabel: ModuleType) -> Any:
-    names = {"header": path.with_suffix(".hdr"), "image": path.with_suffix(".img")}
+    endings = (".HDR", ".IMG") if path.suffix.isupper() else (".hdr", ".img")
+    names = dict(zip(("header", "image"), map(path.with_suffix, endings), strict=True))
     header = read_regular(names["header"], _MAX_HEADER)
     kind = type(nibabel.load(names["header"]))  # Of NIfTI, Analyze or SPM; reads the header only.
     length = _expected(path, kind.header_class.from_fileobj(io.BytesIO(header)))
     content = {"header": header, "image": read_regular(names["image"], _MAX_FILE)}
     _check_length(path, content["image"], length)
-    # Where SPM keeps the orientation.
-    if "mat" in dict(kind.files_types) and path.with_suffix(".mat").is_file():
-        content["mat"] = read_regular(path.with_suffix(".mat"), _MAX_HEADER)
+    # Where SPM keeps the orientation. Others write none, and an empty one counts as none.
+    if "mat" in dict(kind.files_types):
+        mat = path.with_suffix(".mat")
+        content["mat"] = read_regular(mat, _MAX_HEADER) if mat.is_file() else b""
     holders = {key: nibabel.FileHolder(fileobj=io.BytesIO(of)) for key, of in content.items()}
     return kind.from_file_map(holders)
 
@@ -100,7 +153,7 @@ def _check_length(path: Path, content: bytes, length: int) -> None:
         raise DataError(f"{path}: has {len(content)} bytes, its header declares {length}")
 
 
-def open_dicom(path: Path, content: bytes, pydicom: ModuleType) -> tuple[Any, np.ndarray]:
+def _open_dicom(path: Path, content: bytes, pydicom: ModuleType) -> tuple[Any, np.ndarray]:
     """Return the data set of a DICOM file and its pixels, checked before they are unpacked.
 
     DataError if it does not hold one picture of at most `MAX_SIDE` pixels a side, or the picture
@@ -123,6 +176,51 @@ def open_dicom(path: Path, content: bytes, pydicom: ModuleType) -> tuple[Any, np
         data = pydicom.filereader.read_partial(io.BytesIO(content), stop)
         _check_picture(path, data)
         return data, data.pixel_array
+
+
+def height_of(path: Path, data: Any, otherwise: int) -> float:
+    """Return how high up a DICOM slice lies, `otherwise` where its file does not say it."""
+    place = data.get("ImagePositionPatient", [0, 0, otherwise])
+    try:
+        return float(place[2])
+    except (TypeError, LookupError, ValueError) as error:
+        raise DataError(
+            f"{path}: its ImagePositionPatient is {place}, not three numbers"
+        ) from error
+
+
+def dicom_plane(
+    path: Path, content: bytes, pydicom: ModuleType
+) -> tuple[np.ndarray, Any, tuple[str, ...]]:
+    """Return an axial plane float32 (h, w), front down and patient's right on the left.
+
+    Returns its data set too, and what its header leaves open.
+    """
+    try:
+        data, pixels = _open_dicom(path, content, pydicom)
+        image = pydicom.pixels.apply_rescale(pixels, data).astype(np.float32)
+        across, down = np.array(data.ImageOrientationPatient, float).reshape(2, 3)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{path}: not a DICOM image with an orientation ({error}). If it is compressed or an "
+            f"enhanced (multi-frame) one, {_CONVERT}"
+        ) from error
+    if image.ndim != 2 or not abs(np.cross(across, down)[2]) >= 0.8:
+        raise DataError(
+            f"{path}: expected one axial slice, found {image.shape}, {across}, {down}; if it is of "
+            f"a series from the side or the front, {_CONVERT}"
+        )
+    if not np.isfinite(image).all():
+        raise DataError(f"{path}: its rescale slope or intercept is no finite number")
+    if data.PhotometricInterpretation == "MONOCHROME1":
+        image = image.max() - image
+    notes = _tilt_notes(path, np.stack([across, down], 1))
+    # Of DICOM's axes x goes to the patient's left, as columns do here, and y to the back.
+    if abs(across[1]) > abs(down[1]):
+        image, across, down = image.T, down, across
+    return image[:: -int(np.sign(down[1])), :: int(np.sign(across[0]))], data, notes
 
 
 def _inflated(path: Path, content: bytes) -> bytes:
@@ -150,7 +248,7 @@ def _check_picture(path: Path, data: Any) -> None:
     if (frames, samples, kind[:10]) != (1, 1, "MONOCHROME") or bits not in (8, 16, 32):
         raise DataError(
             f"{path}: {frames} frames of {samples} samples of {bits} bits ({kind}), expected a "
-            "gray slice" + (f"; {CONVERT}" if frames > 1 else "")
+            "gray slice" + (f"; {_CONVERT}" if frames > 1 else "")
         )
     syntax, pixels = str(data.file_meta.TransferSyntaxUID), bytes(data.PixelData)
     if len(pixels) > 2**20 + 16 * rows * columns:

@@ -14,17 +14,19 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from scipy import ndimage
 
+from mri._arguments import require
 from mri._files import read_regular
-from mri.data.decode import DataError, dict_to_image
-from mri.data.formats import READERS
-from mri.data.glance import Glance
-from mri.data.headers import CONVERT, open_dicom, open_volume
+from mri.data.decode import DataError, declared_pixels, dict_to_image
+from mri.data.formats import READERS, Columns
+from mri.data.glance import Glance, rim
+from mri.data.headers import dicom_plane, height_of, open_volume, orientation_notes
+from mri.data.labels import Names
 from mri.data.phantom import make_phantoms
 from mri.data.sources import Slices, one_row
 
@@ -33,8 +35,9 @@ SIZE = 128
 
 _DARK = 16  # Gray values up to here are background: JPEG leaves some ringing around the brain.
 _BRIGHT = 237  # 99th percentile of the brain: the median over the public slices.
+_USUAL = 160, 246  # From here to there it goes in 99 of 100 of them.
 # What 6400 real slices keep to and other pictures do not: tests/test_slices.py counts both.
-_LEAST_OVERLAP, _LEAST_LIKENESS = 0.95, 0.35
+_LEAST_OVERLAP, _LEAST_LIKENESS, _LEAST_RIM = 0.95, 0.35, 0.7
 _TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "": np.asarray,
     "by 180°": partial(np.rot90, k=2),
@@ -44,12 +47,18 @@ _TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 _MAX_FILE = 2**26  # Of a picture or one slice.
 _VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".img")
 _MINC = (".mnc", ".mnc.gz", ".mnc2")
+_OTHERS = tuple(
+    ".nrrd .nhdr .mha .mhd .hdr.gz .img.gz .head .brik .brik.gz .nii.bz2 .nii.xz".split()
+)
 _LEAST_VALUES = 32  # Gray values of a slice: scans have over a hundred, maps of labels a few.
 _MOST_FILES = 1024  # Of a series.
+_FEWEST_LINES = 16  # Of an axial plane: views from the side have as many as they have planes.
+_ENLARGED = 2  # So many times is said.
 _SIDES = (
     "A picture does not say which side is the patient's right: it is taken to be on the left, as "
     "in the data set. A mirrored head may get another answer."
 )
+_ALONE = "One slice does not tell the size of its head: its outline was scaled to the usual one."
 _EXTRAS = {
     "nibabel": ("NIfTI and Analyze volumes", "'nibabel~=5.4'"),
     "pydicom": ("DICOM files", "'pydicom~=3.0,>=3.0.2'"),
@@ -74,7 +83,14 @@ class OneSlice(NamedTuple):
 
 
 def read_slice(
-    path: str | os.PathLike[str], *, row: int = 0, plane: int | None = None, check: bool = True
+    path: str | os.PathLike[str],
+    *,
+    row: int = 0,
+    plane: int | None = None,
+    check: bool = True,
+    image: str = "image",
+    label: str = "label",
+    class_names: Names | None = None,
 ) -> OneSlice:
     """Read one slice and lay it out as those of the data set.
 
@@ -94,6 +110,8 @@ def read_slice(
         data set.
     check : bool
         Refuse what `check_slice` refuses.
+    image, label, class_names
+        Of a table, as in `read_scans`.
 
     Returns
     -------
@@ -108,26 +126,38 @@ def read_slice(
     """
     if not os.fspath(path):
         raise DataError("the name of the file is empty; give a file, or none at all")
+    for what, number in {"row": row, "plane": 0 if plane is None else plane}.items():
+        whole = isinstance(number, int | np.integer)
+        require(whole, f"{what} must be an integer.", **{what: number})
     path = Path(path)
     name = path.name.lower()
-    if (path / "state.json").is_file():
-        found = _from_table(path, row, check)
+    table = (path / "state.json").is_file() or (path.is_file() and name.endswith(tuple(READERS)))
+    volume = not table and (path.is_dir() or name.endswith(_VOLUMES))
+    if path.exists() and ((row and not table) or (plane and not volume)):
+        raise DataError(
+            f"{path}: rows are of a table, planes of a volume or a series. "
+            f"Received: row={row}, plane={plane}"
+        )
+    if table:
+        slices = Slices(path, Columns(image, label), class_names=class_names)
+        found = _from_table(slices, row, check)
     elif path.is_dir():
         found = _from_series(path, plane, check)
     elif not path.is_file():
         raise DataError(f"{path}: no such file; give a JPEG, PNG, parquet, NIfTI or DICOM file")
-    elif name.endswith(tuple(READERS)):
-        found = _from_table(path, row, check)
-    elif name.endswith(_VOLUMES):
+    elif volume:
         found = _from_volume(path, plane, check)
     elif name.endswith(_MINC):
         raise DataError(f"{path}: a MINC volume; convert it with mnc2nii and give the NIfTI file")
+    elif name.endswith(_OTHERS):
+        raise DataError(f"{path}: a volume of another format; convert it to NIfTI (.nii.gz) first")
     else:
         content = _content(path)
         is_dicom = _is_dicom(path, content)
         found = (_from_dicom if is_dicom else _from_picture)(path, content, check)
     if check and (problem := check_slice(found.image)):
-        raise DataError(f"{found.place}: {problem}")
+        why = [note for note in found.notes if note != _SIDES]
+        raise DataError(". ".join([f"{found.place}: {problem}", *why]))
     return found
 
 
@@ -173,6 +203,8 @@ def check_slice(image: np.ndarray) -> str | None:
             f"its inside correlates by {likeness:.2f} with the mean, {_LEAST_LIKENESS} is needed; "
             f"{expected}"
         )
+    if rim(image, _DARK) < _LEAST_RIM:
+        return f"a dark ring below its outline looks like the skull: strip it first; {expected}"
     return None
 
 
@@ -221,9 +253,8 @@ def _compare(image: np.ndarray) -> tuple[float, float, str]:
     return float(overlap), _likeness(_pattern(coarse[inner]), inside), best
 
 
-def _from_table(path: Path, row: int, check: bool) -> OneSlice:
+def _from_table(slices: Slices, row: int, check: bool) -> OneSlice:
     """Return a row of a file of slices and labels."""
-    slices = Slices(path)
     rows = one_row(slices, None, row)
     slices.warn([rows.part], stacklevel=3)
     content, place = rows.content(0), rows.told(0)
@@ -243,26 +274,51 @@ def _image(place: object, blob: bytes, check: bool) -> tuple[np.ndarray, tuple[s
         image = dict_to_image(blob, size=(SIZE, SIZE))
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
-    seen = Glance()
-    seen.look(image[None], lambda _: str(place), [np.frombuffer(blob, np.uint8)])
+    seen, view = Glance(), np.frombuffer(blob, np.uint8)
+    seen.look(image[None], lambda _: str(place), [view])
     if check and seen.faint:
         raise DataError(next(seen.told()))
-    return image, tuple(seen.told())
+    return image, (*seen.told(), *_enlarged(SIZE / declared_pixels([view]) ** 0.5))
+
+
+def _enlarged(times: float) -> tuple[str, ...]:
+    if times <= _ENLARGED:
+        return ()
+    return (
+        f"It is enlarged {times:.1f} times, so finer detail is missing, and with it part of "
+        "what the answer rests on.",
+    )
 
 
 def _from_picture(path: Path, content: bytes, check: bool) -> OneSlice:
     image, notes = _image(path, content, check)
     whole = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    _refuse_labels(path, whole, check)
+    _refuse_values(path, whole, check)
+    lit = image[image > _DARK]
+    bright = np.percentile(lit, 99) if lit.size else 0
+    if not _USUAL[0] <= bright <= _USUAL[1]:
+        notes = (
+            *notes,
+            f"Its bright tissue has the gray value {bright:.0f}; in 99 of 100 slices of the data "
+            f"set it is {_USUAL[0]} to {_USUAL[1]}. A darkened or brightened scan may get another "
+            "answer.",
+        )
     return OneSlice(image, None, str(path), None, (_SIDES, *notes))
 
 
-def _refuse_labels(place: object, image: np.ndarray, check: bool) -> None:
-    """Raise DataError if an image is a map of labels, such as a segmentation."""
+def _refuse_values(place: object, image: np.ndarray, check: bool) -> None:
+    """Raise DataError if an image is a map of labels, such as a segmentation, or has no black."""
     if check and 1 < (count := len(np.unique(image))) < _LEAST_VALUES:
         raise DataError(
             f"{place}: has {count} gray values, a scan has over a hundred; it looks like a "
             "segmentation or a mask, give the scan itself"
+        )
+    low, high = np.percentile(image, (5, 99))
+    if check and low < -0.1 * high:
+        raise DataError(
+            f"{place}: its gray values go from {image.min():.4g} to {image.max():.4g}, expected 0 "
+            "where nothing is and more in the brain; give the scan as it was before its values "
+            "were normalised"
         )
 
 
@@ -270,7 +326,7 @@ def _from_volume(path: Path, plane: int | None, check: bool) -> OneSlice:
     nibabel = _extra("nibabel")
     try:
         stored = open_volume(path, nibabel)
-        notes = _orientation_notes(stored, nibabel)
+        notes = orientation_notes(path, stored, nibabel)
         volume = nibabel.as_closest_canonical(stored).get_fdata(dtype=np.float32)
     except DataError:
         raise
@@ -282,53 +338,47 @@ def _from_volume(path: Path, plane: int | None, check: bool) -> OneSlice:
     if volume.ndim == 2:
         volume = volume[..., None]
     if volume.ndim != 3:
-        raise DataError(f"{path}: holds an array {volume.shape}, expected one volume (x, y, z)")
+        raise DataError(
+            f"{path}: holds an array {volume.shape}, expected one volume (x, y, z); "
+            "give one of them as a file"
+        )
     volume = np.where(np.isnan(volume), np.float32(0), volume)
     if not np.isfinite(volume).all():
         raise DataError(f"{path}: holds voxels that are no finite numbers")
     # Canonical axes go to the patient's right, front and top; here rows go to the front, columns
     # to the left.
     found = _of_planes(path, volume[::-1].transpose(2, 1, 0), plane, check)
-    return found._replace(notes=notes)
+    return found._replace(notes=(*notes, *found.notes))
 
 
 def _of_planes(path: Path, planes: np.ndarray, plane: int | None, check: bool) -> OneSlice:
     """Return one of axial planes (n, h, w), from below: by default that most like the data set."""
     frame = _frame(path, planes if len(planes) > 1 else planes[0], 0.0 if len(planes) > 1 else 0.5)
+    if min(planes.shape[1:]) < _FEWEST_LINES:
+        raise DataError(
+            f"{path}: its axial planes have {planes.shape[1]} × {planes.shape[2]} pixels; it is of "
+            "one view from the side or the front, give the whole volume"
+        )
     if plane is None:
         plane = int(np.argmax([sum(_compare(frame.place(of))[:2]) for of in planes]))
     if not 0 <= plane < len(planes):
         raise DataError(f"{path}: has planes 0 to {len(planes) - 1}. Received: plane={plane}")
-    _refuse_labels(f"{path}, plane {plane}", planes[plane], check)
-    return OneSlice(frame.place(planes[plane]), None, f"{path}, plane {plane} of {len(planes)}")
-
-
-def _orientation_notes(image: Any, nibabel: ModuleType) -> tuple[str, ...]:
-    """Say so if a header leaves open which side is which."""
-    header = image.header
-    if not hasattr(header, "get_qform"):
-        told = type(image).__name__.startswith("MGH")
-        return () if told else ("This format does not say which side is the patient's right.",)
-    forms = [(header[f"{kind}form_code"], getattr(header, f"get_{kind}form")()) for kind in "qs"]
-    if not any(code for code, _ in forms):
-        return (
-            "Its header has no orientation (qform and sform codes are 0): which side is the "
-            "patient's right, and where the front is, was guessed.",
-        )
-    axes = ["".join(nibabel.aff2axcodes(affine)) for code, affine in forms if code]
-    if len(set(axes)) > 1:
-        return (f"Its header contradicts itself: qform says {axes[0]}, sform {axes[1]}, taken.",)
-    return ()
+    _refuse_values(f"{path}, plane {plane}", planes[plane], check)
+    place = f"{path}, plane {plane} of {len(planes)}"
+    notes = (*((_ALONE,) if len(planes) == 1 else ()), *_enlarged(1 / frame.zoom.min()))
+    return OneSlice(frame.place(planes[plane]), None, place, None, notes)
 
 
 def _from_dicom(path: Path, content: bytes, check: bool) -> OneSlice:
-    image, _ = _dicom_plane(path, content)
-    _refuse_labels(path, image, check)
-    return OneSlice(_frame(path, image, 0.5).place(image), None, str(path))
+    image, _, notes = dicom_plane(path, content, _extra("pydicom"))
+    found = _of_planes(path, image[None], None, check)
+    return found._replace(place=str(path), notes=(*notes, *found.notes))
 
 
 def _from_series(folder: Path, plane: int | None, check: bool) -> OneSlice:
-    files = sorted(of for of in folder.iterdir() if of.is_file() and of.name[0] != ".")
+    # The table of contents of a disc shows nothing.
+    shown = (of for of in folder.iterdir() if of.name[0] != "." and of.name != "DICOMDIR")
+    files = sorted(of for of in shown if of.is_file())
     found: list[tuple[float, np.ndarray]] = []
     series: dict[str, Path] = {}
     for file in files:
@@ -336,57 +386,25 @@ def _from_series(folder: Path, plane: int | None, check: bool) -> OneSlice:
             break
         content = _content(file)
         if _is_dicom(file, content):
-            image, data = _dicom_plane(file, content)
+            image, data, notes = dicom_plane(file, content, _extra("pydicom"))
             series.setdefault(str(data.get("SeriesInstanceUID", "")), file)
-            found.append((_height(file, data, len(found)), image))
+            found.append((height_of(file, data, len(found)), image))
     if not found:
-        raise DataError(f"{folder}: a folder without DICOM files; give a file, or such a folder")
+        raise DataError(
+            f"{folder}: a folder without DICOM files in it; give a file, the folder of one DICOM "
+            "series, or that of one data set of save_to_disk"
+        )
     sizes, places = {image.shape for _, image in found}, {place for place, _ in found}
     if not len(series) == len(sizes) == 1 or not len(places) == len(found) <= _MOST_FILES:
+        first = ", ".join(file.name for file in [*series.values()][:4])
         raise DataError(
             f"{folder}: {len(found)} files of {len(series)} series and {len(sizes)} sizes at "
-            f"{len(places)} heights, expected up to {_MOST_FILES} of one series, a file a height"
+            f"{len(places)} heights, expected up to {_MOST_FILES} of one series, a file a height; "
+            f"give each series a folder (first files: {first})"
         )
     planes = np.stack([image for _, image in sorted(found, key=lambda of: of[0])])
-    return _of_planes(folder, planes, plane, check)
-
-
-def _height(path: Path, data: Any, otherwise: int) -> float:
-    place = data.get("ImagePositionPatient", [0, 0, otherwise])
-    try:
-        return float(place[2])
-    except (TypeError, LookupError, ValueError) as error:
-        raise DataError(
-            f"{path}: its ImagePositionPatient is {place}, not three numbers"
-        ) from error
-
-
-def _dicom_plane(path: Path, content: bytes) -> tuple[np.ndarray, Any]:
-    """Return an axial plane float32 (h, w), front down and patient's right on the left."""
-    pydicom = _extra("pydicom")
-    try:
-        data, pixels = open_dicom(path, content, pydicom)
-        image = pydicom.pixels.apply_rescale(pixels, data).astype(np.float32)
-        across, down = np.array(data.ImageOrientationPatient, float).reshape(2, 3)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{path}: not a DICOM image with an orientation ({error}). If it is an enhanced "
-            f"(multi-frame) one, {CONVERT}"
-        ) from error
-    if image.ndim != 2 or not abs(np.cross(across, down)[2]) >= 0.8:
-        raise DataError(f"{path}: expected one axial slice, found {image.shape}, {across}, {down}")
-    if not np.isfinite(image).all():
-        raise DataError(f"{path}: its rescale slope or intercept is no finite number")
-    if data.PhotometricInterpretation == "MONOCHROME1":
-        image = image.max() - image
-    # Of DICOM's axes x goes to the patient's left, as columns do here, and y to the back.
-    if abs(across[1]) > abs(down[1]):
-        image, across, down = image.T, down, across
-    if across[0] == 0 or down[1] == 0:
-        raise DataError(f"{path}: its orientation is {across}, {down}, which are no two axes")
-    return image[:: -int(np.sign(down[1])), :: int(np.sign(across[0]))], data
+    one = _of_planes(folder, planes, plane, check)
+    return one._replace(notes=(*notes, *one.notes))
 
 
 class _Frame(NamedTuple):

@@ -90,6 +90,23 @@ def test_what_is_no_slice_is_refused(rng, phantoms, head):
     assert "(64, 128) pixels" in check_slice(oval[::2])
 
 
+@pytest.mark.parametrize(("bone", "thick"), [(20, 4), (40, 4), (30, 6)])
+def test_a_head_with_its_skull_is_refused(tmp_path, phantoms, bone, thick):
+    """Around the brain: fluid, the dark skull, and the bright scalp."""
+    nibabel = pytest.importorskip("nibabel")
+    whole = np.pad(phantoms.images[phantoms.subjects == 2], ((0, 0), (24, 24), (24, 24)))
+    for image in whole:
+        away = ndimage.distance_transform_edt(~ndimage.binary_fill_holes(image > 16))
+        for begin, end, gray in [(0, 3, 40), (3, 3 + thick, bone), (3 + thick, 8 + thick, 210)]:
+            image[(away > begin) & (away <= end)] = gray
+    volume = whole[:, :, ::-1].transpose(2, 1, 0).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(DataError, match=r"looks like the skull: strip it first|outline overlaps"):
+        read_slice(tmp_path / "a.nii")
+    with pytest.raises(DataError, match=r"looks like the skull: strip it first"):
+        read_slice(tmp_path / "a.nii", plane=8)
+
+
 @pytest.mark.stress
 @pytest.mark.real_data
 def test_nearly_all_real_slices_pass_and_no_turned_one(real_data):
@@ -269,6 +286,9 @@ def test_dicom_is_turned_by_its_header(tmp_path, head, name):
     found = read_slice(tmp_path / "a.dcm")
     right, front = spots(found.image)
     assert right[1] < 40 and front[0] > 95
+    *tilted, alone = found.notes
+    assert [of[:30] for of in tilted] == ["Its planes are tilted by 18° a"] * (name == "tilted")
+    assert alone.startswith("One slice does not tell the size of its head")
     (tmp_path / "a.dcm").rename(tmp_path / "IM0001")  # Often they have no ending.
     np.testing.assert_array_equal(read_slice(tmp_path / "IM0001").image, found.image)
 
@@ -323,13 +343,15 @@ def test_a_folder_of_one_series_is_a_volume(tmp_path, head):
         data = pydicom.dcmread(file)
         data.ImagePositionPatient, data.SeriesInstanceUID = [0, 0, 2.0 * i], "1.2.3"
         data.save_as(file)
+    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")  # As on a disc, without pixels.
     found = read_slice(folder, plane=5)
     assert found.place == f"{folder}, plane 5 of 12"
     assert np.corrcoef(found.image.ravel(), head[::-1, :, 30].T.ravel())[0, 1] > 0.9
     assert re.search(r"plane \d+ of 12", read_slice(folder).place)
     data.SeriesInstanceUID = "1.2.4"
     data.save_as(folder / "other")
-    with pytest.raises(DataError, match=r"13 files of 2 series and 1 sizes at 12 heights, exp"):
+    told = r"13 files of 2 series and 1 sizes at 12 heights, exp.*first files: IM\d+, other\)"
+    with pytest.raises(DataError, match=told):
         read_slice(folder)
     data.SeriesInstanceUID = "1.2.3"  # Of another echo or time.
     data.save_as(folder / "other")
@@ -394,16 +416,105 @@ def test_voxels_that_are_no_number_are_background_and_one_plane_is_a_slice(tmp_p
 def test_what_a_header_leaves_open_is_noted(tmp_path, head):
     nibabel = pytest.importorskip("nibabel")
     notes = {}
-    for name, codes in {"both": (1, 1), "none": (0, 0), "other": (1, 2)}.items():
-        image = nibabel.Nifti1Image(head.astype(np.float32), np.eye(4))
-        turned = np.diag([-1.0, -1, 1, 1]) if name == "other" else np.eye(4)
+    scanner = np.eye(4)
+    scanner[:3, 3] = -64, -70, -30
+    cases = {"both": (1, 1), "none": (0, 0), "other": (1, 2), "made up": (0, 2), "tilted": (1, 1)}
+    for name, codes in cases.items():
+        affine = np.eye(4) if name == "made up" else scanner.copy()
+        if name == "tilted":  # Planes whose front is lifted by 20 degrees.
+            affine[1:3, 1:3] = [[np.cos(0.349), -np.sin(0.349)], [np.sin(0.349), np.cos(0.349)]]
+        image = nibabel.Nifti1Image(head.astype(np.float32), affine)
+        turned = np.diag([-1.0, -1, 1, 1]) if name == "other" else affine
         image.set_qform(turned, codes[0])
-        image.set_sform(np.eye(4), codes[1])
+        image.set_sform(affine, codes[1])
         nibabel.save(image, tmp_path / f"{name}.nii")
         notes[name] = read_slice(tmp_path / f"{name}.nii", plane=31, check=False).notes
     assert notes["both"] == ()
     assert "has no orientation (qform and sform codes are 0)" in notes["none"][0]
     assert notes["other"] == ("Its header contradicts itself: qform says LPS, sform RAS, taken.",)
+    (made_up,) = notes["made up"]
+    assert made_up.endswith("which side is the patient's right may be made up.")
+    (tilted,) = notes["tilted"]
+    assert tilted.startswith("Its planes are tilted by 20° against the scanner's axes")
+
+
+def test_a_plane_that_is_hardly_axial_is_refused(tmp_path, head):
+    nibabel = pytest.importorskip("nibabel")
+    affine = np.eye(4)
+    affine[1:3, 1:3] = [[np.cos(0.70), -np.sin(0.70)], [np.sin(0.70), np.cos(0.70)]]  # 40 degrees
+    nibabel.save(nibabel.Nifti1Image(head, affine), tmp_path / "a.nii")
+    with pytest.raises(DataError, match=r"a\.nii: its orientation is turned by 40° .*resample it"):
+        read_slice(tmp_path / "a.nii", check=False)
+    image = nibabel.Nifti1Image(head, np.eye(4))
+    image.set_sform(np.zeros((4, 4)), 1)
+    nibabel.save(image, tmp_path / "b.nii")
+    with pytest.raises(DataError, match=r"b\.nii: its header has an axis without length"):
+        read_slice(tmp_path / "b.nii", check=False)
+
+
+@pytest.mark.parametrize("ending", [".hdr", ".IMG"])
+def test_plain_analyze_pairs_are_read_as_a_set_of_them_is_published(tmp_path, head, ending):
+    nibabel = pytest.importorskip("nibabel")
+    # 16 bits, the largest first, of four axes, and no file of SPM beside them.
+    whole = np.rint(head).astype(">i2")[..., None]
+    nibabel.save(nibabel.AnalyzeImage(whole, None), tmp_path / "a.hdr")
+    assert sorted(of.name for of in tmp_path.iterdir()) == ["a.hdr", "a.img"]
+    if ending.isupper():
+        for of in list(tmp_path.iterdir()):
+            of.rename(of.with_suffix(of.suffix.upper()))
+    found = read_slice(tmp_path / f"a{ending}", plane=31)
+    # Without an orientation, x is taken to go to the left.
+    told = nibabel.Nifti1Image(whole[..., 0], np.diag([-1.0, 1, 1, 1]))
+    nibabel.save(told, tmp_path / "told.nii")
+    expected = read_slice(tmp_path / "told.nii", plane=31)
+    np.testing.assert_array_equal(found.image, expected.image)
+    assert found.notes[0].startswith("This format does not say")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda a: a / 175 - 1, "its gray values go from -1 to .*before its values were norm"),
+        (lambda a: np.where(a > 5, (a - 80) / 40, 0), "its gray values go from -1.*expected 0"),
+        (lambda a: a[64:65], "its axial planes have 128 × 1 pixels; it is of one view from"),
+        (lambda a: a[:, :, 31][None], "its axial planes have 128 × 1 pixels"),
+    ],
+)
+def test_why_a_volume_cannot_be_taken_is_told(tmp_path, head, changed, told):
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(changed(head).astype(np.float32), None), tmp_path / "a.nii")
+    with pytest.raises(DataError, match=rf"a\.nii.*: {told}"):
+        read_slice(tmp_path / "a.nii")
+
+
+def test_what_is_coarse_is_noted(tmp_path, head, phantoms):
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(head[::8], np.diag([8.0, 1, 1, 1])), tmp_path / "a.nii")
+    whole = read_slice(tmp_path / "a.nii", plane=31, check=False).notes[-1]
+    times = float(re.fullmatch(r"It is enlarged ([\d.]+) times, .*", whole)[1])
+    assert (
+        6 < times < 10
+    )  # A brain is about as wide as those of the data set, by every eighth line.
+    small = cv2.resize(phantoms.images[16], (32, 32), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(tmp_path / "a.png"), small)
+    assert read_slice(tmp_path / "a.png").notes[-1].startswith("It is enlarged 4.0 times")
+
+
+def test_rows_and_planes_of_what_has_none_are_refused(tmp_path, head, phantoms):
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti1Image(head, np.eye(4)), tmp_path / "a.nii")
+    cv2.imwrite(str(tmp_path / "a.png"), phantoms.images[16])
+    table = write_phantom(tmp_path, subjects=4) / "test.parquet"
+    for path, given in [
+        (tmp_path / "a.nii", {"row": 30}),
+        (tmp_path / "a.png", {"row": 1}),
+        (tmp_path / "a.png", {"plane": 1}),
+        (table, {"plane": 1}),
+    ]:
+        with pytest.raises(DataError, match=f"{path.name}: rows are of a table, planes of a vol"):
+            read_slice(path, **given)
+    with pytest.raises(ValueError, match=r"plane must be an integer\..*plane=1\.5"):
+        read_slice(tmp_path / "a.nii", plane=1.5)
 
 
 def test_a_map_of_labels_is_no_scan(tmp_path, head, phantoms):
@@ -419,6 +530,9 @@ def test_a_map_of_labels_is_no_scan(tmp_path, head, phantoms):
     (tmp_path / "a.mnc").write_bytes(b"CDF")
     with pytest.raises(DataError, match=r"a\.mnc: a MINC volume; convert it with mnc2nii"):
         read_slice(tmp_path / "a.mnc")
+    (tmp_path / "a.img.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError, match=r"a\.img\.gz: a volume of another format; convert it to N"):
+        read_slice(tmp_path / "a.img.gz")
 
 
 def test_a_picture_says_what_it_cannot_tell(tmp_path, phantoms):
@@ -426,8 +540,17 @@ def test_a_picture_says_what_it_cannot_tell(tmp_path, phantoms):
     cv2.imwrite(str(tmp_path / "a.jpg"), cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
     (note,) = read_slice(tmp_path / "a.jpg").notes
     assert "does not say which side is the patient's right" in note
+    dim = (image * 0.6).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "dim.png"), dim)
+    note = read_slice(tmp_path / "dim.png").notes[-1]
+    usual = re.fullmatch(r"Its bright tissue has the gray value (\d+); .* 160 to 246\. .*", note)
+    assert abs(int(usual[1]) - np.sort(dim[dim > 16])[-(dim > 16).sum() // 100]) <= 1
     cv2.imwrite(str(tmp_path / "b.png"), cv2.applyColorMap(image, cv2.COLORMAP_JET))
     assert "in colours" in read_slice(tmp_path / "b.png", check=False).notes[1]
+    # Its background is bright, so that it is refused: the colours are the reason.
+    cv2.imwrite(str(tmp_path / "c.png"), cv2.applyColorMap(image, cv2.COLORMAP_VIRIDIS))
+    with pytest.raises(DataError, match=r"outline overlaps .*back of the head up\. .*in colours"):
+        read_slice(tmp_path / "c.png")
 
 
 def test_dicom_negative_and_views_from_the_side(tmp_path, head):
@@ -443,7 +566,7 @@ def test_dicom_negative_and_views_from_the_side(tmp_path, head):
     deflated = read_slice(tmp_path / "z.dcm").image
     np.testing.assert_array_equal(deflated, read_slice(tmp_path / "a.dcm").image)
     write_dicom(tmp_path / "c.dcm", plane, [0, 1, 0, 0, 0, -1])
-    with pytest.raises(DataError, match=r"c\.dcm: expected one axial slice"):
+    with pytest.raises(DataError, match=r"c\.dcm: expected one axial slice.*with dcm2niix"):
         read_slice(tmp_path / "c.dcm")
     (tmp_path / "d.dcm").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"d\.dcm: not a DICOM image"):

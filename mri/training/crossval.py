@@ -138,8 +138,11 @@ class CrossValidation:
 
     def measured(self, frame: pd.DataFrame, title: str, seed: int = 0) -> Evaluation:
         """Measure rows of `pooled`; without figures per slice where each person has one row."""
-        columns = (frame[of].to_numpy() for of in ("label", self._logits, "subject"))
-        found = evaluate(*columns, class_names=self.class_names, title=title, seed=seed)
+        labels, logits, people = (frame[of].to_numpy() for of in ("label", self._logits, "subject"))
+        # A shift changes no probability, and these are logits even where they look like shares.
+        logits = logits - logits.max(1, keepdims=True)
+        told: dict[str, Any] = {"class_names": self.class_names, "title": title, "seed": seed}
+        found = evaluate(labels, logits, people, **told)
         if frame["subject"].duplicated().any():
             return found
         sample, metrics = found.samples["subject"], found.metrics["subject"]

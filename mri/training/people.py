@@ -195,7 +195,7 @@ def cross_validate_probes(
             probe = linear_probe(train, labels[split.train])
             shares = np.zeros((len(rows), classes))
             shares[:, probe.classes_] = probe.predict_proba(pixels[rows])
-            votes = np.eye(classes)[labels[nearest]]
+            votes = np.eye(classes)[labels[nearest]] - 1  # Logits, and no shares of 1.
             for name, logits in zip(PROBES, (votes, np.log(shares.clip(1e-9))), strict=True):
                 logits = logits / fit_temperature(labels[split.validation], logits[:n])
                 frames.append(answers(name + end, dealt, groups, split, logits))

@@ -46,10 +46,10 @@ def describe_data(folder: str | os.PathLike[str] | None = None) -> str:
         If a given folder holds no slices, or what is there cannot be read to its end.
     """
     if found := find_data(folder):
-        parts = ("train", "test")
-        for _ in iter_batches(found, split=parts):  # A bad row, or another size, stops a run too.
+        slices, parts = Slices(found), ("train", "test")
+        for _ in iter_batches(slices, split=parts):  # A bad row, or another size, stops a run too.
             pass
-        return describe(found, Slices(found).select(parts))
+        return describe(found, slices.select(parts))
     path = Path("data")
     what = "no slices there" if path.is_dir() else "no such folder"
     here = sorted(p.name for p in path.glob("[!.]*") if p.is_file() and p.name != "README.md")

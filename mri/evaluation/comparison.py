@@ -233,8 +233,9 @@ def _test(
         same = {name: first.setdefault(kept[name].logits.tobytes(), name) for name in peers}
         ranked = {name: evaluations[name] for name in first.values()}
         tested = pairwise(ranked, metric=by, seed=seed).fillna(1.0)
-        found = tested.loc[list(same.values()), list(same.values())].set_axis(peers).T
-        p_values[protocol] = found.set_axis(peers).mask(np.eye(len(peers), dtype=bool))
+        found = tested.loc[list(same.values()), list(same.values())]
+        found.index = found.columns = pd.Index(peers)
+        p_values[protocol] = found.mask(np.eye(len(peers), dtype=bool))
         for name, one in same.items():
             if name != one:
                 note = table["note"][at := table["model"] == name] + f"; answers all as {one} does"

@@ -369,7 +369,7 @@ def declare(path: str | os.PathLike[str], *, write: bool = True, **expects: Any)
     low, high = (", ".join(f"{of:.4g}" for of in v * scale + offset) for v in (0, 255))
     takes = image_input(model).shape
     lines.append(f"takes: {takes}; a gray value of 0 reaches it as {low}, one of 255 as {high}")
-    if scale.max() < 0.1 and 0 < scale_of(model) < SMALL:
+    if scale.max() < SMALL and 0 < scale_of(model) < SMALL:
         lines.append("careful: the model makes gray values small itself; does it take 0 to 255?")
     if write:
         card = {"sha256": file.sha256, **now}

@@ -151,6 +151,7 @@ def test_the_truth_of_a_row_is_told_by_its_name(tmp_path, image):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("always")
 def test_columns_and_classes_of_other_names_are_given(tmp_path, image, capsys):
     cv2.imwrite(str(tmp_path / "a.png"), image)
     (tmp_path / "a.csv").write_text("scan,grade\na.png,0\na.png,1\na.png,2\na.png,3\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from mri.data.parts import Rows, load
 from mri.data.sources import Slices, Source, Split, data_folder, describe
 
 # Rows for each thread, so many that threads seldom wait; files, which may be long, are fewer.
-_AT_A_TIME, _FILES = 1280, 128
+_AT_A_TIME, _FILES = 448, 128
 
 T = TypeVar("T")
 New = Callable[[tuple[int, ...]], np.ndarray]
@@ -306,13 +305,12 @@ class _Decoded(NamedTuple):
     causes: dict[int, str]
 
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items while a thread already makes the next ones."""
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield the items while a thread already makes the next one."""
     with ThreadPoolExecutor(1) as other:
-        # With two of them, the thread never waits for an order.
-        coming = deque(other.submit(next, items, None) for _ in range(2))
-        while (item := coming.popleft().result()) is not None:
-            coming.append(other.submit(next, items, None))
+        coming = other.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = other.submit(next, items, None)
             yield item
 
 
@@ -387,7 +385,7 @@ class _Reading:
         `new` makes.
         """
         kept, bad = 0, []
-        decoded = _ahead(self._decoded(batch_size, new))
+        decoded = _one_ahead(self._decoded(batch_size, new))
         for rows, values, views, keep, images, causes in decoded:
             held = rows.take(np.array(keep, np.int64))
             self.left.update(values[keep].tolist())
@@ -403,7 +401,7 @@ class _Reading:
         shape, whole, kept, asked = self.size, None, 0, 0
         stored = sum(part.size for part in self.parts)
         with ThreadPoolExecutor(self.workers) as pool:
-            for rows, values, causes in _ahead(self._rows(batch_size)):
+            for rows, values, causes in _one_ahead(self._rows(batch_size)):
                 on_disk = any(isinstance(item, Path) for item in rows.items)
                 views = list((pool.map if on_disk else map)(load, rows.items))
                 if self.size is not None:  # Every picture may be as large as it likes.

@@ -20,6 +20,7 @@ from mri.data.labels import places_of
 from mri.data.parquet import CLASS_NAMES
 from mri.data.scans import Scans
 from mri.evaluation.claims import NO_SLICES, OTHER_SLICES, VERIFIED, Claims
+from mri.evaluation.doubts import known_logits
 from mri.evaluation.leaderboard import COSTS, INFLATED, PROTOCOLS, Comparison, first_seeds
 from mri.evaluation.logits import LogitsTable, find_logits, keep_logits
 from mri.evaluation.metrics import Evaluation, evaluate
@@ -283,15 +284,16 @@ def _measure(
     about, card = found.about, (file.card or {}) if file.trained_here else {}
     try:
         protocol, note = _protocol(file, about, claim)
-        figures = evaluate(
-            found.labels,
-            found.logits,
-            found.subjects,
-            class_names=tuple(about["class_names"]),
-            title=f"{name}: {len(found.rows)} {about['origin']}, {protocol} split",
-            temperature=card["temperature"] if card else 1.0,
-            seed=seed,
-        )
+        with known_logits():
+            figures = evaluate(
+                found.labels,
+                found.logits,
+                found.subjects,
+                class_names=tuple(about["class_names"]),
+                title=f"{name}: {len(found.rows)} {about['origin']}, {protocol} split",
+                temperature=card["temperature"] if card else 1.0,
+                seed=seed,
+            )
         per_slice = figures.metrics["slice"]
         if not np.isfinite(per_slice[by].value):
             raise ModelFileError(f"{file.path}: its test part lacks classes, so {by} has no value")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -56,6 +57,14 @@ def doubts(
         order = ", ".join(class_names[i] for i in stands_for)
         found.append(f"in the order {order} it would be right on {best:.0%}, here on {right:.0%}")
     return found
+
+
+@contextmanager
+def known_logits() -> Iterator[None]:
+    """Silence `warn_of_shares` where the package itself has made the logits."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "these logits are")
+        yield
 
 
 def warn_of_shares(logits: np.ndarray) -> None:

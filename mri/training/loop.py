@@ -22,6 +22,7 @@ from mri._arguments import require, row_numbers
 from mri._files import alone
 from mri._keras import keras, tf
 from mri.data.scans import Scans
+from mri.evaluation.doubts import known_logits
 from mri.evaluation.metrics import fit_temperature
 from mri.models.builders import DTYPES, build_model, initial_weights
 from mri.models.files import ModelFile, ModelFileError, save_model
@@ -351,6 +352,8 @@ def _card(model: keras.Model, run: Run, checkpoint: Checkpoint) -> dict[str, Any
     if not np.isfinite(logits).all():  # The last step spoilt it, behind the last loss.
         rate = run.recipe.learning_rate
         raise RuntimeError(f"The network answers NaN. Lower the learning rate; it is {rate} now.")
+    with known_logits():
+        temperature = fit_temperature(labels, logits)
     last = run.recipe.monitor == "last"
     return {
         **run.identity,
@@ -360,7 +363,7 @@ def _card(model: keras.Model, run: Run, checkpoint: Checkpoint) -> dict[str, Any
         "initial_weights": initial_weights(model),
         "parameters": model.count_params(),
         "validation": right_shares(labels, logits),
-        "temperature": fit_temperature(labels, logits),
+        "temperature": temperature,
         "best_epoch": checkpoint.epochs_done - 1 if last else int(checkpoint.stopper.best_epoch),
         "seconds": round(checkpoint.seconds, 1),
         "history": {key: [e[key] for e in checkpoint.record] for key in checkpoint.record[0]},

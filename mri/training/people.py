@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from mri._arguments import integers, require
 from mri.data.decode import DataError
 from mri.data.scans import Scans
+from mri.evaluation.doubts import known_logits
 from mri.evaluation.logits import LogitsTable
 from mri.evaluation.metrics import fit_temperature
 from mri.subjects.person import Tones, people_tones
@@ -195,9 +196,10 @@ def cross_validate_probes(
             probe = linear_probe(train, labels[split.train])
             shares = np.zeros((len(rows), classes))
             shares[:, probe.classes_] = probe.predict_proba(pixels[rows])
-            votes = np.eye(classes)[labels[nearest]] - 1  # Logits, and no shares of 1.
+            votes = np.eye(classes)[labels[nearest]]
             for name, logits in zip(PROBES, (votes, np.log(shares.clip(1e-9))), strict=True):
-                logits = logits / fit_temperature(labels[split.validation], logits[:n])
+                with known_logits():
+                    logits = logits / fit_temperature(labels[split.validation], logits[:n])
                 frames.append(answers(name + end, dealt, groups, split, logits))
     return pd.concat(frames, ignore_index=True)
 

@@ -165,8 +165,8 @@ def sweep(
 ) -> CrossValidation:
     """Cross-validate networks and their controls on all people; keep the logits in `output`.
 
-    A control is the same network, trained on diagnoses shuffled among the subjects, once a fold of
-    the first division. The networks go into a folder named as `output` without its ending. See
+    A control is the same network, trained on diagnoses shuffled among the subjects, anew for every
+    division. The networks go into a folder named as `output` without its ending. See
     `cross_validate`; the people are divided with seeds 0, 1, ..., `divisions` times. What other
     networks answered stays in `output`; DataError, before any training, if that is of other people.
     """
@@ -176,15 +176,15 @@ def sweep(
     require(named, "output must end in .parquet.", output=str(output))
     before = [_kept_of(scans, groups, output)] if Path(output).is_file() else []
     options: dict[str, Any] = {"folds": folds, "folder": Path(output).with_suffix("")}
-    found = [
-        cross_validate(builders, scans, groups, seeds=range(seeds), division=division, **options)
-        for division in range(divisions)
-    ]
-    control = replace(scans, labels=shuffle_diagnoses(scans.labels, groups))
-    shuffled = cross_validate(builders, control, groups, **options).frame
-    shuffled["model"] += SHUFFLED
-    new = [*(of.frame for of in found), shuffled]
-    names = {*found[0].models, *shuffled["model"]}
+    found, controls = [], []
+    for division in range(divisions):
+        asked = {**options, "division": division}
+        found += [cross_validate(builders, scans, groups, seeds=range(seeds), **asked)]
+        dealt = shuffle_diagnoses(scans.labels, groups, seed=division)
+        control = cross_validate(builders, replace(scans, labels=dealt), groups, **asked).frame
+        controls += [control.assign(model=control["model"] + SHUFFLED)]
+    new = [*(of.frame for of in found), *controls]
+    names = {name for frame in new for name in frame["model"].unique()}
     kept = [frame[~frame["model"].isin(names)] for frame in before]
     result = replace(found[0], frame=pd.concat([*kept, *new], ignore_index=True))
     result.save(output)

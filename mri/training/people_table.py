@@ -20,7 +20,7 @@ from mri._text import for_code
 from mri.data.decode import DataError
 from mri.evaluation.metrics import Evaluation, demented_odds, metric_label, pooled_three
 from mri.evaluation.significance import auc_difference, holm, share_difference, shares_of
-from mri.training.crossval import TABLE, CrossValidation, right_shares
+from mri.training.crossval import SHUFFLED, TABLE, CrossValidation, right_shares
 
 NUMBERS = "gray share", "ventricle volume", "all fluid"
 """The single numbers that every other model has to beat; see `mri.training.one_number`."""
@@ -236,8 +236,10 @@ Holm's correction over the models of the column.
 ## Divisions
 
 Mean ± standard deviation over divisions: how much depends on who falls into which fold. Rows
-'diagnoses shuffled' are the same models, fitted to diagnoses dealt out anew: they must be at
-chance.
+'diagnoses shuffled' are the same models, fitted to diagnoses dealt out anew in each division: they
+must be at chance. By chance alone, the AUC of one shuffle (demented or not) deviates from 0.5 with
+a standard deviation of {error:.3f} or more: rows of several divisions show how much. In a division
+all networks share one shuffle, so they deviate together.
 
 {divisions}
 
@@ -252,9 +254,14 @@ the ventricles alone still tell within each half.
 
 def people_page(found: CrossValidation) -> str:
     """Return all tables as one page of Markdown, with the sentences that a reader needs."""
+    people = found.frame[~found.frame["model"].str.endswith(SHUFFLED)].drop_duplicates("subject")
+    ill = int((people["label"] != found.class_names.index("Non_Demented")).sum())
+    well = len(people) - ill
     return _PAGE.format(
-        people=found.frame["subject"].nunique(),
+        people=len(people),
         origin=found.origin,
+        # Of Mann and Whitney's statistic; what divides by zero has no AUC either.
+        error=np.sqrt((len(people) + 1) / (12 * max(ill * well, 1))),
         ranking=ranking_table(found),
         differences=_differences_table(found),
         divisions=_divisions_table(found),

@@ -1,5 +1,6 @@
 """All people in one table: networks, numbers and the glass box, whoever was asked how."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -151,6 +152,10 @@ def test_the_page_and_the_place_in_the_readme(found, tmp_path):
     assert "LAST" not in text and "| `good` * |" in text and "| gray share" in text
     assert (tmp_path / "people.md").read_text() == people_page(found)
     assert f"good{SHUFFLED}" in people_page(found)
+    rng = np.random.default_rng(0)
+    by_chance = [roc_auc_score(rng.permutation(LABELS != 2), np.arange(60)) for _ in range(2000)]
+    said = re.search(r"deviation of (\d\.\d+) or", people_page(found).replace("\n", " "))[1]
+    assert float(said) == pytest.approx(np.std(by_chance), rel=0.05)
     write_tables(found, tmp_path)
     assert readme.read_text() == text
     readme.write_text(BEGIN)

@@ -394,10 +394,15 @@ def test_a_sweep_keeps_what_other_networks_answered(case, tmp_path, fits):
 def test_a_sweep_of_several_divisions_has_a_control_for_each_network(case, tmp_path, fits):
     names, options = ["flat", "wide"], {"folds": FOLDS, "divisions": 2}
     found = add_to(names, *case, tmp_path / "all.parquet", **options)
-    assert len(fits[0]) == FOLDS * (2 * len(names) + len(names))
+    assert len(fits[0]) == FOLDS * 2 * 2 * len(names)
     divisions = found.frame.groupby("model")["division"].unique().map(sorted).to_dict()
-    controls = {f"{name}, diagnoses shuffled": [0] for name in names}
+    controls = {f"{name}, diagnoses shuffled": [0, 1] for name in names}
     assert divisions == controls | {name: [0, 1] for name in names}
+    scans, groups = case
+    for (name, division), rows in found.frame.groupby(["model", "division"]):
+        dealt = name.endswith(", diagnoses shuffled")
+        true = shuffle_diagnoses(scans.labels, groups, seed=division) if dealt else scans.labels
+        assert rows["label"].tolist() == true[rows["row"]].tolist()
     for name in names:
         alone = cross_validate(
             name, *case, folds=FOLDS, division=1, folder=tmp_path / "all", jobs=1

@@ -295,14 +295,13 @@ class _Batch(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """Rows as read, labels, contents, which are usable, their images, causes of the others."""
+    """Usable rows with their labels, contents and images; file, row and cause of the others."""
 
     rows: Rows
     values: np.ndarray
     views: list[np.ndarray | str | None]
-    keep: list[int]
     images: np.ndarray
-    causes: dict[int, str]
+    rejected: list[tuple[str, int, str]]
 
 
 def _one_ahead(items: Iterator[T]) -> Iterator[T]:
@@ -384,15 +383,13 @@ class _Reading:
         Without `batch_size`, the images are consecutive views of one array of all slices that
         `new` makes.
         """
-        kept, bad = 0, []
+        kept, bad = 0, list[tuple[str, int, str]]()
         decoded = _one_ahead(self._decoded(batch_size, new))
-        for rows, values, views, keep, images, causes in decoded:
-            held = rows.take(np.array(keep, np.int64))
-            self.left.update(values[keep].tolist())
-            self.glance.look(images, held.told, [views[i] for i in keep])
-            kept += len(keep)
-            bad = [(*rows.place(i), causes[i]) for i in sorted(causes)]
-            yield _Batch(images, values[keep], held.splits, bad)
+        for rows, values, views, images, bad in decoded:
+            self.left.update(np.unique(values).tolist())
+            self.glance.look(images, rows.told, views)
+            kept += len(values)
+            yield _Batch(images, values, rows.splits, bad)
         if not kept:
             cause = f"the last: {bad[-1][2]}" if self.total else "the files are empty"
             raise DataError(f"{self.parts[-1].place}: no usable row among {self.total}; {cause}")
@@ -402,7 +399,7 @@ class _Reading:
         stored = sum(part.size for part in self.parts)
         with ThreadPoolExecutor(self.workers) as pool:
             for rows, values, causes in _one_ahead(self._rows(batch_size)):
-                on_disk = any(isinstance(item, Path) for item in rows.items)
+                on_disk = any(issubclass(kind, Path) for kind in set(map(type, rows.items)))
                 views = list((pool.map if on_disk else map)(load, rows.items))
                 if self.size is not None:  # Every picture may be as large as it likes.
                     asked += declared_pixels(views)
@@ -420,11 +417,13 @@ class _Reading:
                 self.lost |= {int(values[i]) for i in failed.keys() - causes.keys()}
                 causes |= failed
                 self._refuse(rows, causes)
-                keep = [i for i in range(n) if i not in causes]
+                bad = [(*rows.place(i), causes[i]) for i in sorted(causes)]
                 if causes:
+                    keep = np.setdiff1d(np.arange(n), [*causes])
                     out[: len(keep)] = out[keep]
-                kept += len(keep)
-                yield _Decoded(rows, values, views, keep, out[: len(keep)], causes)
+                    rows, values, views = rows.take(keep), values[keep], [views[i] for i in keep]
+                kept += len(views)
+                yield _Decoded(rows, values, views, out[: len(views)], bad)
 
     def _refuse(self, rows: Rows, causes: dict[int, str]) -> None:
         """Raise DataError for the first bad row, if bad rows are not to be left out."""

@@ -297,6 +297,7 @@ def join(names: list[str]) -> None:
     from mri.__main__ import protocols
     from mri.evaluation.doubts import known_logits
     from mri.evaluation.metrics import fit_temperature
+    from mri.models.own import write_own
     from mri.training.crossval import SHUFFLED, answers, folds_of, read_crossval
 
     scans, splits, groups = protocols()
@@ -316,6 +317,7 @@ def join(names: list[str]) -> None:
             frames.append(answers(run.name + control, on, groups, split, logits))
         if run.kind != "control" and not run.division and not run.fold:
             write_card(run, scans, split, groups, found, warmth)
+    write_own(Path("models/zoo"))
     new, keys = pd.concat(frames, ignore_index=True), ["model", "division", "fold", "seed"]
     before = read_crossval(output)
     known = pd.MultiIndex.from_frame(before.frame[keys])

@@ -173,7 +173,8 @@ def audit(
         Without `test`, nothing is compared across: duplicates within and subjects are reported.
     subjects : Subjects or sequence of ids, optional
         Of ``train + test``, train first; by default recovered from the pixels. Where they keep the
-        parts apart and the pixels speak against it, the verdict is that it cannot be decided.
+        parts apart and the pixels speak against it, the verdict is that it cannot be decided. Where
+        ids share people whom the pixels keep apart, a warning says so.
     folds, seed : int
         Of the subject-wise folds (2 at least) and the shuffle.
     progress : callable, optional
@@ -207,6 +208,8 @@ def audit(
         people = _given(subjects, scans.labels)
         against = () if test is None else _contradiction(scans, people.groups, first, second)
         reasons = people.warnings + against
+        if not hasattr(subjects, "groups"):
+            _warn_of_ids_begun_anew(scans, people.groups, first, second)
     groups = None if people is None else people.groups
     told("preparing slices", 0.0)
     like, keys = _prepared(scans.images)
@@ -287,6 +290,24 @@ def _contradiction(
     shared = np.isin(found.groups[test], found.groups[rest]).mean() if found else 0
     text = "test slices show a subject of the train part, whom the given subjects take for another"
     return (f"by the pixels {shared:.1%} of the {text}",) if shared else ()
+
+
+def _warn_of_ids_begun_anew(
+    scans: Scans, groups: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> None:
+    """Warn if ids (n,) name people of both parts, of whom the pixels show none in both."""
+    if not len(shared := test[np.isin(groups[test], groups[train])]):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found, _ = _people(scans)
+    if found is None or np.isin(found.groups[shared], found.groups[train]).any():
+        return
+    warnings.warn(
+        f"by the ids {len(np.unique(groups[shared]))} people stand in both parts, by the pixels "
+        "none of them does. If the ids begin anew in each part, write the part before each id",
+        stacklevel=3,
+    )
 
 
 def _prepared(images: np.ndarray) -> tuple[Likeness, np.ndarray]:

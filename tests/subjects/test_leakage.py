@@ -365,6 +365,23 @@ def test_ids_that_the_pixels_cannot_check_are_believed_with_a_warning():
         assert audit(*sides, subjects=np.arange(40) // 4).status == "clean"
 
 
+@pytest.mark.filterwarnings("ignore:fewer subjects than the")
+def test_ids_that_begin_anew_in_each_part_are_warned_of(parts):
+    """Three people of 16 are in test: by ids from 0 they are the first three of train."""
+    train, test, truth = parts
+    held = np.isin(truth, [0, 5, 9])
+    scans = train + test
+    sides = [scans_of(scans.images[of], scans.labels[of]) for of in (~held, held)]
+    anew = np.concatenate([np.unique(truth[of], return_inverse=True)[1] for of in (~held, held)])
+    with pytest.warns(UserWarning, match="by the ids 3 people stand in both parts, by the pixels"):
+        assert audit(*sides, subjects=anew).leaky
+    named = [f"{'train' if i < (~held).sum() else 'test'}-{who}" for i, who in enumerate(anew)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert audit(*sides, subjects=named).status == "clean"
+        assert audit(train, test, subjects=truth).leaky, "these people do stand in both parts"
+
+
 def test_ids_of_any_kind_are_taken_and_others_refused(parts):
     train, test, truth = parts
     held = np.isin(truth, [0, 5, 9])

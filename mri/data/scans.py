@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from mri._arguments import require
 from mri.data.decode import DataError, check_size, declared_pixels, decode_into, first_shape
@@ -25,7 +26,7 @@ from mri.data.parts import Rows, load
 from mri.data.sources import Slices, Source, Split, data_folder, describe
 
 # Rows for each thread, so many that threads seldom wait; files, which may be long, are fewer.
-_AT_A_TIME, _FILES = 448, 128
+_AT_A_TIME, _FILES = 896, 128
 
 T = TypeVar("T")
 New = Callable[[tuple[int, ...]], np.ndarray]
@@ -305,12 +306,14 @@ class _Decoded(NamedTuple):
 
 
 def _one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items while a thread already makes the next one."""
+    """Yield the items while a thread already makes the next one; keep none that was given away."""
     with ThreadPoolExecutor(1) as other:
         coming = other.submit(next, items, None)
         while (item := coming.result()) is not None:
             coming = other.submit(next, items, None)
-            yield item
+            given = [item]
+            del item
+            yield given.pop()
 
 
 def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
@@ -383,13 +386,20 @@ class _Reading:
         Without `batch_size`, the images are consecutive views of one array of all slices that
         `new` makes.
         """
-        kept, bad = 0, list[tuple[str, int, str]]()
+        kept, held, bad = 0, 0, list[tuple[str, int, str]]()
         decoded = _one_ahead(self._decoded(batch_size, new))
         for rows, values, views, images, bad in decoded:
             self.left.update(np.unique(values).tolist())
             self.glance.look(images, rows.told, views)
-            kept += len(values)
-            yield _Batch(images, values, rows.splits, bad)
+            kept, held = kept + len(values), held + len(values)
+            splits = rows.splits
+            # Their bytes would stay in memory until the next rows are decoded. Arrow would keep the
+            # room; to give it back takes as long as decoding a hundred slices.
+            del rows, views
+            if held >= self.workers * _AT_A_TIME:
+                pa.default_memory_pool().release_unused()
+                held = 0
+            yield _Batch(images, values, splits, bad)
         if not kept:
             cause = f"the last: {bad[-1][2]}" if self.total else "the files are empty"
             raise DataError(f"{self.parts[-1].place}: no usable row among {self.total}; {cause}")
@@ -423,7 +433,9 @@ class _Reading:
                     out[: len(keep)] = out[keep]
                     rows, values, views = rows.take(keep), values[keep], [views[i] for i in keep]
                 kept += len(views)
-                yield _Decoded(rows, values, views, out[: len(views)], bad)
+                found = [_Decoded(rows, values, views, out[: len(views)], bad)]
+                del rows, views  # Who takes them decides how long their bytes stay.
+                yield found.pop()
 
     def _refuse(self, rows: Rows, causes: dict[int, str]) -> None:
         """Raise DataError for the first bad row, if bad rows are not to be left out."""

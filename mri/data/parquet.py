@@ -53,7 +53,7 @@ MAX_CLASSES, MAX_NAME = 1000, 200
 """Number of class names, and of characters of one."""
 
 _LONG = 1 << 20
-_GIVE_BACK = 2**21  # Bytes.
+_GIVE_BACK = 2**22  # Bytes.
 # What a table may ask for, by its size: rows that repeat a value or are null cost next to nothing.
 _MAX_ROWS, _LEAST_ROW = 20_000, 16
 _ROOM, _MOST_A_BYTE = 2**28, 1000

@@ -205,11 +205,7 @@ def audit(
     if subjects is None:
         people, reasons = _people(scans)
     else:
-        people = _given(subjects, scans.labels)
-        against = () if test is None else _contradiction(scans, people.groups, first, second)
-        reasons = people.warnings + against
-        if not hasattr(subjects, "groups"):
-            _warn_of_ids_begun_anew(scans, people.groups, first, second)
+        people, reasons = _asserted(scans, subjects, first, second)
     groups = None if people is None else people.groups
     told("preparing slices", 0.0)
     like, keys = _prepared(scans.images)
@@ -241,7 +237,9 @@ def audit(
         figures[APART] = pd.Series(kept_apart.result() if kept_apart else {}, dtype=float)
     told("probes", 1.0)
     if apart and groups is not None:
-        reasons += disagreement(scans.labels, groups, found, second)
+        # Where people stand in both parts, they explain it.
+        others = second[~np.isin(groups[second], groups[first])]
+        reasons += disagreement(scans.labels, groups, found, others)
     strangers = found["strangers"][1][second] if apart else np.full(len(second), np.nan)
     twins, correlations = (of[second] for of in found[PUBLISHED])
     return Audit(people, figures, within, twins, correlations, strangers, reasons)
@@ -257,6 +255,19 @@ def _people(scans: Scans) -> tuple[Subjects | None, tuple[str, ...]]:
             raise
         return None, (str(error),)
     return found, found.warnings
+
+
+def _asserted(
+    scans: Scans, subjects: Any, train: np.ndarray, test: np.ndarray
+) -> tuple[Subjects, tuple[str, ...]]:
+    """Return given people, and what in their labels and in the pixels speaks against them."""
+    people = _given(subjects, scans.labels)
+    if not len(test):
+        return people, people.warnings
+    if not hasattr(subjects, "groups"):
+        _warn_of_ids_begun_anew(scans, people.groups, train, test)
+    against = _contradiction(scans, people.groups, train, test, stacklevel=4)
+    return people, people.warnings + against
 
 
 def _given(subjects: Any, labels: np.ndarray) -> Subjects:
@@ -276,7 +287,7 @@ def _given(subjects: Any, labels: np.ndarray) -> Subjects:
 
 
 def _contradiction(
-    scans: Scans, groups: np.ndarray, rest: np.ndarray, test: np.ndarray
+    scans: Scans, groups: np.ndarray, rest: np.ndarray, test: np.ndarray, stacklevel: int = 3
 ) -> tuple[str, ...]:
     """Say so if the pixels show people in both parts, whom the groups (n,) keep apart."""
     if np.isin(groups[test], groups[rest]).any():
@@ -286,7 +297,7 @@ def _contradiction(
         found, why = _people(scans)
     if found is None:
         told = f"the given subjects are believed; the pixels cannot check them, because {why[0]}"
-        warnings.warn(told, stacklevel=3)
+        warnings.warn(told, stacklevel=stacklevel)
     shared = np.isin(found.groups[test], found.groups[rest]).mean() if found else 0
     text = "test slices show a subject of the train part, whom the given subjects take for another"
     return (f"by the pixels {shared:.1%} of the {text}",) if shared else ()
@@ -306,7 +317,7 @@ def _warn_of_ids_begun_anew(
     warnings.warn(
         f"by the ids {len(np.unique(groups[shared]))} people stand in both parts, by the pixels "
         "none of them does. If the ids begin anew in each part, write the part before each id",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

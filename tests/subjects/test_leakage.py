@@ -184,7 +184,11 @@ def test_real_split_is_leaky_in_every_subject(real_data):
     subjects = recover_subjects(scans.images, scans.labels)
     for side in (subjects.groups[: len(parts[0])], subjects.groups[len(parts[0]) :]):
         assert len(np.unique(side)) == 200
-    table = audit(*parts, subjects=subjects).table
+    found = audit(*parts, subjects=subjects)
+    # The people in both parts explain what the nearest neighbour gains: nothing is left undecided.
+    assert found.status == "leaky" and not found.reasons
+    assert found.verdict.endswith("use subject_split.")
+    table = found.table
     nearest_figures = table.loc["1-nearest neighbour: accuracy"]
     assert nearest_figures["as published"] > 0.99
     assert nearest_figures["subjects kept apart"] == pytest.approx(0.50, abs=0.02)

@@ -257,6 +257,13 @@ def _people(scans: Scans) -> tuple[Subjects | None, tuple[str, ...]]:
     return found, found.warnings
 
 
+def _seen(scans: Scans) -> tuple[Subjects | None, tuple[str, ...]]:
+    """Return `_people` without warnings, which would name other groups than the given ones."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return _people(scans)
+
+
 def _asserted(
     scans: Scans, subjects: Any, train: np.ndarray, test: np.ndarray
 ) -> tuple[Subjects, tuple[str, ...]]:
@@ -292,9 +299,7 @@ def _contradiction(
     """Say so if the pixels show people in both parts, whom the groups (n,) keep apart."""
     if np.isin(groups[test], groups[rest]).any():
         return ()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # They would name other groups.
-        found, why = _people(scans)
+    found, why = _seen(scans)
     if found is None:
         told = f"the given subjects are believed; the pixels cannot check them, because {why[0]}"
         warnings.warn(told, stacklevel=stacklevel)
@@ -309,9 +314,7 @@ def _warn_of_ids_begun_anew(
     """Warn if ids (n,) name people of both parts, of whom the pixels show none in both."""
     if not len(shared := test[np.isin(groups[test], groups[train])]):
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        found, _ = _people(scans)
+    found, _ = _seen(scans)
     if found is None or np.isin(found.groups[shared], found.groups[train]).any():
         return
     warnings.warn(

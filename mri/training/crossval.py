@@ -260,14 +260,14 @@ def read_crossval(*paths: str | os.PathLike[str]) -> CrossValidation:
     require(len(paths) > 0, "There must be a file to read.", paths=paths)
     tables = {path: _read(path) for path in paths}
     first = tables[paths[0]]
-    people = _diagnoses(first.frame)
+    people = diagnoses(first.frame)
     for path, table in tables.items():
         for name in ("class_names", "origin"):
             if table.about[name] != first.about[name]:
                 own, its = table.about[name], first.about[name]
                 raise DataError(f"{path}: its {name} are {own}, those of {paths[0]} are {its}")
         # A network that has not been trained on all folds lacks some people.
-        known, other = people.align(_diagnoses(table.frame), join="inner")
+        known, other = people.align(diagnoses(table.frame), join="inner")
         if known.empty or not known.equals(other):
             raise DataError(f"{path}: other people, or other diagnoses, than in {paths[0]}")
     frame = pd.concat([table.frame for table in tables.values()], ignore_index=True)
@@ -287,7 +287,7 @@ def _read(path: str | os.PathLike[str]) -> LogitsTable:
     return table
 
 
-def _diagnoses(frame: pd.DataFrame) -> pd.Series:
+def diagnoses(frame: pd.DataFrame) -> pd.Series:
     """Return the diagnosis of each person, by number; controls have others."""
     real = frame[~frame["model"].str.endswith(SHUFFLED) & (frame["part"] == "test")]
     return real.drop_duplicates("subject").set_index("subject")["label"].sort_index().astype(int)

@@ -20,7 +20,7 @@ from mri._text import for_code
 from mri.data.decode import DataError
 from mri.evaluation.metrics import Evaluation, demented_odds, metric_label, pooled_three
 from mri.evaluation.significance import auc_difference, holm, share_difference, shares_of
-from mri.training.crossval import SHUFFLED, TABLE, CrossValidation, right_shares
+from mri.training.crossval import TABLE, CrossValidation, diagnoses, right_shares
 
 NUMBERS = "gray share", "ventricle volume", "all fluid"
 """The single numbers that every other model has to beat; see `mri.training.one_number`."""
@@ -254,14 +254,13 @@ the ventricles alone still tell within each half.
 
 def people_page(found: CrossValidation) -> str:
     """Return all tables as one page of Markdown, with the sentences that a reader needs."""
-    people = found.frame[~found.frame["model"].str.endswith(SHUFFLED)].drop_duplicates("subject")
-    ill = int((people["label"] != found.class_names.index("Non_Demented")).sum())
-    well = len(people) - ill
+    demented = diagnoses(found.frame) != found.class_names.index("Non_Demented")
+    pairs = int(demented.sum() * (~demented).sum())
     return _PAGE.format(
-        people=len(people),
+        people=found.frame["subject"].nunique(),
         origin=found.origin,
         # Of Mann and Whitney's statistic; what divides by zero has no AUC either.
-        error=np.sqrt((len(people) + 1) / (12 * max(ill * well, 1))),
+        error=np.sqrt((len(demented) + 1) / (12 * max(pairs, 1))),
         ranking=ranking_table(found),
         differences=_differences_table(found),
         divisions=_divisions_table(found),

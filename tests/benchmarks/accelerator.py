@@ -273,8 +273,8 @@ def train(names: list[str]) -> None:
         seconds = round(time.perf_counter() - start, 1)
         for variables, values in zip(
             (engine.model.trainable_variables, engine.model.non_trainable_variables),
-            found["held"],
-            strict=False,
+            found["held"][:2],
+            strict=True,
         ):
             for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
